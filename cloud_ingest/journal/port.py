@@ -1,0 +1,140 @@
+"""The cloud's log: one port over Apache Kafka and over the embedded log (one SQLite file). One contract suite for both.
+
+The listener appends frames. The router owns frames partitions: for each it reads frames and commits steps. Everything in one
+:class:`Step` becomes visible at once or not at all, together with the offset (a Kafka transaction; a SQLite transaction).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+Headers = list[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class JournalRecord:
+    """A frame in the journal. ``stamp_ms``: when the log took it (the log's clock), milliseconds since 1970 UTC."""
+
+    partition: int
+    offset: int
+    stamp_ms: int
+    gateway: str
+    frame: bytes
+
+
+class OutRecord(NamedTuple):
+    """A record to be written. Its Kafka timestamp is the time of writing (R6). ``key`` decides the partition (murmur2)."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+@dataclass(slots=True)
+class Step:
+    """What a router step writes, atomically.
+
+    ``records``: data, dead letters and command statuses, in order. ``ledger``: key -> entry (None: forget), written to the
+    ledger's partition of the same number as the frames partition (R4). ``next_offset``: the first journal offset that is not done.
+    """
+
+    records: list[OutRecord] = field(default_factory=list)
+    ledger: dict[bytes, bytes | None] = field(default_factory=dict)
+    next_offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TopicRecord:
+    """A record as read back. ``stamp_ms``: the record's timestamp."""
+
+    topic: str
+    partition: int
+    offset: int
+    stamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+
+
+class CaughtUp(NamedTuple):
+    """Said once by ``follow`` when everything that was there at its start has been yielded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A frames partition as found by its new owner, after fencing (R2).
+
+    ``start``: offset from which ``read`` goes on (the committed one, or the log's start where there is none).
+    ``log_start``: the oldest offset that the journal still has; frames between the committed offset and it were deleted
+    unrouted (R8) where ``lost`` > 0.
+    """
+
+    ledger: Mapping[bytes, bytes]
+    start: int
+    log_start: int
+    lost: int = 0
+
+
+class PartitionLog(Protocol):
+    """One frames partition, owned and fenced by this process (R1, R2)."""
+
+    @property
+    def partition(self) -> int:
+        """The number of the frames partition."""
+
+    async def load(self) -> Loaded:
+        """Fence whoever owned it, finish their transaction, then read ledger and offset. May be called again (R3).
+
+        Raises Fenced, Unavailable.
+        """
+
+    async def read(self, count: int, wait: float) -> tuple[Sequence[JournalRecord], bool]:
+        """Return the next frames, at most ``count``, waiting ``wait`` seconds at most, and whether the end was reached.
+
+        Raises Fenced, Unavailable.
+        """
+
+    def rewind(self, offset: int) -> None:
+        """Read again from ``offset``."""
+
+    async def commit(self, step: Step) -> None:
+        """Write ``step`` atomically.
+
+        Raises RecordRefused (some record is refused for good; nothing was written; the partition's producer was made anew),
+        TopicRefused (a whole topic is; nothing was written), Fenced (let go), Unavailable (outcome unknown: ``load`` again).
+        """
+
+    async def log_start(self) -> int:
+        """Return the oldest offset that the journal still has (E4)."""
+
+
+class Log(Protocol):
+    """The log of one deployment, opened once a process."""
+
+    @property
+    def partitions(self) -> int:
+        """How many frames partitions (and ledger partitions) there are."""
+
+    async def start(self) -> None:
+        """Connect; create the topics with the right settings, or check them. Raises ConfigError, Unavailable."""
+
+    async def append_frame(self, gateway: str, frame: bytes) -> None:
+        """Journal a frame; durable on return. Raises Unavailable (say ``retry``), Refused (too large for the topic)."""
+
+    async def append(self, record: OutRecord) -> None:
+        """Append one record to a topic; durable on return. Raises Unavailable, Refused."""
+
+    def follow(self, topics: Sequence[str], *, only: int | None = None, end: bool = False) -> AsyncIterator[TopicRecord | CaughtUp]:
+        """Yield the records of ``topics`` from their start (committed ones only), then CaughtUp, then new ones.
+
+        ``only``: a single partition. ``end``: stop after CaughtUp. Order holds within a partition.
+        """
+
+    async def own_partitions(self, route: Callable[[PartitionLog], Awaitable[None]]) -> None:
+        """Run ``route`` as a task for each partition that this process owns, until cancelled; cancel it when it is taken away."""
+
+    async def close(self) -> None:
+        """Flush within a bounded time and close."""

@@ -1,0 +1,1 @@
+"""The gateway's agent: a local MQTT broker over a durable buffer, and the forwarder that empties it to the cloud."""

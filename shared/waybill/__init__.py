@@ -1,0 +1,1 @@
+"""What both ends of the wire share: the MQTT core, frames, identity, configuration and the one command."""
