@@ -2,18 +2,74 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv
+.PHONY: help demo test test-system test-long check bench kafka requirements venv clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+# --- set-up: .venv, then pinned packages, then the repository itself; each again only when what it comes from changed ---
+
+$(VENV)/.made:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "$(PYTHON) is not installed: install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Waybill needs Python 3.11 or newer and $(PYTHON) is older: name another one, as in make PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) comes without venv: run (as root) apt-get install -y python3-venv" >&2; exit 2; }
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+# The stamp of a set of packages: .venv/.demo from requirements/demo.txt, .venv/.dev from requirements/dev.txt.
+$(VENV)/.%: requirements/%.txt pyproject.toml $(VENV)/.made
+	@echo "installing $<"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PRECIOUS: $(VENV)/.%
 
 venv: $(VENV)/.dev ## .venv with everything for development
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+# --- what people run ---
 
-$(VENV)/.dev: pyproject.toml $(BIN)/python
-	$(BIN)/python -m pip install -q -e '.[dev]'
-	@touch $@
+ifeq ($(KAFKA),local)
+demo: $(VENV)/.dev
+	@$(BIN)/python deploy/kafka/kafka.py run --temporary -- $(BIN)/waybill demo --kafka '{bootstrap}' $(ARGS)
+else
+demo: $(VENV)/.demo ## a minute with an outage, a killed agent and a command; KAFKA=host:port or KAFKA=local for a real Kafka
+	@$(BIN)/waybill demo $(if $(KAFKA),--kafka $(KAFKA)) $(ARGS)
+endif
+
+kafka: $(VENV)/.dev ## a real Kafka in the foreground, data in var/kafka; ARGS="--brokers 3 --scram app:secret"
+	@$(BIN)/python deploy/kafka/kafka.py run var/kafka $(ARGS)
+
+test: $(VENV)/.dev ## unit, contract, property, integration and fault tests, against a real Kafka; ARGS=... to pytest
+	@$(PYTEST) $(ARGS)
+
+test-system: $(VENV)/.dev ## what needs root and system packages; installs those
+	@tests/system/install
+	@$(PYTEST) -m system $(ARGS)
+
+test-long: $(VENV)/.dev ## the full counts of what `make test` runs in a short seeded form
+	@WAYBILL_LONG=1 $(PYTEST) -m 'not bench and not system' $(ARGS)
+
+bench: $(VENV)/.dev ## rates and ratios, printed
+	@$(PYTEST) -m bench -s $(ARGS)
+
+check: $(VENV)/.dev ## style, types, imports, requirement files
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(PYTEST) -q tests/unit/test_repository.py
+
+requirements: $(VENV)/.dev ## pin anew what pyproject.toml asks for; UPGRADE=1 takes the newest of everything
+	@requirements/compile $(if $(UPGRADE),--upgrade)
+
+clean: ## remove what was made here: .venv, caches, var
+	rm -rf $(VENV) var build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
