@@ -1,0 +1,95 @@
+"""Configuration files: TOML into one typed, frozen object with visible defaults.
+
+Every error is a ConfigError that names file, line or key, and the mend. Values resolve as: defaults < file < flags.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from waybill.errors import ConfigError
+
+T = TypeVar("T")
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`")
+_MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
+_PATH = re.compile(r" - at `\$(?P<path>[^`]*)`$")
+
+
+def load(path: Path, kind: type[T]) -> T:
+    """Read the TOML file ``path`` as ``kind`` (a msgspec Struct with ``forbid_unknown_fields=True``).
+
+    Raises ConfigError: file missing or unreadable, TOML syntax (with its line), unknown or missing key, wrong type.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        msg = f"{path}: no such file; give the path of the configuration file with --config"
+        raise ConfigError(msg) from error
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{path}: cannot be read: {error}"
+        raise ConfigError(msg) from error
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        msg = f"{path}: not valid TOML: {error}"
+        raise ConfigError(msg) from error
+    return convert(table, kind, str(path))
+
+
+def convert(table: dict[str, Any], kind: type[T], where: str) -> T:
+    """Turn ``table`` into ``kind``; ``where`` names its origin in errors. Raises ConfigError."""
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(str(error), kind, where)) from error
+
+
+def _explain(text: str, kind: type[Any], where: str) -> str:
+    """Say msgspec's message in terms of keys in the file, with the nearest known key as the mend."""
+    found = _PATH.search(text)
+    path = found["path"].lstrip(".") if found else ""
+    text = _PATH.sub("", text)
+    key = f"[{path}] " if path else ""
+    if unknown := _UNKNOWN.search(text):
+        known = _keys(kind)
+        near = difflib.get_close_matches(unknown["field"], known, n=1)
+        mend = f"did you mean {near[0]!r}?" if near else f"known keys are: {', '.join(sorted(known))}"
+        return f"{where}: {key}unknown key {unknown['field']!r}; {mend}"
+    if missing := _MISSING.search(text):
+        return f"{where}: {key}the key {missing['field']!r} is missing; add it"
+    return f"{where}: {path or 'top level'}: {text[:1].lower()}{text[1:]}"
+
+
+def _keys(kind: type[Any], seen: frozenset[type[Any]] = frozenset()) -> set[str]:
+    """Return every key name that ``kind`` or a struct within it knows."""
+    names: set[str] = set()
+    if kind in seen or not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        return names
+    for item in msgspec.structs.fields(kind):
+        names.add(item.encode_name)
+        for inner in _structs(item.type):
+            names |= _keys(inner, seen | {kind})
+    return names
+
+
+def _structs(annotation: Any) -> list[type[msgspec.Struct]]:  # noqa: ANN401 - any annotation can be asked
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        return [annotation]
+    return [inner for argument in getattr(annotation, "__args__", ()) for inner in _structs(argument)]
+
+
+def address(text: str, what: str = "address") -> tuple[str, int]:
+    """Split ``HOST:PORT`` (``[v6]:PORT`` too; port 0 for any free one). Raises ConfigError."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004 - the largest port there is
+        msg = f"{what} {text!r}: write HOST:PORT, for example 127.0.0.1:1883"
+        raise ConfigError(msg)
+    return host, int(port)

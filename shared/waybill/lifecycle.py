@@ -1,0 +1,63 @@
+"""Long-lived tasks: named, owned, guarded. If one dies, the process says so and stops in the order of its data."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Coroutine
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class Tasks:
+    """The long-lived tasks of one process."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._tasks: dict[str, asyncio.Task[Any]] = {}
+        self._stop = asyncio.Event()
+        self.failure: BaseException | None = None
+
+    def start(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run ``work`` as the task ``name``. It is meant to live as long as the process: its end is reported, its failure stops all."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks[name] = task
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.pop(task.get_name(), None)
+        if task.cancelled():
+            return
+        if error := task.exception():
+            log.error("task %s failed: %s", task.get_name(), error, exc_info=error)
+            self.failure = self.failure or error
+            self._stop.set()
+
+    def stop(self) -> None:
+        """Ask the process to stop; returns at once."""
+        self._stop.set()
+
+    async def until_stopped(self) -> None:
+        """Wait for SIGTERM, SIGINT, ``stop()`` or the failure of a task. A second signal ends the process by its default action."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, self._stop.set)
+        try:
+            await self._stop.wait()
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    async def cancel(self, name: str, patience: float = 5.0) -> None:
+        """Cancel the task ``name`` and wait for its end, ``patience`` seconds at most; a task that will not end is reported."""
+        task = self._tasks.get(name)
+        if task is None:
+            return
+        task.cancel()
+        _, pending = await asyncio.wait({task}, timeout=patience)
+        if pending:
+            log.error("task %s did not end within %.0f s", name, patience)
