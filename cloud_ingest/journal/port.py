@@ -1,7 +1,8 @@
 """The cloud's log: one port over Apache Kafka and over the embedded log (one SQLite file). One contract suite for both.
 
-The listener appends frames. The router owns frames partitions: for each it reads frames and commits steps. Everything in one
-:class:`Step` becomes visible at once or not at all, together with the offset (a Kafka transaction; a SQLite transaction).
+The listener appends frames. The router owns frames partitions: for each it reads frames and commits steps. Everything
+in one :class:`Step` becomes visible at once or not at all, together with the offset (a Kafka transaction; a SQLite
+transaction).
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ class JournalRecord:
 
 
 class OutRecord(NamedTuple):
-    """A record to be written. Its Kafka timestamp is the time of writing (R6). ``key`` decides the partition (murmur2)."""
+    """A record to be written. ``key`` decides the partition (murmur2).
+
+    Its Kafka timestamp is the time of writing (R6).
+    """
 
     topic: str
     key: bytes | None
@@ -37,8 +41,9 @@ class OutRecord(NamedTuple):
 class Step:
     """What a router step writes, atomically.
 
-    ``records``: data, dead letters and command statuses, in order. ``ledger``: key -> entry (None: forget), written to the
-    ledger's partition of the same number as the frames partition (R4). ``next_offset``: the first journal offset that is not done.
+    ``records``: data, dead letters and command statuses, in order. ``ledger``: key -> entry (None: forget), written
+    to the ledger's partition of the same number as the frames partition (R4). ``next_offset``: the first journal
+    offset that is not done.
     """
 
     records: list[OutRecord] = field(default_factory=list)
@@ -103,8 +108,9 @@ class PartitionLog(Protocol):
     async def commit(self, step: Step) -> None:
         """Write ``step`` atomically.
 
-        Raises RecordRefused (some record is refused for good; nothing was written; the partition's producer was made anew),
-        TopicRefused (a whole topic is; nothing was written), Fenced (let go), Unavailable (outcome unknown: ``load`` again).
+        Raises RecordRefused (some record is refused for good; nothing was written; the partition's producer was made
+        anew), TopicRefused (a whole topic is; nothing was written), Fenced (let go), Unavailable (outcome unknown:
+        ``load`` again).
         """
 
     async def log_start(self) -> int:
@@ -127,14 +133,19 @@ class Log(Protocol):
     async def append(self, record: OutRecord) -> None:
         """Append one record to a topic; durable on return. Raises Unavailable, Refused."""
 
-    def follow(self, topics: Sequence[str], *, only: int | None = None, end: bool = False) -> AsyncIterator[TopicRecord | CaughtUp]:
+    def follow(
+        self, topics: Sequence[str], *, only: int | None = None, end: bool = False
+    ) -> AsyncIterator[TopicRecord | CaughtUp]:
         """Yield the records of ``topics`` from their start (committed ones only), then CaughtUp, then new ones.
 
         ``only``: a single partition. ``end``: stop after CaughtUp. Order holds within a partition.
         """
 
     async def own_partitions(self, route: Callable[[PartitionLog], Awaitable[None]]) -> None:
-        """Run ``route`` as a task for each partition that this process owns, until cancelled; cancel it when it is taken away."""
+        """Run ``route`` as a task for each partition that this process owns, until cancelled.
+
+        A partition that is taken away has its task cancelled.
+        """
 
     async def close(self) -> None:
         """Flush within a bounded time and close."""

@@ -28,7 +28,8 @@ class Lane:
 class Chunk:
     """Consecutive PUBLISH packets of one connection for one lane, as they came in (``raw``), to be stored whole.
 
-    ``keep``: how many of this client's remembered earlier publishes were not proven acknowledged at this arrival (O1, O3).
+    ``keep``: how many of this client's remembered earlier publishes were not proven acknowledged at this arrival (O1,
+    O3).
     ``count``: packets in ``raw``. ``version``: MQTT protocol level of the packets (4 or 5).
     """
 
@@ -62,7 +63,10 @@ class CommandResult:
 
 @dataclass(slots=True)
 class Commit:
-    """One transaction of the writer: what devices published, what it did to sessions, answers to commands, own messages."""
+    """One transaction of the writer.
+
+    What devices published, what it did to sessions, answers to commands, own messages.
+    """
 
     chunks: list[Chunk] = field(default_factory=list)
     changes: list[Change] = field(default_factory=list)
@@ -84,7 +88,10 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a lane's reader stands: the epoch's ordinal in this buffer (1, 2, … in order of starts) and the last seq read."""
+    """Where a lane's reader stands: the epoch's ordinal and the last seq read.
+
+    The ordinal is the epoch's place in this buffer: 1, 2, … in order of starts.
+    """
 
     ordinal: int
     seq: int
@@ -113,7 +120,10 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What waits in a lane. ``oldest_ms``: wall time of its oldest message, None where it is empty. ``bytes``: as stored."""
+    """What waits in a lane.
+
+    ``oldest_ms``: wall time of its oldest message, None where it is empty. ``bytes``: as stored.
+    """
 
     lane: str
     count: int
@@ -145,15 +155,17 @@ class Buffer(Protocol):
     async def commit(self, commit: Commit) -> None:
         """Make everything in ``commit`` durable, then return.
 
-        While the disk is full or failing this waits and tries again (``fault`` says why); nothing is acknowledged meanwhile.
-        Raises Unavailable only when the buffer is closed while it waits.
+        While the disk is full or failing this waits and tries again (``fault`` says why); nothing is acknowledged
+        meanwhile. Raises Unavailable only when the buffer is closed while it waits.
         """
 
     async def lease(self, lane: str, after: Position | None, count: int, size: int) -> Lease | None:
-        """Return the next messages after ``after`` (None: the oldest unsettled), at most ``count`` and about ``size`` payload bytes.
+        """Return the next messages after ``after`` (None: the oldest unsettled).
 
-        At least one message where there is any; None where there is none. A block that fails its checksum is set aside and
-        a receipt for it is written; reading goes on behind it. Changes nothing else.
+        At most ``count`` of them and about ``size`` payload bytes.
+
+        At least one message where there is any; None where there is none. A block that fails its checksum is set
+        aside and a receipt for it is written; reading goes on behind it. Changes nothing else.
         """
 
     async def settle(self, spans: Sequence[Span]) -> None:
@@ -163,7 +175,10 @@ class Buffer(Protocol):
         """
 
     async def give_up(self, receipt: Receipt) -> None:
-        """Write ``receipt`` to the control lane and settle its span, in one transaction (U4: a message refused for good)."""
+        """Write ``receipt`` to the control lane and settle its span, in one transaction.
+
+        This is how a message leaves that the cloud refused for good (U4).
+        """
 
     async def receive(self, envelope: Envelope, now_ms: int) -> bool:
         """Put a command into the outbox with its ``delivered`` status on the control lane, in one transaction (C2).
@@ -172,7 +187,10 @@ class Buffer(Protocol):
         """
 
     async def outbox(self, now_ms: int) -> Sequence[OutboxEntry]:
-        """Return the open commands that have not expired, oldest first; forget ids whose expiry and margin have passed."""
+        """Return the open commands that have not expired, oldest first.
+
+        Forget ids whose expiry and margin have passed.
+        """
 
     async def changed(self) -> None:
         """Wait until something was appended since the last call returned."""

@@ -70,7 +70,7 @@ def _explain(text: str, kind: type[Any], where: str) -> str:
 def _keys(kind: type[Any], seen: frozenset[type[Any]] = frozenset()) -> set[str]:
     """Return every key name that ``kind`` or a struct within it knows."""
     names: set[str] = set()
-    if kind in seen or not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+    if kind in seen or not issubclass(kind, msgspec.Struct):
         return names
     for item in msgspec.structs.fields(kind):
         names.add(item.encode_name)

@@ -58,7 +58,10 @@ class RecordRefused(Refused):
 
 
 class TopicRefused(Refused):
-    """A log refused a whole topic (unknown, unauthorized); ``topic`` names it (R5: its records go to their dead letters)."""
+    """A log refused a whole topic (unknown, unauthorized).
+
+    ``topic`` names it (R5: its records go to their dead letters).
+    """
 
     def __init__(self, topic: str, reason: str) -> None:
         """Name the topic and the reason."""

@@ -21,7 +21,10 @@ class Tasks:
         self.failure: BaseException | None = None
 
     def start(self, name: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run ``work`` as the task ``name``. It is meant to live as long as the process: its end is reported, its failure stops all."""
+        """Run ``work`` as the task ``name``. It is meant to live as long as the process.
+
+        Its end is reported, its failure stops all.
+        """
         task = asyncio.create_task(work, name=name)
         self._tasks[name] = task
         task.add_done_callback(self._ended)
@@ -41,7 +44,10 @@ class Tasks:
         self._stop.set()
 
     async def until_stopped(self) -> None:
-        """Wait for SIGTERM, SIGINT, ``stop()`` or the failure of a task. A second signal ends the process by its default action."""
+        """Wait for SIGTERM, SIGINT, ``stop()`` or the failure of a task.
+
+        A second signal ends the process by its default action.
+        """
         loop = asyncio.get_running_loop()
         signals = (signal.SIGTERM, signal.SIGINT)
         for number in signals:
@@ -53,7 +59,10 @@ class Tasks:
                 loop.remove_signal_handler(number)
 
     async def cancel(self, name: str, patience: float = 5.0) -> None:
-        """Cancel the task ``name`` and wait for its end, ``patience`` seconds at most; a task that will not end is reported."""
+        """Cancel the task ``name`` and wait for its end, ``patience`` seconds at most.
+
+        A task that will not end is reported.
+        """
         task = self._tasks.get(name)
         if task is None:
             return

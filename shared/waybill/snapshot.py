@@ -1,8 +1,10 @@
-"""One frozen snapshot a process, served on a Unix socket; the same socket takes a few requests from tools on this machine.
+"""One frozen snapshot a process, served on a Unix socket.
 
-A client sends one line of JSON, ``{"op": NAME, …}``; the server answers with one line, ``{"ok": …}`` or ``{"error": TEXT}``, and
-closes. ``{"op": "snapshot"}`` is known to every process; others (``append`` in the cloud ingest) are given as handlers.
-The socket is mode 0600: whoever may read the data directory's files may ask.
+The same socket takes a few requests from tools on this machine.
+
+A client sends one line of JSON, ``{"op": NAME, …}``; the server answers with one line, ``{"ok": …}`` or ``{"error":
+TEXT}``, and closes. ``{"op": "snapshot"}`` is known to every process; others (``append`` in the cloud ingest) are
+given as handlers. The socket is mode 0600: whoever may read the data directory's files may ask.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ import msgspec
 from waybill.errors import Unavailable, WaybillError
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
-"""Takes the request's JSON object, returns something msgspec can encode. WaybillError becomes the answer's ``error``."""
+"""Takes the request's JSON object, returns something msgspec can encode.
+
+A WaybillError becomes the answer's ``error``.
+"""
 
 MAX_REQUEST = 1 << 20
 TIMEOUT = 5.0
@@ -27,7 +32,10 @@ TIMEOUT = 5.0
 
 @contextlib.contextmanager
 def _short(path: Path) -> Iterator[str]:
-    """Yield a name for ``path`` that fits into ``sun_path`` (108 bytes): through the directory's descriptor where it is too long."""
+    """Yield a name for ``path`` that fits into ``sun_path`` (108 bytes).
+
+    Through the directory's descriptor where it is too long.
+    """
     if len(os.fsencode(path)) < 100:  # noqa: PLR2004 - some systems have 104
         yield str(path)
         return
@@ -39,10 +47,13 @@ def _short(path: Path) -> Iterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def serve(path: Path, snapshot: Callable[[], msgspec.Struct], handlers: Mapping[str, Handler] | None = None) -> AsyncIterator[None]:
-    """Serve ``snapshot()`` and ``handlers`` on the Unix socket ``path`` while the context is open; remove the socket after it.
+async def serve(
+    path: Path, snapshot: Callable[[], msgspec.Struct], handlers: Mapping[str, Handler] | None = None
+) -> AsyncIterator[None]:
+    """Serve ``snapshot()`` and ``handlers`` on the Unix socket ``path`` while the context is open.
 
-    A socket file left by a killed process is replaced: the data directory's lock already says that nobody else is alive.
+    A socket file left by a killed process is replaced: the data directory's lock already says that nobody else is
+    alive.
     """
 
     async def on_connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -129,10 +129,11 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 class CommandStatus(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One state of one command, JSON: from a gateway on the control lane, and as a record of ``waybill.command-status``.
+    """One state of one command, JSON: on the control lane, and as a record of ``waybill.command-status``.
 
-    ``state``: ``delivered`` (durable in the gateway's outbox), ``done`` (the device answered: ``result`` is its payload,
-    base64 in JSON), ``expired`` (written by the cloud), ``rejected`` (the command record itself was malformed).
+    ``state``: ``delivered`` (durable in the gateway's outbox), ``done`` (the device answered: ``result`` is its
+    payload, base64 in JSON), ``expired`` (written by the cloud), ``rejected`` (the command record itself was
+    malformed).
     ``at_ms``: milliseconds since 1970 UTC by the writer's clock.
     """
 

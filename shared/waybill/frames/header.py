@@ -84,7 +84,10 @@ class FrameHeader:
 
 
 def pack_header(header: FrameHeader, body: bytes) -> bytes:
-    """Return the whole frame: ``header`` and ``body`` with the checksum set. Raises ValueError on a field out of its range."""
+    """Return the whole frame.
+
+    ``header`` and ``body`` with the checksum set. Raises ValueError on a field out of its range.
+    """
     lane = header.lane.encode()
     if not 1 <= len(lane) <= MAX_LANE:
         msg = f"lane {header.lane!r}: a lane's name has 1 to {MAX_LANE} bytes"
@@ -156,10 +159,17 @@ def read_header(data: bytes) -> FrameHeader:
         "its lengths do not add up",
     )
     _check(
-        order < len(ORDERS) and durability < len(DURABILITIES) and clock < len(CLOCKS), "order, durability or clock is unknown"
+        order < len(ORDERS) and durability < len(DURABILITIES) and clock < len(CLOCKS),
+        "order, durability or clock is unknown",
     )
-    _check(1 <= epoch <= MAX_EPOCH and 1 <= oldest_epoch <= MAX_EPOCH and prev_epoch <= MAX_EPOCH, "an epoch is out of range")
-    _check((prev_epoch == 0) == (prev_last == 0) and prev_epoch != epoch, "the previous epoch and its last seq do not agree")
+    _check(
+        1 <= epoch <= MAX_EPOCH and 1 <= oldest_epoch <= MAX_EPOCH and prev_epoch <= MAX_EPOCH,
+        "an epoch is out of range",
+    )
+    _check(
+        (prev_epoch == 0) == (prev_last == 0) and prev_epoch != epoch,
+        "the previous epoch and its last seq do not agree",
+    )
     _check(first >= 1 and count >= 1 and first + count - 1 <= MAX_EPOCH, "first seq or count is out of range")
     try:
         lane = data[_START : _START + lane_size].decode()
@@ -194,5 +204,3 @@ def _check(holds: bool, what: str) -> None:  # noqa: FBT001 - a guard reads best
     if not holds:
         msg = f"frame: {what}"
         raise Corrupt(msg)
-
-

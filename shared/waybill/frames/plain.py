@@ -4,11 +4,11 @@ Before compression it is an array of two::
 
     [sources, rows]
     sources: [[topic: str, client: str], …]                                   each (topic, client) pair once
-    rows:    [[source: int, offset: int, flags: int, payload: bin, properties: bin], …]    in order of seq, one a message
+    rows:    [[source: int, offset: int, flags: int, payload: bin, properties: bin], …]    one a message
 
-``offset`` is milliseconds relative to the header's base time, and may be negative. ``flags``: bits 0-1 QoS, bit 2 retain, bit 3
-replayed (the device had set DUP). ``properties``: the MQTT 5 property block without its length (OASIS MQTT 5.0, 2.2.2.2), empty
-where the device sent none (zstd makes that free).
+``offset`` is milliseconds relative to the header's base time, and may be negative. ``flags``: bits 0-1 QoS, bit 2
+retain, bit 3 replayed (the device had set DUP). ``properties``: the MQTT 5 property block without its length (OASIS
+MQTT 5.0, 2.2.2.2), empty where the device sent none (zstd makes that free).
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def encode_plain(  # noqa: PLR0913 - the header's fields, each named at the call
 
 
 def decode(data: bytes, max_raw: int = MAX_RAW) -> Frame:
-    """Decode a whole frame. Bounded: never more than the header's ``raw_size`` is decompressed, nor more than ``max_raw``.
+    """Decode a whole frame.
+
+    Bounded: never more than the header's ``raw_size`` is decompressed, nor more than ``max_raw``.
 
     Raises UnknownVersion, or Corrupt for anything that is not a frame down to the last row.
     """

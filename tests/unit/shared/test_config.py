@@ -1,0 +1,67 @@
+"""Configuration errors name file, line or key, and the mend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from waybill.config import address, load
+from waybill.errors import ConfigError
+
+
+class Inner(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    port: int = 1883
+
+
+class Outer(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    gateway: str
+    inner: Inner = Inner()
+    many: tuple[Inner, ...] = ()
+
+
+def error_of(path: Path, text: str) -> str:
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path, Outer)
+    return str(caught.value)
+
+
+def test_a_good_file_fills_in_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text('gateway = "g"\n[[many]]\nport = 7\n')
+    assert load(path, Outer) == Outer("g", Inner(1883), (Inner(7),))
+
+
+def test_each_mistake_is_named_with_its_place_and_mend(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    with pytest.raises(ConfigError, match="no such file"):
+        load(path, Outer)
+    assert "line 2" in error_of(path, 'gateway = "g"\ninner = = 3\n')
+    assert "did you mean 'gateway'" in error_of(path, 'gatway = "g"\n')
+    assert "'gateway' is missing" in error_of(path, "")
+    text = error_of(path, 'gateway = "g"\n[inner]\nport = "x"\n')
+    assert str(path) in text
+    assert "inner.port" in text
+    assert "int" in text
+    text = error_of(path, 'gateway = "g"\n[inner]\nprot = 1\n')
+    assert "[inner]" in text
+    assert "did you mean 'port'" in text
+
+
+def test_a_file_that_cannot_be_read_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(path, Outer)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path, Outer)
+
+
+def test_addresses() -> None:
+    assert address("127.0.0.1:1883") == ("127.0.0.1", 1883)
+    assert address("[::1]:0") == ("::1", 0)
+    for bad in ("1883", ":1883", "host:", "host:x", "host:70000"):
+        with pytest.raises(ConfigError, match="HOST:PORT"):
+            address(bad)

@@ -1,0 +1,176 @@
+"""Frames: the header to the byte, and what a decoder must refuse."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+
+import cramjam
+import msgspec
+import pytest
+
+from waybill.errors import Corrupt, UnknownVersion
+from waybill.frames import decode, encode_plain, read_header
+
+SOURCES = [("vehicles/V1/telemetry", "V1"), ("vehicles/V2/telemetry", "V2")]
+ROWS = [(0, 0, 1, b'{"n":1}', b""), (1, 5, 5, b"\x00\xff", b"\x03\x00\x04text"), (0, -7, 2, b"", b"")]
+
+
+def frame(**changes: Any) -> bytes:
+    fields: dict[str, Any] = {
+        "epoch": 11,
+        "prev_epoch": 7,
+        "prev_last": 41,
+        "oldest_epoch": 7,
+        "lane": "telemetry",
+        "order": "fifo",
+        "durability": "every-commit",
+        "clock": "synced",
+        "first": 3,
+        "base_ms": 1_700_000_000_000,
+        "sources": SOURCES,
+        "rows": ROWS,
+    }
+    return encode_plain(**fields | changes)
+
+
+def sealed(data: bytes) -> bytes:
+    """``data`` with the checksum made right again, so that a test reaches what is behind it."""
+    return data[:4] + struct.pack(">I", zlib.crc32(data[8:])) + data[8:]
+
+
+def patched(data: bytes, offset: int, new: bytes) -> bytes:
+    return sealed(data[:offset] + new + data[offset + len(new) :])
+
+
+def test_a_frame_comes_back_as_it_went() -> None:
+    back = decode(frame())
+    assert back.sources == SOURCES
+    assert back.rows == ROWS
+    header = back.header
+    assert (header.epoch, header.prev_epoch, header.prev_last, header.oldest_epoch) == (11, 7, 41, 7)
+    assert (header.lane, header.order, header.durability, header.clock) == (
+        "telemetry",
+        "fifo",
+        "every-commit",
+        "synced",
+    )
+    assert (header.first, header.count, header.last) == (3, 3, 5)
+    assert header.base_ms == 1_700_000_000_000
+
+
+def test_the_header_is_laid_out_as_documented() -> None:
+    data = frame()
+    assert data[:4] == b"WB\x01\x01"
+    assert struct.unpack(">H", data[8:10])[0] == 80 + len("telemetry")
+    assert data[10:14] == bytes([0, 0, 1, 9])
+    assert struct.unpack(">QQQQQq", data[16:64]) == (11, 7, 41, 7, 3, 1_700_000_000_000)
+    assert struct.unpack(">I", data[64:68])[0] == 3
+    assert data[80:89] == b"telemetry"
+
+
+def test_fields_added_to_the_header_later_are_ignored() -> None:
+    data = frame()
+    header_size = struct.unpack(">H", data[8:10])[0]
+    longer = data[:8] + struct.pack(">H", header_size + 4) + data[10:header_size] + b"more" + data[header_size:]
+    assert decode(sealed(longer)).rows == ROWS
+
+
+@pytest.mark.parametrize("at", [0, 1, 4, 8, 16, 40, 64, 79, 85, 95])
+def test_one_flipped_bit_anywhere_is_found(at: int) -> None:
+    data = bytearray(frame())
+    data[at] ^= 0x10
+    with pytest.raises(Corrupt):
+        read_header(bytes(data))
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 7, 8, 79, 80, 90])
+def test_a_frame_cut_short_is_corrupt(size: int) -> None:
+    with pytest.raises(Corrupt):
+        decode(frame()[:size])
+
+
+def test_another_version_names_those_spoken() -> None:
+    with pytest.raises(UnknownVersion) as caught:
+        read_header(patched(frame(), 2, b"\x02"))
+    assert caught.value.version == 2
+    assert caught.value.spoken == (1,)
+
+
+@pytest.mark.parametrize(
+    ("offset", "new"),
+    [
+        (8, b"\x00\x10"),  # header length inside the fixed part
+        (8, b"\xff\xff"),  # header length beyond the frame
+        (10, b"\x09"),  # unknown order
+        (13, b"\x00"),  # empty lane name
+        (16, bytes(8)),  # epoch 0
+        (16, b"\xff" * 8),  # epoch out of range
+        (24, bytes(8)),  # no previous epoch, but a last seq of it
+        (24, struct.pack(">Q", 11)),  # its own predecessor
+        (48, bytes(8)),  # seq 0
+        (64, bytes(4)),  # no message
+        (64, struct.pack(">I", 2)),  # fewer messages than the body has
+        (68, struct.pack(">I", 5)),  # the body is larger than it says
+        (68, struct.pack(">I", 500)),  # or smaller
+        (72, struct.pack(">I", 1)),  # body size against the frame's length
+        (76, struct.pack(">I", 3)),  # a dictionary nobody knows
+        (80, b"\xff"),  # lane not UTF-8
+    ],
+)
+def test_a_header_that_lies_is_corrupt(offset: int, new: bytes) -> None:
+    with pytest.raises(Corrupt):
+        decode(patched(frame(), offset, new))
+
+
+def with_body(raw: bytes, count: int = 1) -> bytes:
+    """A frame with a right header around any body."""
+    good = frame(rows=ROWS[:1])
+    size = struct.unpack(">H", good[8:10])[0]
+    body = bytes(cramjam.zstd.compress(raw, 3))
+    fixed = good[:64] + struct.pack(">IIII", count, len(raw), len(body), 0) + good[80:size]
+    return sealed(fixed + body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xc1",
+        [],
+        [[["t", "c"]], [[0, 0, 0, b"", b""]], 3],
+        [[["t"]], [[0, 0, 0, b"", b""]]],
+        [[["t", "c"]], [[0, 0, 0, b""]]],
+        [[["t", "c"]], [[1, 0, 0, b"", b""]]],
+        [[["t", "c"]], [[-1, 0, 0, b"", b""]]],
+        [[["t", "c"]], [[0, 0, 16, b"", b""]]],
+        [[["t", "c"]], [[0, 0, 0, "text", b""]]],
+        [[["t", "c"]], [[0, 0.5, 0, b"", b""]]],
+        [[], []],
+    ],
+)
+def test_a_body_that_is_not_rows_is_corrupt(body: object) -> None:
+    raw = body if isinstance(body, bytes) else msgspec.msgpack.encode(body)
+    with pytest.raises(Corrupt):
+        decode(with_body(raw))
+
+
+def test_a_decompression_bomb_costs_no_more_than_its_header_admits() -> None:
+    bomb = bytes(cramjam.zstd.compress(bytes(200 << 20), 3))
+    good = frame(rows=ROWS[:1])
+    size = struct.unpack(">H", good[8:10])[0]
+    honest = sealed(good[:64] + struct.pack(">IIII", 1, 200 << 20, len(bomb), 0) + good[80:size] + bomb)
+    with pytest.raises(Corrupt, match="over the limit"):
+        decode(honest)
+    lying = sealed(good[:64] + struct.pack(">IIII", 1, 1000, len(bomb), 0) + good[80:size] + bomb)
+    with pytest.raises(Corrupt):
+        decode(lying)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"lane": ""}, {"lane": "x" * 65}, {"epoch": -1}, {"epoch": 1 << 64}, {"prev_last": -1}]
+)
+def test_a_header_field_out_of_range_is_refused_at_encoding(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"lane|header"):
+        frame(**bad)
