@@ -1,0 +1,250 @@
+"""The cloud ingest's configuration: TOML into one typed, frozen object. Every default stands here.
+
+::
+
+    deployment = "waybill"          # names the consumer group and the transactional ids; one for each set of topics
+    data = "/var/lib/waybill-cloud" # the embedded log and the socket for tools
+
+    [listener]                      # where gateways connect
+    [log]                           # kind = "embedded" or "kafka"
+    [topics]                        # names and partitions of the internal topics
+    [[route]]                       # MQTT filter -> Kafka topic and key; the first that matches wins
+
+Relative paths are relative to the directory of the file.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from waybill.config import address, convert, load
+from waybill.errors import ConfigError
+
+MIB: Final = 1 << 20
+
+
+class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where gateways connect.
+
+    ``address``: HOST:PORT. ``certificate``, ``key``: this node's, PEM. ``ca``: PEM, whose signature a gateway's
+    certificate must bear. Without the three it is plain TCP, on loopback only, and the client id is the gateway.
+
+    ``max_frame``: bytes; a larger frame is refused. ``memory``: bytes of frames of all gateways that are not journaled
+    yet; beyond it nothing more is read. ``credit``: bytes that one gateway may have in flight when there is room.
+    ``connections``: how many at once; more are turned away. ``connect_timeout``: seconds until CONNECT.
+    """
+
+    address: str = "0.0.0.0:8883"
+    certificate: str = ""
+    key: str = ""
+    ca: str = ""
+    max_frame: int = 3 * MIB
+    memory: int = 256 * MIB
+    credit: int = 4 * MIB
+    connections: int = 10_000
+    connect_timeout: float = 10.0
+
+    @property
+    def tls(self) -> bool:
+        """Whether gateways show certificates."""
+        return bool(self.certificate)
+
+
+class Topics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The internal topics. ``prefix`` stands before their names, so that several deployments can share a cluster.
+
+    ``partitions``: of frames and ledger (they must agree, R4), and of topics that are created. ``replication_factor``:
+    of topics that are created; -1 for the cluster's own default.
+    """
+
+    prefix: str = ""
+    partitions: int = 4
+    replication_factor: int = -1
+
+    @property
+    def frames(self) -> str:
+        """Frames as gateways sent them: the journal."""
+        return f"{self.prefix}waybill.frames"
+
+    @property
+    def ledger(self) -> str:
+        """What of each gateway, epoch and lane was routed; compacted."""
+        return f"{self.prefix}waybill.ledger"
+
+    @property
+    def commands(self) -> str:
+        """Commands, as producers write them."""
+        return f"{self.prefix}waybill.commands"
+
+    @property
+    def command_status(self) -> str:
+        """The states of commands."""
+        return f"{self.prefix}waybill.command-status"
+
+    @property
+    def dead_letters(self) -> str:
+        """Frames that do not decode, and messages without a route."""
+        return f"{self.prefix}waybill.dlq"
+
+
+class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Messages whose MQTT topic matches ``filter`` become records of ``topic`` under ``key``.
+
+    Placeholders of ``key``: {device} {client} {gateway} {topic} {level:N}, N from 1.
+    """
+
+    topic: str
+    filter: str = "#"
+    key: str = "{device}"
+
+
+DEFAULT_ROUTES: Final = (Route(topic="fleet.telemetry"),)
+
+
+class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file. ``log``: ``kind`` and the keys of that kind; its keys are checked by the log that reads them."""
+
+    data: str
+    deployment: str = "waybill"
+    listener: Listener = Listener()
+    log: dict[str, Any] = {}
+    topics: Topics = Topics()
+    route: tuple[Route, ...] = DEFAULT_ROUTES
+
+
+class _EmbeddedTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    path: str = ""
+    max_bytes: int = 4 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """``[log] kind = "embedded"``. ``path``: the SQLite file. ``max_bytes``: its disk cap; at it nothing is acked."""
+
+    path: Path
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kafka:
+    """``[log] kind = "kafka"``. ``settings``: the other keys of ``[log]``, Kafka's own names."""
+
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A checked configuration with its paths resolved. ``where``: its origin, for errors."""
+
+    config: CloudConfig
+    data: Path
+    log: Embedded | Kafka
+    where: str
+
+    @property
+    def socket(self) -> Path:
+        """The Unix socket for tools on this machine."""
+        return self.data / "cloud.sock"
+
+
+_DEPLOYMENT = re.compile(r"[A-Za-z0-9._-]{1,100}")
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+
+
+def read(path: Path) -> Settings:
+    """Read and check a configuration file. Raises ConfigError, which names file, key and mend."""
+    return check(load(path, CloudConfig), path.resolve().parent, str(path))
+
+
+def first_look(listen: str, data: Path) -> Settings:
+    """Return the configuration of ``waybill cloud run --listen HOST:PORT --data DIR``.
+
+    Embedded log, plain TCP on loopback. Raises ConfigError.
+    """
+    config = CloudConfig(data=str(data), listener=Listener(address=listen))
+    return check(config, Path.cwd(), "--listen")
+
+
+def check(config: CloudConfig, base: Path, where: str) -> Settings:
+    """Check what types cannot say, and resolve paths against ``base``. Raises ConfigError."""
+    if not _DEPLOYMENT.fullmatch(config.deployment):
+        raise ConfigError(f"{where}: deployment {config.deployment!r}: use 1 to 100 letters, digits, '.', '_', '-'")
+    _check_listener(config.listener, where)
+    _check_topics(config, where)
+    data = base / config.data
+    listener = config.listener
+    if listener.tls:
+        listener = msgspec.structs.replace(
+            listener,
+            certificate=str(base / listener.certificate),
+            key=str(base / listener.key),
+            ca=str(base / listener.ca),
+        )
+    config = msgspec.structs.replace(config, listener=listener)
+    return Settings(config, data, _log(config.log, base, data, where), where)
+
+
+def _check_listener(listener: Listener, where: str) -> None:
+    host, _ = address(listener.address, f"{where}: [listener] address")
+    given = [name for name in ("certificate", "key", "ca") if getattr(listener, name)]
+    if given and len(given) < 3:  # noqa: PLR2004 - the three of them
+        missing = ", ".join(sorted({"certificate", "key", "ca"} - set(given)))
+        raise ConfigError(f"{where}: [listener] {missing} is missing: TLS needs certificate, key and ca together")
+    if not given and not is_loopback(host):
+        raise ConfigError(
+            f"{where}: [listener] address {listener.address!r} without certificates: plain TCP is for loopback only, "
+            "because there a client may call itself any gateway; add certificate, key and ca "
+            "(waybill cloud ca init makes them), or listen on 127.0.0.1"
+        )
+    for name in ("max_frame", "memory", "credit", "connections"):
+        if getattr(listener, name) < 1:
+            raise ConfigError(f"{where}: [listener] {name} must be at least 1")
+    if listener.memory < listener.max_frame:
+        raise ConfigError(f"{where}: [listener] memory must hold one frame: at least max_frame, {listener.max_frame}")
+    if listener.connect_timeout <= 0:
+        raise ConfigError(f"{where}: [listener] connect_timeout must be more than 0 seconds")
+
+
+def _check_topics(config: CloudConfig, where: str) -> None:
+    if config.topics.prefix and not _TOPIC.fullmatch(config.topics.prefix):
+        raise ConfigError(f"{where}: [topics] prefix {config.topics.prefix!r}: use letters, digits, '.', '_', '-'")
+    if not 1 <= config.topics.partitions <= 1000:  # noqa: PLR2004 - a producer each
+        raise ConfigError(f"{where}: [topics] partitions {config.topics.partitions}: use 1 to 1000")
+    if config.topics.replication_factor != -1 and config.topics.replication_factor < 1:
+        raise ConfigError(f"{where}: [topics] replication_factor: use 1 or more, or -1 for the cluster's default")
+    if not config.route:
+        raise ConfigError(f"{where}: no [[route]]: leave the key out for the default, or add one")
+    for number, route in enumerate(config.route, 1):
+        if not _TOPIC.fullmatch(route.topic) or route.topic in {".", ".."}:
+            raise ConfigError(
+                f"{where}: [[route]] {number}: topic {route.topic!r}: use 1 to 249 letters, digits, '.', '_', '-', as Kafka"
+            )
+
+
+def _log(table: dict[str, Any], base: Path, data: Path, where: str) -> Embedded | Kafka:
+    settings = dict(table)
+    kind = settings.pop("kind", "embedded")
+    if kind == "kafka":
+        return Kafka(settings)
+    if kind != "embedded":
+        raise ConfigError(f'{where}: [log] kind {kind!r}: use "embedded" or "kafka"')
+    embedded = convert(settings, _EmbeddedTable, f"{where}: [log]")
+    if embedded.max_bytes < 16 * MIB:
+        raise ConfigError(f"{where}: [log] max_bytes {embedded.max_bytes}: use at least {16 * MIB}")
+    return Embedded(base / embedded.path if embedded.path else data / "log.db", embedded.max_bytes)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether ``host`` (an address, or ``localhost``) can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
