@@ -223,7 +223,7 @@ def _check_topics(config: CloudConfig, where: str) -> None:
     for number, route in enumerate(config.route, 1):
         if not _TOPIC.fullmatch(route.topic) or route.topic in {".", ".."}:
             raise ConfigError(
-                f"{where}: [[route]] {number}: topic {route.topic!r}: use 1 to 249 letters, digits, '.', '_', '-', as Kafka"
+                f"{where}: [[route]] {number}: topic {route.topic!r}: use 1 to 249 letters, digits, '.', '_', '-'"
             )
 
 
