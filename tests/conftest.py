@@ -1,3 +1,21 @@
-"""Fixtures of all tests; the real Kafka is in tests/support."""
+"""Fixtures that any test may ask for; what is bigger is in tests/support."""
 
-pytest_plugins: list[str] = []
+import secrets
+
+import pytest
+
+from deploy.kafka.cluster import free_ports
+
+pytest_plugins = ["tests.support.kafka"]
+
+
+@pytest.fixture
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nobody uses."""
+    return free_ports(1)[0]
+
+
+@pytest.fixture
+def unique() -> str:
+    """Return a name that no other test uses: a topic prefix or a deployment, so that one Kafka serves all tests."""
+    return f"t{secrets.token_hex(5)}"
