@@ -48,10 +48,10 @@ class Arrival(msgspec.Struct, gc=False):
 
     ``user``: identity from the certificate or the user name. ``version``: MQTT protocol level of ``raw`` (4 or 5).
     ``wall_ms``: milliseconds since 1970 UTC; ``mono_ns``: CLOCK_MONOTONIC; both at the read.
-    ``raw``: the packets exactly as they came. A will that fires, and what the server publishes itself, is an arrival
-    of its own, encoded as a PUBLISH with packet id 0 where its QoS is not 0 (a number no client may use, so it is not
-    remembered). ``keep``: how many messages of the tail of this client's resend memory were not proven acknowledged
-    at this arrival. ``internal``: made by the server (:meth:`waybill.mqtt.server.MqttServer.publish`), not by a device.
+    ``raw``: the packets exactly as they came. A will that fires is an arrival of its own, encoded as a PUBLISH with
+    packet id 0 where its QoS is not 0 (a number no client may use, so it is not remembered).
+    ``keep``: how many messages of the tail of this client's resend memory were not proven acknowledged at this arrival.
+    What the program itself publishes (:meth:`waybill.mqtt.server.MqttServer.publish`) never is an arrival.
     """
 
     client_id: str
@@ -62,7 +62,6 @@ class Arrival(msgspec.Struct, gc=False):
     raw: bytes
     publishes: Sequence[Publish]
     keep: int = 0
-    internal: bool = False
 
 
 class SessionOpened(msgspec.Struct, frozen=True, gc=False):

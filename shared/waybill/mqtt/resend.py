@@ -1,0 +1,365 @@
+"""Resend memory: was this PUBLISH with DUP stored already? (O1-O3) No I/O.
+
+MQTT lets a client whose PUBACK got lost send its message again; nothing in the protocol tells that copy from a new
+message. O1 calls a PUBLISH with DUP=1 a copy only if it repeats, packet id and content, that client's newest use of
+the id; that content occurs once among the client's remembered messages; and nothing shows that the PUBACK arrived.
+
+What is remembered of a client
+    ``tail``: what its present connection published, one :class:`Chunk` a read, in order. A chunk leaves when the
+    peer's TCP has acknowledged the bytes of its PUBACKs (``prove``). ``frozen``: what was still unproven when an
+    earlier connection ended; one by one it leaves when a copy of it was acknowledged and that is proven, or when its
+    packet id is used anew. A DISCONNECT empties both, except for what was not yet acknowledged by then: its ack
+    cannot have arrived.
+
+Cost. A chunk is a reference to what was read; hashes are made when the first DUP=1 comes (or when more than
+``FOLD_BYTES`` are held, so that the memory does not keep the reads alive), and from then on until nothing is left.
+
+What stays undecidable
+    A client that lost its own state (restarted from nothing, with packet ids from 1 again), whose first attempt at a
+    *new* message never arrived, and that sends it again with DUP=1 under the id and with the content of its newest
+    remembered message: taken for a copy. And a client that was acknowledged as far as its TCP, but died before its
+    MQTT library read the ack, sends a copy that is stored again. Both need the proof to be wrong in a way no server
+    can see.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final
+
+from waybill.mqtt.codec import QOS_BITS, RETAIN
+from waybill.mqtt.state import DUP_WINDOW, Publish, ResendEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+FOLD_BYTES: Final = 64 * 1024
+"""Reads that one client's memory may keep alive before it makes hashes of the oldest."""
+
+MEMORY_CLIENTS: Final = 10_000
+MEMORY_ENTRIES: Final = 500_000
+"""How many clients without a connection are remembered, and how many messages of theirs in all.
+
+The oldest are forgotten.
+"""
+
+
+def fingerprint(topic: bytes, payload: bytes, flags: int, properties: bytes = b"") -> bytes:
+    """Return 16 bytes that stand for the content of a PUBLISH: everything but packet id and DUP."""
+    head = b"%b\0%c%d\0" % (topic, flags & (QOS_BITS | RETAIN), len(properties))
+    return blake2b(head + properties + payload, digest_size=16).digest()
+
+
+def entries_of(raw: bytes) -> list[ResendEntry]:
+    """Return what is to be remembered of the 3.1.1 PUBLISH packets in ``raw`` (an arrival's, so well formed).
+
+    In order.
+    """
+    entries: list[ResendEntry] = []
+    at = 0
+    while at < len(raw):
+        flags = raw[at] & 0xF
+        at += 1
+        size = shift = 0
+        while True:
+            byte = raw[at]
+            at += 1
+            size |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:  # noqa: PLR2004 - the last byte of a remaining length
+                break
+        end = at + size
+        if flags & QOS_BITS:
+            payload = at + 2 + int.from_bytes(raw[at : at + 2], "big") + 2
+            if pid := int.from_bytes(raw[payload - 2 : payload], "big"):
+                entries.append((pid, fingerprint(raw[at + 2 : payload - 2], raw[payload:end], flags)))
+        at = end
+    return entries
+
+
+class Commit:
+    """The mark of one commit: ``open`` until it has returned."""
+
+    __slots__ = ("open",)
+
+    def __init__(self) -> None:
+        self.open = True
+
+
+class Entry:
+    """One remembered message. ``commit``: the one that stores it; None for what a restart brought back."""
+
+    __slots__ = ("commit", "digest", "pid")
+
+    def __init__(self, pid: int, digest: bytes, commit: Commit | None) -> None:
+        self.pid = pid
+        self.digest = digest
+        self.commit = commit
+
+    @property
+    def stored(self) -> bool:
+        """Whether the commit has returned: until then a copy has to wait with it (O2)."""
+        return self.commit is None or not self.commit.open
+
+
+class Chunk:
+    """What one read brought. ``end``: where its acks end in the connection's output; None until they were written."""
+
+    __slots__ = ("commit", "count", "end", "entries", "publishes", "size")
+
+    def __init__(self, publishes: Sequence[Publish], count: int, size: int, commit: Commit) -> None:
+        self.publishes: Sequence[Publish] | None = publishes
+        self.count = count
+        self.size = size
+        self.commit = commit
+        self.end: int | None = None
+        self.entries: list[Entry] = []
+
+    def fold(self) -> list[Entry]:
+        """Replace the references by hashes."""
+        if self.publishes is not None:
+            self.entries = [
+                Entry(int.from_bytes(pid, "big"), fingerprint(topic, payload, flags, properties), self.commit)
+                for topic, payload, flags, pid, _, _, properties in self.publishes
+                if pid is not None
+            ]
+            self.publishes = None
+            self.size = 0
+        return self.entries
+
+
+class ClientMemory:
+    """The memory of one client. Every method is cheap but those that hash.
+
+    ``judge``, ``freeze``, and ``add`` past FOLD_BYTES.
+    """
+
+    __slots__ = ("_counts", "_newest", "_reacked", "_unfolded", "frozen", "tail", "tail_count", "touched", "window")
+
+    def __init__(self, window: int = DUP_WINDOW, saved: Sequence[ResendEntry] = ()) -> None:
+        self.window = window
+        self.frozen: dict[Entry, None] = {Entry(pid, digest, None): None for pid, digest in saved[-window:]}
+        self.tail: deque[Chunk] = deque()
+        self.tail_count = 0
+        self.touched = bool(saved)  # the store has a tail, or more frozen entries than are left
+        self._unfolded = 0
+        self._newest: dict[int, Entry] | None = None  # the index: only while it is needed
+        self._counts: dict[bytes, int] = {}
+        self._reacked: deque[tuple[int, Entry]] = deque()
+        if self.frozen:
+            self._index()
+
+    def __len__(self) -> int:
+        return len(self.frozen) + self.tail_count
+
+    def prove(self, acknowledged: int) -> None:
+        """Forget what was acknowledged within the first ``acknowledged`` bytes sent to the present connection."""
+        tail = self.tail
+        while tail and (end := tail[0].end) is not None and end <= acknowledged:
+            self._drop(tail.popleft())
+        while self._reacked and self._reacked[0][0] <= acknowledged:
+            self._forget_frozen(self._reacked.popleft()[1])
+        if self._newest is not None and not self.tail_count and not self.frozen:
+            self._newest = None
+            self._counts.clear()
+
+    def add(self, publishes: Sequence[Publish], count: int, size: int, commit: Commit) -> Chunk:
+        """Remember ``count`` messages (those with a packet id) of a read of ``size`` bytes that ``commit`` will store.
+
+        Emember ``count`` messages (those with a packet id) of a read of ``size`` bytes that ``commit`` will store.
+        """
+        chunk = Chunk(publishes, count, size, commit)
+        self.touched = True
+        self.tail.append(chunk)
+        self.tail_count += count
+        self._unfolded += size
+        if self._newest is not None:
+            self._fold(chunk)
+            for entry in chunk.entries:
+                self._enter(entry)
+        elif self._unfolded > FOLD_BYTES:
+            for each in self.tail:
+                self._fold(each)
+        if len(self) > self.window:
+            self._trim()
+        return chunk
+
+    def judge(self, pid: bytes, topic: bytes, payload: bytes, flags: int, properties: bytes = b"") -> Entry | None:
+        """Return the remembered message of which this PUBLISH with DUP=1 is a copy; None: it is to be stored."""
+        if not self.tail_count and not self.frozen:
+            return None
+        if self._newest is None:
+            self._index()
+        newest = (self._newest or {}).get(int.from_bytes(pid, "big"))
+        if newest is None:
+            return None
+        digest = fingerprint(topic, payload, flags, properties)
+        return newest if newest.digest == digest and self._counts.get(digest) == 1 else None
+
+    def reacknowledged(self, entry: Entry, end: int) -> None:
+        """Note that the ack of a copy of ``entry`` ends at ``end`` in the connection's output."""
+        if entry in self.frozen:
+            self._reacked.append((end, entry))
+
+    def freeze(self) -> bool:
+        """End the present connection.
+
+        What is unproven is frozen. Says whether the store must be told (ResendFrozen).
+        """
+        for chunk in self.tail:
+            self._fold(chunk)
+            for entry in chunk.entries:
+                self.frozen[entry] = None
+        self.tail.clear()
+        self.tail_count = 0
+        self._reacked.clear()
+        if self.frozen and self._newest is None:
+            self._index()
+        changed = self.touched
+        self.touched = False
+        return changed
+
+    def disconnected(self) -> None:
+        """Forget everything whose ack was sent (DISCONNECT shows that it arrived); what is uncommitted stays."""
+        for chunk in [chunk for chunk in self.tail if not chunk.commit.open]:
+            self.tail.remove(chunk)
+            self._drop(chunk)
+        for entry in [entry for entry in self.frozen if entry.stored]:
+            self._forget_frozen(entry)
+
+    def failed(self, commit: Commit) -> None:
+        """``commit`` failed: its messages were never stored (O2)."""
+        for chunk in [chunk for chunk in self.tail if chunk.commit is commit]:
+            self.tail.remove(chunk)
+            self._drop(chunk)
+        for entry in [entry for entry in self.frozen if entry.commit is commit]:
+            self._forget_frozen(entry)
+
+    def saved(self) -> tuple[ResendEntry, ...]:
+        """Return the frozen messages as the store keeps them."""
+        return tuple((entry.pid, entry.digest) for entry in self.frozen)
+
+    def _entries(self) -> Iterator[Entry]:
+        yield from self.frozen
+        for chunk in self.tail:
+            yield from self._fold(chunk)
+
+    def _fold(self, chunk: Chunk) -> list[Entry]:
+        self._unfolded -= chunk.size
+        return chunk.fold()
+
+    def _index(self) -> None:
+        self._newest = {}
+        self._counts.clear()
+        for entry in list(self._entries()):
+            self._enter(entry)
+
+    def _enter(self, entry: Entry) -> None:
+        newest = self._newest
+        if newest is None:
+            return
+        superseded = newest.get(entry.pid)
+        if superseded is not None and superseded in self.frozen:
+            self._forget_frozen(superseded)
+        newest[entry.pid] = entry
+        self._counts[entry.digest] = self._counts.get(entry.digest, 0) + 1
+
+    def _leave(self, entry: Entry) -> None:
+        newest = self._newest
+        if newest is None:
+            return
+        if newest.get(entry.pid) is entry:
+            del newest[entry.pid]
+        left = self._counts[entry.digest] - 1
+        if left:
+            self._counts[entry.digest] = left
+        else:
+            del self._counts[entry.digest]
+
+    def _drop(self, chunk: Chunk) -> None:
+        """Undo a chunk that has left the tail."""
+        self.tail_count -= chunk.count
+        self._unfolded -= chunk.size
+        if self._newest is not None:
+            for entry in chunk.entries:
+                self._leave(entry)
+
+    def _forget_frozen(self, entry: Entry) -> None:
+        if entry in self.frozen:
+            del self.frozen[entry]
+            self._leave(entry)
+            self.touched = True
+
+    def _trim(self) -> None:
+        """Forget the oldest beyond the window."""
+        excess = len(self) - self.window
+        for entry in list(self.frozen)[:excess]:
+            self._forget_frozen(entry)
+        excess = len(self) - self.window
+        while excess > 0:
+            chunk = self.tail[0]
+            if chunk.count <= excess:
+                self._drop(self.tail.popleft())
+                excess -= chunk.count
+                continue
+            for entry in self._fold(chunk)[:excess]:
+                self._leave(entry)
+            del chunk.entries[:excess]
+            chunk.count -= excess
+            self.tail_count -= excess
+            excess = 0
+
+
+class Memories:
+    """The memories of all clients; those without a connection are bounded, the longest gone is forgotten first."""
+
+    def __init__(
+        self,
+        window: int = DUP_WINDOW,
+        clients: int = MEMORY_CLIENTS,
+        entries: int = MEMORY_ENTRIES,
+        saved: Mapping[str, Sequence[ResendEntry]] | None = None,
+    ) -> None:
+        self.window = window
+        self._max_clients = clients
+        self._max_entries = entries
+        self._away: OrderedDict[str, ClientMemory] = OrderedDict()
+        self._away_entries = 0
+        for client, remembered in (saved or {}).items():
+            self.leave(client, ClientMemory(window, remembered))
+
+    def __len__(self) -> int:
+        return len(self._away)
+
+    def enter(self, client: str) -> ClientMemory:
+        """Return the memory of a client that has connected; it is the connection's until ``leave``."""
+        memory = self._away.pop(client, None)
+        if memory is None:
+            return ClientMemory(self.window)
+        self._away_entries -= len(memory)
+        return memory
+
+    def leave(self, client: str, memory: ClientMemory) -> list[str]:
+        """Keep a frozen memory while its client is away; returns the clients forgotten for it."""
+        forgotten: list[str] = []
+        if len(memory):
+            self._away[client] = memory
+            self._away_entries += len(memory)
+        while len(self._away) > self._max_clients or self._away_entries > self._max_entries:
+            oldest, dropped = self._away.popitem(last=False)
+            self._away_entries -= len(dropped)
+            forgotten.append(oldest)
+        return forgotten
+
+    def get(self, client: str) -> ClientMemory | None:
+        """Return the memory of a client that is away."""
+        return self._away.get(client)
+
+    def failed(self, client: str, commit: Commit) -> None:
+        """Take the messages of a failed commit out of the memory of a client that is away (O2)."""
+        memory = self._away.get(client)
+        if memory is not None:
+            self._away_entries -= len(memory)
+            memory.failed(commit)
+            self._away_entries += len(memory)

@@ -1,0 +1,161 @@
+"""What an MQTT server is told (limits, hooks) and what it tells (counters)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from waybill.mqtt.codec import ConnackCode
+from waybill.mqtt.resend import MEMORY_CLIENTS, MEMORY_ENTRIES
+from waybill.mqtt.state import DUP_WINDOW
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The limits of a server, and what happens at each. Times in seconds, sizes in bytes.
+
+    ``max_packet``: a larger packet closes its connection (B4: what is acked can be delivered).
+    ``max_connections``: further ones are closed at once.
+    ``connect_timeout``: a connection without a whole CONNECT by then is closed.
+    ``stall_timeout``: so is one that sends less than 1 KiB of an unfinished packet, or reads nothing of what waits
+    for it, in that time.
+    ``inflight``: QoS 1 and 2 messages sent to one client and not yet acknowledged.
+    ``queue_messages``, ``queue_bytes``: of QoS 1 and 2 waiting for one session; what comes when they are full is
+    dropped and counted.
+    ``output_bytes``: unsent output of a connection; beyond it QoS 0 is dropped and counted, QoS 1 and 2 wait in the
+    queue, and nothing more is read from it.
+    ``uncommitted_bytes``, ``uncommitted_bytes_all``: of one connection and of all; beyond them reading pauses until
+    half is committed.
+    ``retained_messages``, ``retained_bytes``: beyond them a retained message is delivered but not kept, and counted.
+    ``max_sessions``: persistent ones; a client that needs one more is answered with CONNACK 3.
+    ``max_subscriptions``: of one client; more are answered with SUBACK 0x80. ``max_levels``: of a topic or filter.
+    ``dup_window``, ``memory_clients``, ``memory_entries``: of the resend memory, see :mod:`waybill.mqtt.resend`.
+    ``close_timeout``: how long ``close()`` waits for the last commit and for output to leave.
+    """
+
+    max_packet: int = MIB
+    max_connections: int = 20_000
+    connect_timeout: float = 10.0
+    stall_timeout: float = 60.0
+    inflight: int = 100
+    queue_messages: int = 10_000
+    queue_bytes: int = 16 * MIB
+    output_bytes: int = 256 * KIB
+    uncommitted_bytes: int = MIB
+    uncommitted_bytes_all: int = 64 * MIB
+    retained_messages: int = 100_000
+    retained_bytes: int = 64 * MIB
+    max_sessions: int = 20_000
+    max_subscriptions: int = 1_000
+    max_levels: int = 64
+    dup_window: int = DUP_WINDOW
+    memory_clients: int = MEMORY_CLIENTS
+    memory_entries: int = MEMORY_ENTRIES
+    close_timeout: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectInfo:
+    """Who wants to connect. ``peer_certificate``: DER, verified, or None. ``address``.
+
+    Host and port, or a socket's path.
+    """
+
+    client_id: str
+    user: str | None
+    password: bytes | None
+    peer_certificate: bytes | None
+    address: str
+    version: int
+    clean: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A connected client. ``user``: the identity that ``authorize_connect`` gave it, else its user name."""
+
+    client_id: str
+    user: str | None
+    version: int
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A PUBLISH for a subscription of the program itself. ``client_id``: who published it, empty for the program."""
+
+    client_id: str
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+
+
+OnMessage: TypeAlias = Callable[[Message], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the program decides and hears. All are called in the event loop and must be quick; None allows, or says
+    nothing.
+
+    ``authorize_connect``: a ConnackCode other than ACCEPTED refuses, before anything of a session is touched; a text
+    becomes the client's ``user``.
+    ``authorize_publish(client, topic)``: False closes the connection (3.1.1 has no other answer); asked again only for
+    topics not seen lately on that connection. It is asked for the will's topic at CONNECT: False refuses with
+    NOT_AUTHORIZED.
+    ``authorize_subscribe(client, filter)``: False is answered with SUBACK 0x80.
+    ``on_connected``: just after CONNACK was written. ``on_disconnected(client, reason)``: after the connection ended;
+    the reason is empty where the client sent DISCONNECT. ``on_subscribed(client, filter, qos)``: just after SUBACK
+    was written.
+    ``on_commit_failed(error)``: a commit raised; nothing of it was acknowledged, its connections are closed.
+    """
+
+    authorize_connect: Callable[[ConnectInfo], ConnackCode | str | None] | None = None
+    authorize_publish: Callable[[Client, str], bool] | None = None
+    authorize_subscribe: Callable[[Client, str], bool] | None = None
+    on_connected: Callable[[Client], None] | None = None
+    on_disconnected: Callable[[Client, str], None] | None = None
+    on_subscribed: Callable[[Client, str, int], None] | None = None
+    on_commit_failed: Callable[[Exception], None] | None = None
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the start, but for ``connections`` and ``uncommitted`` (bytes), which are as of now.
+
+    ``received``, ``sent``: PUBLISH packets by QoS. ``duplicates``: copies that were acknowledged and not stored (O1,
+    QoS 2).
+    ``dropped``: messages for a subscriber that did not keep up; ``unretained``: not kept at the limit.
+    ``malformed``, ``denied``, ``refused`` (CONNECT), ``over_limit`` (connections), ``timed_out``: why connections
+    ended.
+    """
+
+    connections: int = 0
+    uncommitted: int = 0
+    connects: int = 0
+    refused: int = 0
+    over_limit: int = 0
+    timed_out: int = 0
+    malformed: int = 0
+    denied: int = 0
+    taken_over: int = 0
+    wills: int = 0
+    received_0: int = 0
+    received_1: int = 0
+    received_2: int = 0
+    sent_0: int = 0
+    sent_1: int = 0
+    sent_2: int = 0
+    acked: int = 0
+    duplicates: int = 0
+    dropped: int = 0
+    unretained: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    commits: int = 0
+    commits_failed: int = 0

@@ -1,0 +1,113 @@
+"""Topic names, filters and who gets what (OASIS MQTT 3.1.1, section 4.7). No I/O."""
+
+from __future__ import annotations
+
+import re
+from typing import Generic, TypeVar
+
+S = TypeVar("S")
+
+
+def valid_topic(topic: bytes, max_levels: int) -> bool:
+    """Say whether a PUBLISH may use this topic name: 1 byte or more of UTF-8, no wildcard, no U+0000, not too deep."""
+    if not topic or b"+" in topic or b"#" in topic or b"\0" in topic or topic.count(b"/") >= max_levels:
+        return False
+    try:
+        topic.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def valid_filter(pattern: str, max_levels: int) -> bool:
+    """Say whether a filter is well formed: wildcards stand alone in their level, ``#`` only in the last one."""
+    if not pattern or "\0" in pattern:
+        return False
+    levels = pattern.split("/")
+    if len(levels) > max_levels or any("#" in level for level in levels[:-1]):
+        return False
+    return all(level in ("+", "#") or ("+" not in level and "#" not in level) for level in levels)
+
+
+def matcher(pattern: str) -> re.Pattern[bytes]:
+    """Return an expression whose ``fullmatch`` takes exactly the topic names that a valid filter matches."""
+    levels = pattern.split("/")
+    deep = levels[-1] == "#"
+    parts = [rb"[^/]*" if level == "+" else re.escape(level.encode()) for level in (levels[:-1] if deep else levels)]
+    expression = b"/".join(parts)
+    if deep:
+        expression = expression + rb"(?:/.*)?" if parts else rb".*"
+    if levels[0] in ("+", "#"):
+        expression = rb"(?!\$)" + expression  # 4.7.2: a leading wildcard does not match $SYS and the like
+    return re.compile(expression, re.DOTALL)
+
+
+class _Node(Generic[S]):
+    __slots__ = ("children", "subscribers")
+
+    def __init__(self) -> None:
+        self.children: dict[str, _Node[S]] = {}
+        self.subscribers: dict[S, int] = {}
+
+
+class Tree(Generic[S]):
+    """Subscriptions by filter. A subscriber has at most one QoS a filter."""
+
+    def __init__(self) -> None:
+        self._root: _Node[S] = _Node()
+
+    def add(self, pattern: str, subscriber: S, qos: int) -> None:
+        """Subscribe, or change the QoS."""
+        node = self._root
+        for level in pattern.split("/"):
+            child = node.children.get(level)
+            if child is None:
+                child = node.children[level] = _Node()
+            node = child
+        node.subscribers[subscriber] = qos
+
+    def remove(self, pattern: str, subscriber: S) -> None:
+        """Unsubscribe; no error where there is no such subscription."""
+        path: list[tuple[_Node[S], str]] = []
+        node = self._root
+        for level in pattern.split("/"):
+            child = node.children.get(level)
+            if child is None:
+                return
+            path.append((node, level))
+            node = child
+        node.subscribers.pop(subscriber, None)
+        while path and not node.children and not node.subscribers:
+            node, level = path.pop()
+            del node.children[level]
+
+    def match(self, topic: bytes) -> dict[S, int]:
+        """Return every subscriber of a valid topic name with the highest QoS among its matching filters."""
+        levels = topic.decode().split("/")
+        found: dict[S, int] = {}
+        nodes = [self._root]
+        for depth, level in enumerate(levels):
+            wild = depth > 0 or not level.startswith("$")
+            below: list[_Node[S]] = []
+            for node in nodes:
+                children = node.children
+                if wild and (deep := children.get("#")) is not None:
+                    _merge(found, deep.subscribers)
+                if (exact := children.get(level)) is not None:
+                    below.append(exact)
+                if wild and (plus := children.get("+")) is not None:
+                    below.append(plus)
+            nodes = below
+            if not nodes:
+                return found
+        for node in nodes:
+            _merge(found, node.subscribers)
+            if (deep := node.children.get("#")) is not None:
+                _merge(found, deep.subscribers)  # 4.7.1.2: "a/#" matches "a" as well
+        return found
+
+
+def _merge(found: dict[S, int], subscribers: dict[S, int]) -> None:
+    for subscriber, qos in subscribers.items():
+        if found.get(subscriber, -1) < qos:
+            found[subscriber] = qos
