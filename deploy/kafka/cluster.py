@@ -332,6 +332,9 @@ def _properties(
         "auto.create.topics.enable": "false",
         "group.initial.rebalance.delay.ms": 0,
         "group.min.session.timeout.ms": 500,
+        # A broker that was killed may come back, and its partitions move, once its old session is over.
+        "broker.session.timeout.ms": 3000,
+        "broker.heartbeat.interval.ms": 500,
     }
     if len(nodes) > 1:
         voters = ",".join(f"{other.number}@127.0.0.1:{other.controller}" for other in nodes)
