@@ -1,0 +1,1 @@
+"""The command line: one command, its parts loaded when they are asked for."""

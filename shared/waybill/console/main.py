@@ -1,0 +1,96 @@
+"""The one command, ``waybill``: finds the part that is asked for, imports that alone, and turns errors into exit codes.
+
+A part is a ``typer.Typer`` named in PARTS. Importing only what was asked for keeps a gateway's agent small, and lets
+each part's dependencies be an extra of their own. Exit codes: 0 done, 1 it could not be done, 2 the person must change
+something first (arguments, configuration, a missing extra), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from waybill.errors import ConfigError, WaybillError
+
+
+class Part(NamedTuple):
+    """A sub-command: ``module:attribute`` of its typer app, the extras that install what it needs, one line of help."""
+
+    app: str
+    extras: str
+    help: str
+
+
+PARTS: Mapping[str, Part] = {
+    "edge": Part("edge_agent.cli:app", "edge", "the agent on a gateway: run it, ask how it is"),
+    "cloud": Part("cloud_ingest.cli:app", "cloud", "the ingest: run it, read topics, audit, issue certificates"),
+    "command": Part("cloud_ingest.command_cli:app", "cloud", "send a command to a device and follow it"),
+    "fleet": Part("fleet_simulator.cli:app", "sim", "simulated vehicles, and replay of recorded drives"),
+    "demo": Part(
+        "fleet_simulator.demo_cli:app", "edge,cloud,sim", "a minute with an outage and a crash, and the verdict"
+    ),
+}
+_OWN_PACKAGES = {"waybill", "edge_agent", "cloud_ingest", "fleet_simulator"}
+
+
+def main(arguments: Sequence[str] | None = None, parts: Mapping[str, Part] = PARTS) -> int:
+    """Run ``waybill ARGUMENTS`` (default: those of the process) and return its exit code; nothing is raised."""
+    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in {"--help", "-h"}:
+        print(usage(parts))
+        return 0
+    if name == "--version":
+        print(f"waybill {importlib.metadata.version('waybill')}")
+        return 0
+    if name not in parts:
+        print(f"waybill: there is no {name!r}\n\n{usage(parts)}", file=sys.stderr)
+        return 2
+    try:
+        return _run(name, parts[name], rest)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in _OWN_PACKAGES:
+            raise
+        print(
+            f"waybill {name} needs {error.name}, which is not installed: pip install 'waybill[{parts[name].extras}]'",
+            file=sys.stderr,
+        )
+        return 2
+    except WaybillError as error:
+        print(f"waybill {name}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def usage(parts: Mapping[str, Part] = PARTS) -> str:
+    """Return the help of ``waybill`` itself."""
+    width = max(map(len, parts))
+    listed = [f"  {name:{width}}  {part.help}" for name, part in parts.items()]
+    return "\n".join(
+        [
+            "usage: waybill [--version | --help] PART ...",
+            "",
+            "Messages of devices reach Kafka through outages and crashes, or their loss is declared.",
+            "",
+            *listed,
+            "",
+            "waybill PART --help says more.",
+        ]
+    )
+
+
+def _run(name: str, part: Part, arguments: list[str]) -> int:
+    module, _, attribute = part.app.partition(":")
+    app = getattr(importlib.import_module(module), attribute)
+    try:
+        app(args=arguments, prog_name=f"waybill {name}")
+    except SystemExit as done:
+        # How typer ends, always; a text instead of a number is Python's way to say 1.
+        if done.code is None or isinstance(done.code, int):
+            return done.code or 0
+        print(done.code, file=sys.stderr)
+        return 1
+    return 0
