@@ -1,0 +1,105 @@
+"""Routes: which Kafka topic and key a message gets, by its MQTT topic. The first route that matches wins. Pure.
+
+Key templates know {device} {client} {gateway} {topic} {level:N}, N from 1; a level that the topic does not have is empty.
+The device is the second level of the MQTT topic (``vehicles/V7/telemetry`` is of V7), or the client where it has one level.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+from urllib.parse import quote
+
+from cloud_ingest.config import Route
+from waybill.errors import ConfigError
+from waybill.mqtt.topics import matcher, valid_filter
+
+MAX_LEVELS: Final = 128
+KNOWN_SOURCES: Final = 65_536
+"""Resolved (gateway, topic, client) triples that are remembered; beyond it all are resolved anew."""
+
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_LEVEL = re.compile(r"level:([1-9][0-9]{0,2})")
+
+Header = tuple[str, bytes]
+
+
+class Target(NamedTuple):
+    """Where the messages of one (gateway, topic, client) go, and the headers that they all share.
+
+    ``topic``: the Kafka topic, None where no route matches.
+    """
+
+    topic: str | None
+    key: bytes
+    ce_source: Header
+    mqtt_topic: Header
+
+
+class _Compiled(NamedTuple):
+    match: re.Pattern[bytes]
+    topic: str
+    parts: tuple[str, ...]  # literal, placeholder, literal, …, literal
+
+
+class Routes:
+    """The compiled routes of a deployment."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        """Compile ``routes``. Raises ConfigError for a filter or key template that cannot be."""
+        self._routes = [_compile(number, route) for number, route in enumerate(routes, 1)]
+        self._known: dict[tuple[str, str, str], Target] = {}
+
+    @property
+    def topics(self) -> frozenset[str]:
+        """The Kafka topics that messages are routed to."""
+        return frozenset(route.topic for route in self._routes)
+
+    def target(self, gateway: str, topic: str, client: str) -> Target:
+        """Return where messages of ``client`` behind ``gateway`` on the MQTT ``topic`` go."""
+        triple = (gateway, topic, client)
+        found = self._known.get(triple)
+        if found is None:
+            if len(self._known) >= KNOWN_SOURCES:
+                self._known.clear()
+            found = self._known[triple] = self._resolve(gateway, topic, client)
+        return found
+
+    def _resolve(self, gateway: str, topic: str, client: str) -> Target:
+        name = topic.encode()
+        levels = topic.split("/")
+        device = levels[1] if len(levels) > 1 else client
+        source = f"/gateways/{quote(gateway, safe='')}/devices/{quote(device, safe='')}"
+        shared: tuple[Header, Header] = (("ce_source", source.encode()), ("mqtt_topic", name))
+        route = next((route for route in self._routes if route.match.fullmatch(name)), None)
+        if route is None:
+            return Target(None, device.encode(), *shared)
+        values = {"device": device, "client": client, "gateway": gateway, "topic": topic}
+        key = "".join(
+            (values[part] if part in values else _level(part, levels)) if number % 2 else part
+            for number, part in enumerate(route.parts)
+        )
+        return Target(route.topic, key.encode(), *shared)
+
+
+def _level(placeholder: str, levels: list[str]) -> str:
+    number = int(placeholder.removeprefix("level:"))
+    return levels[number - 1] if number <= len(levels) else ""
+
+
+def _compile(number: int, route: Route) -> _Compiled:
+    if not valid_filter(route.filter, MAX_LEVELS):
+        raise ConfigError(
+            f"[[route]] {number}: filter {route.filter!r} is no MQTT filter: '+' and '#' stand alone in their level, '#' last"
+        )
+    parts = tuple(_PLACEHOLDER.split(route.key))
+    for placeholder in parts[1::2]:
+        if placeholder not in {"device", "client", "gateway", "topic"} and not _LEVEL.fullmatch(placeholder):
+            raise ConfigError(
+                f"[[route]] {number}: key {route.key!r}: unknown placeholder {{{placeholder}}}; "
+                "known are {device} {client} {gateway} {topic} {level:N}, N from 1"
+            )
+    if any("{" in literal or "}" in literal for literal in parts[::2]):
+        raise ConfigError(f"[[route]] {number}: key {route.key!r}: a brace without its partner")
+    return _Compiled(matcher(route.filter), route.topic, parts)
