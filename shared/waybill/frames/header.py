@@ -195,6 +195,17 @@ def read_header(data: bytes) -> FrameHeader:
     )
 
 
+def peek_span(data: bytes) -> tuple[int, str, int, int] | None:
+    """Return the (epoch, lane, first, last) that ``data`` claims, with nothing checked, or None where it is too short.
+
+    For naming a frame that :func:`read_header` refused. Never to be believed otherwise.
+    """
+    if len(data) < _START or data[:2] != MAGIC or data[2] != VERSION:
+        return None
+    _, _, _, _, lane_size, _, epoch, _, _, _, first, _, count, *_ = _FIXED.unpack_from(data, _PREFIX.size)
+    return epoch, data[_START : _START + lane_size].decode(errors="replace"), first, first + count - 1
+
+
 def body_of(data: bytes, header: FrameHeader) -> memoryview:
     """Return the body of a frame whose header was read from ``data``."""
     return memoryview(data)[len(data) - header.body_size :]

@@ -12,6 +12,7 @@ import pytest
 
 from waybill.errors import Corrupt, UnknownVersion
 from waybill.frames import decode, encode_plain, read_header
+from waybill.frames.header import peek_span
 
 SOURCES = [("vehicles/V1/telemetry", "V1"), ("vehicles/V2/telemetry", "V2")]
 ROWS = [(0, 0, 1, b'{"n":1}', b""), (1, 5, 5, b"\x00\xff", b"\x03\x00\x04text"), (0, -7, 2, b"", b"")]
@@ -75,6 +76,14 @@ def test_fields_added_to_the_header_later_are_ignored() -> None:
     header_size = struct.unpack(">H", data[8:10])[0]
     longer = data[:8] + struct.pack(">H", header_size + 4) + data[10:header_size] + b"more" + data[header_size:]
     assert decode(sealed(longer)).rows == ROWS
+
+
+def test_a_frame_that_is_refused_can_still_say_which_one_it_was() -> None:
+    data = frame()
+    assert peek_span(data[:-1] + b"\x00") == (11, "telemetry", 3, 5)
+    assert peek_span(data[:79]) is None
+    assert peek_span(b"WB\x02" + data[3:]) is None
+    assert peek_span(b"") is None
 
 
 @pytest.mark.parametrize("at", [0, 1, 4, 8, 16, 40, 64, 79, 85, 95])

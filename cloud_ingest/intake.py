@@ -1,0 +1,267 @@
+"""From a gateway's ``up`` topic to the journal, and the ack back: what the listener's MQTT server commits to.
+
+::
+
+    Batch ─▶ commit ─▶ a queue a gateway ─▶ judge (U4) ─▶ append_frame ─▶ Ack (journaled, refused, retry, versions)
+                └─ waits for frames of QoS 1 and 2, and while more than ``memory`` bytes are not journaled
+
+The frames of one gateway are journaled one after the other, as they were sent; gateways do not wait for each other.
+Frames that came together are answered in one Ack. Nothing is acked that the log did not say is durable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from waybill.errors import Corrupt, Refused, Unavailable, UnknownVersion
+from waybill.frames.header import FrameHeader, peek_span, read_header
+from waybill.mqtt.state import Batch, SavedState
+from waybill.wire import Ack, RefusedSpan, Span, up_topic
+
+log = logging.getLogger(__name__)
+
+ONE_FRAME: Final = 1 << 20
+"""Credit is never below this (U3): gateways cut their frames at 1 MiB."""
+
+_LANE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Journal(Protocol):
+    """The part of a :class:`~cloud_ingest.journal.port.Log` that the intake needs."""
+
+    async def append_frame(self, gateway: str, frame: bytes) -> None:
+        """Journal a frame; durable on return. Raises Unavailable, Refused."""
+
+
+@dataclass(slots=True)
+class IntakeCounters:
+    """Frames since the start of the process. ``bytes``: of the journaled ones."""
+
+    journaled: int = 0
+    bytes: int = 0
+    refused: int = 0
+    retried: int = 0
+    unknown_versions: int = 0
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A frame that is not journaled yet. ``done``: set for QoS 1 and 2, to whether it may be acknowledged."""
+
+    frame: bytes
+    done: asyncio.Future[bool] | None
+
+
+@dataclass(slots=True)
+class _Queue:
+    waiting: list[_Waiting] = field(default_factory=list)
+    task: asyncio.Task[None] | None = None
+
+
+def judge(frame: bytes, max_frame: int) -> FrameHeader:
+    """Check what can be checked without decompressing (U4). Raises UnknownVersion, or Corrupt where nobody can use it.
+
+    The body is not read here; the router dead-letters a frame that passed and does not decode (R5).
+    """
+    if len(frame) > max_frame:
+        raise Corrupt(f"a frame of {len(frame)} bytes is over the limit of {max_frame}")
+    header = read_header(frame)
+    if not _LANE.fullmatch(header.lane):
+        raise Corrupt(f"lane {header.lane!r}: a lane is named with letters, digits, '.', '_' and '-'")
+    return header
+
+
+def merged(spans: Iterable[Span]) -> tuple[Span, ...]:
+    """Join spans that follow each other within an epoch's lane."""
+    joined: list[Span] = []
+    for span in spans:
+        before = joined[-1] if joined else None
+        if before and (before.epoch, before.lane, before.last + 1) == (span.epoch, span.lane, span.first):
+            joined[-1] = Span(span.epoch, span.lane, before.first, span.last)
+        else:
+            joined.append(span)
+    return tuple(joined)
+
+
+class Intake:
+    """The store behind the listener's MQTT server (a :class:`waybill.mqtt.state.Sink`).
+
+    ``send`` hands an ack to a connected gateway and must not block; ``hang_up`` closes a gateway's connection at once.
+    ``closed`` says why nothing can be journaled at present, or is empty (R8: also when the router lags too far).
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        send: Callable[[str, Ack], None],
+        hang_up: Callable[[str], None],
+        closed: Callable[[], str],
+        max_frame: int,
+        memory: int,
+        credit: int,
+    ) -> None:
+        """Hold what is needed; nothing runs yet."""
+        self._journal = journal
+        self._send = send
+        self._hang_up = hang_up
+        self._closed = closed
+        self._max_frame = max_frame
+        self._memory = memory
+        self._credit = credit
+        self._queues: dict[str, _Queue] = {}
+        self._room = asyncio.Event()
+        self._listening: set[str] = set()
+        self.counters = IntakeCounters()
+        self.pending = 0
+        self.fault = ""
+
+    async def restore(self) -> SavedState:
+        """Nothing outlives a restart: a gateway's session is clean, and what it published is in the journal."""
+        return SavedState()
+
+    async def commit(self, batch: Batch) -> None:
+        """Queue the frames of ``batch``; return when those of QoS 1 and 2 are journaled and there is room for more.
+
+        Never raises: where a frame of QoS 1 or 2 could not be journaled its connection is closed before this returns,
+        so that no PUBACK leaves for it, and the others are not harmed.
+        """
+        acknowledged: list[tuple[str, asyncio.Future[bool]]] = []
+        loop = asyncio.get_running_loop()
+        for arrival in batch.arrivals:
+            topic = up_topic(arrival.client_id).encode()
+            for message in arrival.publishes:
+                if message[0] != topic:
+                    continue
+                done = loop.create_future() if message[2] & 0x06 else None
+                if done:
+                    acknowledged.append((arrival.client_id, done))
+                self._enqueue(arrival.client_id, _Waiting(bytes(message[1]), done))
+        for gateway, done in acknowledged:
+            if not await done:
+                self._hang_up(gateway)
+        while self.pending > self._memory:
+            self._room.clear()
+            await self._room.wait()
+
+    def _enqueue(self, gateway: str, item: _Waiting) -> None:
+        queue = self._queues.setdefault(gateway, _Queue())
+        queue.waiting.append(item)
+        self.pending += len(item.frame)
+        if queue.task is None:
+            queue.task = asyncio.create_task(self._drain(gateway, queue), name=f"journal {gateway}")
+
+    async def _drain(self, gateway: str, queue: _Queue) -> None:
+        """Journal what is queued of one gateway, until nothing is."""
+        try:
+            while queue.waiting:
+                taken, queue.waiting = queue.waiting, []
+                try:
+                    ack = await self._answer(gateway, taken)
+                finally:
+                    self._release(taken)
+                self._send(gateway, ack)
+        except Exception:
+            # A fault of this program. The gateway sends again to whom it connects next; others go on.
+            log.exception("frames of gateway %s could not be handled; its connection is closed", gateway)
+            self._hang_up(gateway)
+        finally:
+            self._release(queue.waiting)
+            del self._queues[gateway]
+
+    def _release(self, items: list[_Waiting]) -> None:
+        for item in items:
+            self.pending -= len(item.frame)
+            if item.done and not item.done.done():
+                item.done.set_result(False)
+        self._room.set()
+
+    async def _answer(self, gateway: str, taken: list[_Waiting]) -> Ack:
+        journaled: list[Span] = []
+        refused: list[RefusedSpan] = []
+        retry: list[Span] = []
+        versions: tuple[int, ...] = ()
+        for item in taken:
+            acknowledge = True
+            try:
+                header = judge(item.frame, self._max_frame)
+                span = Span(header.epoch, header.lane, header.first, header.last)
+                # After one that could not be journaled the next would only wait for it in the router.
+                if not retry and await self._append(gateway, item.frame):
+                    journaled.append(span)
+                else:
+                    retry.append(span)
+                    acknowledge = False
+            except UnknownVersion as error:
+                self.counters.unknown_versions += 1
+                log.warning("gateway %s: %s", gateway, error)
+                versions = error.spoken
+            except (Corrupt, Refused) as error:
+                log.warning("gateway %s: a frame is refused: %s", gateway, error)
+                refused.append(_refused(item.frame, str(error)))
+            if item.done and not item.done.done():
+                item.done.set_result(acknowledge)
+        self.counters.refused += len(refused)
+        self.counters.retried += len(retry)
+        return Ack(merged(journaled), self.credit(), tuple(refused), merged(retry), versions)
+
+    async def _append(self, gateway: str, frame: bytes) -> bool:
+        """Journal one frame. False where that is not possible now. Raises Refused."""
+        fault = self._closed()
+        if not fault:
+            try:
+                await self._journal.append_frame(gateway, frame)
+            except Unavailable as error:
+                fault = str(error)
+            else:
+                self.counters.journaled += 1
+                self.counters.bytes += len(frame)
+        if fault != self.fault:
+            if fault:
+                log.warning("frames are not journaled: %s", fault)
+            else:
+                log.info("frames are journaled again")
+            self.fault = fault
+        return not fault
+
+    def listening(self, gateway: str) -> None:
+        """``gateway`` has subscribed to its ``ack`` topic: from now on it is told its credit (U3)."""
+        self._listening.add(gateway)
+        self._send(gateway, Ack(credit=self.credit()))
+
+    def gone(self, gateway: str) -> None:
+        """``gateway`` is not connected any more."""
+        self._listening.discard(gateway)
+
+    def credit(self) -> int:
+        """Return the bytes that each gateway may have in flight: its share of the free memory, at least one frame."""
+        share = (self._memory - self.pending) // max(1, len(self._listening))
+        return max(ONE_FRAME, min(self._credit, share))
+
+    async def renew_credit(self, every: float = 15.0) -> None:
+        """Tell every gateway its credit ``every`` seconds (U3: a lost one must not last), until cancelled."""
+        while True:
+            await asyncio.sleep(every)
+            for gateway in tuple(self._listening):
+                self._send(gateway, Ack(credit=self.credit()))
+
+    async def close(self, patience: float) -> None:
+        """Wait ``patience`` seconds at most until what is queued is journaled and answered; give up on the rest."""
+        tasks = [queue.task for queue in self._queues.values() if queue.task]
+        if not tasks:
+            return
+        _, pending = await asyncio.wait(tasks, timeout=patience)
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _refused(frame: bytes, reason: str) -> RefusedSpan:
+    """Name the span as far as it can be read: a frame that fails its checksum may still say which one it was."""
+    epoch, lane, first, last = peek_span(frame) or (0, "", 0, 0)
+    return RefusedSpan(epoch, lane, first, last, reason)
