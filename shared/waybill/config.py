@@ -46,9 +46,16 @@ def load(path: Path, kind: type[T]) -> T:
 def convert(table: dict[str, Any], kind: type[T], where: str) -> T:
     """Turn ``table`` into ``kind``; ``where`` names its origin in errors. Raises ConfigError."""
     try:
-        return msgspec.convert(table, kind)
+        return msgspec.convert(table, kind, dec_hook=_custom)
     except msgspec.ValidationError as error:
         raise ConfigError(_explain(str(error), kind, where)) from error
+
+
+def _custom(kind: type[Any], value: Any) -> Any:  # noqa: ANN401 - msgspec asks about any type that it does not know
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    msg = f"expected {'a path, as text' if kind is Path else kind.__name__}, got {value!r}"
+    raise ValueError(msg)
 
 
 def _explain(text: str, kind: type[Any], where: str) -> str:
