@@ -1,0 +1,273 @@
+"""The log on Apache Kafka: the Log port (see there) by aiokafka, on any Kafka since 2.5.
+
+::
+
+    listener ─▶ Appender ─▶ waybill.frames ─▶ KafkaPartition.read ─▶ router step ─▶ KafkaPartition.commit ─▶ topics,
+                (acks=all)              (Owner: which are ours)                     (one transaction)        ledger
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, errors
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.structs import ConsumerRecord
+
+from cloud_ingest.config import Topics
+from cloud_ingest.journal.kafka_admin import prepare, specs
+from cloud_ingest.journal.kafka_append import Appender
+from cloud_ingest.journal.kafka_batches import DEFAULT_LIMIT, Hashes, Shape
+from cloud_ingest.journal.kafka_client import discard, partitions_of, probe, quiet, started, translated
+from cloud_ingest.journal.kafka_config import parse
+from cloud_ingest.journal.kafka_owner import Owner
+from cloud_ingest.journal.kafka_partitions import KafkaPartition
+from cloud_ingest.journal.port import CaughtUp, OutRecord, PartitionLog, TopicRecord
+from waybill.errors import TopicRefused, Unavailable
+
+log = logging.getLogger(__name__)
+
+_SOON: Final = 0.2
+
+_Records: TypeAlias = dict[TopicPartition, list[ConsumerRecord]]
+
+
+class KafkaLog:
+    """The log of one deployment on Kafka. Implements Log, and Cluster for its partitions."""
+
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        *,
+        deployment: str,
+        topics: Topics,
+        routed: Sequence[str] = (),
+        base: Path = Path(),
+        where: str = "configuration",
+    ) -> None:
+        """Check ``settings``, the keys of ``[log]`` but ``kind``; ``routed``: the routes' topics. Raises ConfigError.
+
+        ``base``: the directory that relative paths are relative to. ``where``: origin, for errors.
+        """
+        self.config = parse(settings, base, where)
+        self.deployment = deployment
+        self.group = f"{deployment}.router"
+        self.frames = topics.frames
+        self.ledger = topics.ledger
+        self.hashes = Hashes()
+        self._topics = topics
+        self._routed = tuple(routed)
+        self._shapes: dict[str, Shape] = {}
+        self._admin: AIOKafkaAdminClient | None = None
+        self._asker: AIOKafkaConsumer | None = None
+        self._appender = Appender(lambda: self.producer(acks="all", enable_idempotence=True), self.config.delivery)
+
+    # --- clients ---
+
+    def producer(self, **options: Any) -> AIOKafkaProducer:  # noqa: ANN401 - aiokafka's own
+        """Make a producer, not started. Needs a running loop."""
+        return AIOKafkaProducer(**self.config.connection, **options)
+
+    def consumer(self, **options: Any) -> AIOKafkaConsumer:  # noqa: ANN401 - aiokafka's own
+        """Make a consumer that commits nothing by itself and never resets (R8), not started. Needs a running loop."""
+        return AIOKafkaConsumer(
+            **{"enable_auto_commit": False, "auto_offset_reset": "none", **self.config.connection, **options}
+        )
+
+    @property
+    def partitions(self) -> int:
+        """How many frames partitions (and ledger partitions) there are."""
+        return self._topics.partitions
+
+    async def start(self) -> None:
+        """Connect; create the topics with the right settings, or check them. Raises ConfigError, Unavailable."""
+        quiet()
+        await probe(self.config)
+        admin = AIOKafkaAdminClient(**self.config.connection)
+        await started(admin, self.config.request, "connecting to Kafka")
+        try:
+            wanted = specs(self._topics, self._routed, self.config.frames_retention_ms)
+            async with asyncio.timeout(60):
+                self._shapes = await prepare(
+                    admin, self.config, wanted, self._topics.partitions, self._topics.replication_factor
+                )
+            # read_uncommitted, so that its end is the high watermark
+            asker = self.consumer(isolation_level="read_uncommitted")
+            await started(asker, self.config.request, "connecting to Kafka")
+        except TimeoutError as error:
+            await discard(admin)
+            raise Unavailable("the topics could not be checked in time") from error
+        except BaseException:
+            await discard(admin)
+            raise
+        self._admin, self._asker = admin, asker
+
+    async def close(self) -> None:
+        """Flush within a bounded time and close."""
+        await self._appender.close()
+        for client in (self._admin, self._asker):
+            if client is not None:
+                await discard(client)
+        self._admin = self._asker = None
+
+    # --- append ---
+
+    async def append_frame(self, gateway: str, frame: bytes) -> None:
+        """Journal a frame; durable on return. Raises Unavailable (say ``retry``), Refused (too large for the topic)."""
+        key = gateway.encode()
+        partition = self.hashes(key) % self.partitions
+        await self._appender.append(self.frames, (key, frame, []), partition, self._limit(self.frames))
+
+    async def append(self, record: OutRecord) -> None:
+        """Append one record; durable on return. Raises Unavailable, Refused (TopicRefused: no such topic)."""
+        count = await self._appender.partitions(record.topic)
+        number = random.getrandbits(31) if record.key is None else self.hashes(record.key)
+        partition = number % count
+        await self._appender.append(record.topic, record[1:], partition, self._limit(record.topic))
+
+    def _limit(self, topic: str) -> int:
+        shape = self._shapes.get(topic)
+        return shape.limit if shape else DEFAULT_LIMIT
+
+    # --- own ---
+
+    async def own_partitions(self, route: Callable[[PartitionLog], Awaitable[None]]) -> None:
+        """Run ``route`` as a task for each partition that this process owns, until cancelled.
+
+        A route that returns is not run again before the next assignment; one that raises is, after a pause.
+        """
+
+        def member() -> AIOKafkaConsumer:
+            return self.consumer(
+                group_id=self.group,
+                session_timeout_ms=int(self.config.session * 1000),
+                heartbeat_interval_ms=int(self.config.session * 1000 / 4),
+                partition_assignment_strategy=(StickyPartitionAssignor,),
+                auto_offset_reset="latest",  # of no effect: it reads nothing; "none" would raise
+            )
+
+        await Owner(member, self.frames, self.open_partition, route).run()
+
+    def open_partition(self, number: int) -> KafkaPartition:
+        """Return frames partition ``number``, not loaded. ``own_partitions`` says which ones to open."""
+        return KafkaPartition(self, number)
+
+    async def bounds(self, place: TopicPartition) -> tuple[int, int]:
+        """Return the first offset and the high watermark of ``place``. Raises Unavailable."""
+        if self._asker is None:
+            raise Unavailable("the log is not started")
+        with translated(f"offsets of {place.topic}/{place.partition}"):
+            async with asyncio.timeout(self.config.request):
+                first = await self._asker.beginning_offsets([place])
+                end = await self._asker.end_offsets([place])
+        return first[place], end[place]
+
+    async def committed(self, place: TopicPartition) -> tuple[int, str]:
+        """Return the group's offset at ``place`` (-1: none) and its metadata. Raises Unavailable."""
+        if self._admin is None:
+            raise Unavailable("the log is not started")
+        last: Exception | None = None
+        until = time.monotonic() + self.config.request
+        while time.monotonic() < until:
+            try:
+                async with asyncio.timeout(self.config.request):
+                    found = (await self._admin.list_consumer_group_offsets(self.group, partitions=[place])).get(place)
+                if found is not None:
+                    return found.offset, found.metadata or ""
+            except (errors.KafkaError, TimeoutError) as error:
+                last = error
+            await asyncio.sleep(_SOON)  # the group's coordinator is being found, or loads
+        raise Unavailable(f"the group {self.group} has no answer about its offset: {last}") from last
+
+    async def shape(self, topic: str, producer: AIOKafkaProducer) -> Shape:
+        """Return what batches must know of ``topic``. Raises TopicRefused, Unavailable."""
+        return Shape(await partitions_of(producer.client, topic), self._limit(topic))
+
+    # --- read ---
+
+    async def follow(
+        self, topics: Sequence[str], *, only: int | None = None, end: bool = False
+    ) -> AsyncIterator[TopicRecord | CaughtUp]:
+        """Yield the committed records of ``topics`` from their start, then CaughtUp, then new ones.
+
+        Raises TopicRefused (no such topic or partition), Unavailable (until CaughtUp; later, silence may be just that).
+        """
+        consumer = self.consumer(isolation_level="read_committed")
+        await started(consumer, self.config.request, "connecting to Kafka")
+        try:
+            async for item in self._follow(consumer, topics, only, end=end):
+                yield item
+        finally:
+            await discard(consumer)
+
+    async def _follow(
+        self, consumer: AIOKafkaConsumer, topics: Sequence[str], only: int | None, *, end: bool
+    ) -> AsyncIterator[TopicRecord | CaughtUp]:
+        with translated(f"reading {', '.join(topics)}"):
+            places = await self._places(consumer, topics, only)
+            consumer.assign(places)
+            async with asyncio.timeout(self.config.request):
+                starts = await consumer.beginning_offsets(places)
+                ends = await consumer.end_offsets(places)  # the last stable offsets: what is open now is not waited for
+            for place in places:
+                consumer.seek(place, starts[place])
+        behind = {place for place in places if starts[place] < ends[place]}
+        caught_up, moved = False, time.monotonic()
+        while True:
+            if not behind and not caught_up:
+                caught_up = True
+                yield CaughtUp()
+                if end:
+                    return
+            got = await self._some(consumer)
+            for records in got.values():
+                for record in records:
+                    yield _record(record)
+            with translated("reading"):
+                reached = {place for place in behind if await consumer.position(place) >= ends[place]}
+            behind -= reached
+            if got or reached:
+                moved = time.monotonic()
+            elif behind and time.monotonic() - moved > self.config.request:
+                raise Unavailable(f"no broker has answered for {self.config.request:g} s")
+
+    async def _some(self, consumer: AIOKafkaConsumer) -> _Records:
+        try:
+            with translated("reading"):
+                got: _Records = await consumer.getmany(timeout_ms=200, max_records=2000)
+                return got
+        except Unavailable as error:
+            if not isinstance(error.__cause__, errors.OffsetOutOfRangeError):
+                raise
+            for place in error.__cause__.args[0]:
+                first, _ = await self.bounds(place)
+                log.warning("%s/%d: records were deleted before they were read here; going on at %d", *place, first)
+                consumer.seek(place, first)
+            return {}
+
+    async def _places(
+        self, consumer: AIOKafkaConsumer, topics: Sequence[str], only: int | None
+    ) -> list[TopicPartition]:
+        places: list[TopicPartition] = []
+        there = await consumer.topics()  # asking for one that is missing would make a broker create it
+        for topic in topics:
+            if topic not in there:
+                raise TopicRefused(topic, "no such topic, or not allowed to see it")
+            count = await partitions_of(consumer._client, topic)  # noqa: SLF001 - no public way without a subscription
+            if only is not None and not 0 <= only < count:
+                raise TopicRefused(topic, f"has no partition {only}; it has {count}, from 0")
+            places += [TopicPartition(topic, number) for number in range(count) if only in (None, number)]
+        return places
+
+
+def _record(record: ConsumerRecord) -> TopicRecord:
+    return TopicRecord(
+        record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, tuple(record.headers)
+    )

@@ -1,0 +1,247 @@
+"""The topics of a deployment: made with the right settings, or checked (R4, R6, R8, B4).
+
+==================  ==========  =============  ==================================================================
+topic               partitions  cleanup        settings that matter
+==================  ==========  =============  ==================================================================
+waybill.frames      as set      delete         ``message.timestamp.type=LogAppendTime`` (R7 measures by it),
+                                               ``max.message.bytes`` 4 MiB (B4), ``retention.ms`` (R8)
+waybill.ledger      as frames   compact only   ``segment.bytes`` 16 MiB, ``min.cleanable.dirty.ratio`` 0.1 (R4)
+waybill.commands    as set      delete         keyed by gateway: compaction would lose commands
+waybill.command-…   as set      delete         keyed by command: compaction would lose its states
+dead letters        as set      delete         ``max.message.bytes`` 5 MiB: a letter holds what was too large elsewhere
+routes' topics      as set      the cluster's  made only where missing
+==================  ==========  =============  ==================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from aiokafka import errors
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from cloud_ingest.config import Topics
+from cloud_ingest.journal.kafka_batches import DEFAULT_LIMIT, Shape
+from cloud_ingest.journal.kafka_client import translated
+from cloud_ingest.journal.kafka_config import KafkaConfig
+from waybill.errors import ConfigError, Unavailable
+
+log = logging.getLogger(__name__)
+
+MIB: Final = 1 << 20
+FRAME_BYTES: Final = 4 * MIB
+LETTER_BYTES: Final = 5 * MIB
+_DAY_MS: Final = 24 * 3_600_000
+_SAFE_REPLICAS: Final = 3
+
+_DENIED: Final = (errors.TopicAuthorizationFailedError, errors.ClusterAuthorizationFailedError)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One topic. ``settings``: when made here. ``must``, ``least``: what it has to have, else it breaks a promise.
+
+    ``why``: the promise. ``fixed``: its partition count must be that of the configuration.
+    """
+
+    name: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+    must: Mapping[str, str] = field(default_factory=dict)
+    least: Mapping[str, int] = field(default_factory=dict)
+    why: Mapping[str, str] = field(default_factory=dict)
+    fixed: bool = False
+
+
+def specs(topics: Topics, routed: Sequence[str], retention_ms: int) -> list[Spec]:
+    """Return what the deployment needs; ``routed``: the routes' topics, each with its dead letters ``T.dlq``."""
+    replicated = {"unclean.leader.election.enable": "false"}
+    lossless = "an unclean leader loses records that were acknowledged"
+    letters = {"cleanup.policy": "delete", "max.message.bytes": str(LETTER_BYTES), "retention.ms": str(30 * _DAY_MS)}
+    stories = {"cleanup.policy": "delete", "retention.ms": str(7 * _DAY_MS)}
+    found = [
+        Spec(
+            topics.frames,
+            settings={
+                "cleanup.policy": "delete",
+                "message.timestamp.type": "LogAppendTime",
+                "max.message.bytes": str(FRAME_BYTES),
+                "retention.ms": str(retention_ms),
+            },
+            must={"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime", **replicated},
+            least={"max.message.bytes": FRAME_BYTES},
+            why={
+                "cleanup.policy": "compaction would keep one frame a gateway",
+                "message.timestamp.type": "gaps are given up by the log's clock (R7)",
+                "max.message.bytes": "a frame that was sent must fit (B4)",
+                "unclean.leader.election.enable": lossless,
+            },
+            fixed=True,
+        ),
+        Spec(
+            topics.ledger,
+            settings={"cleanup.policy": "compact", "segment.bytes": str(16 * MIB), "min.cleanable.dirty.ratio": "0.1"},
+            must={"cleanup.policy": "compact", **replicated},
+            why={
+                "cleanup.policy": "an entry that is deleted by age would let its messages in twice (R4)",
+                "unclean.leader.election.enable": lossless,
+            },
+            fixed=True,
+        ),
+    ]
+    for name in (topics.commands, topics.command_status):
+        why = {"cleanup.policy": "compaction would lose commands and their states"}
+        found.append(Spec(name, settings=stories, must={"cleanup.policy": "delete"}, why=why))
+    distinct = list(dict.fromkeys(routed))
+    found += [Spec(name) for name in distinct if name not in {spec.name for spec in found}]
+    for name in (topics.dead_letters, *(f"{name}.dlq" for name in distinct)):
+        why = {"cleanup.policy": "compaction would keep one letter a key"}
+        found.append(Spec(name, settings=letters, must={"cleanup.policy": "delete"}, why=why))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """An existing topic. ``settings``: None where they may not be read."""
+
+    partitions: int
+    replicas: int
+    settings: Mapping[str, str] | None
+
+    @property
+    def shape(self) -> Shape:
+        """What the batches must know."""
+        return Shape(self.partitions, int((self.settings or {}).get("max.message.bytes", DEFAULT_LIMIT)))
+
+
+def judge(spec: Spec, state: State, partitions: int) -> tuple[list[str], list[str]]:
+    """Return what makes the promise untrue and what is only worth a warning; each text ends with the mend."""
+    wrong: list[str] = []
+    doubtful: list[str] = []
+    if spec.fixed and state.partitions != partitions:
+        wrong.append(
+            f"topic {spec.name} has {state.partitions} partitions, the configuration says {partitions}: "
+            f"set [topics] partitions = {state.partitions} (frames and ledger must agree, R4)"
+        )
+    if state.settings is None:
+        doubtful.append(
+            f"topic {spec.name}: its settings may not be read; allow DescribeConfigs on it to have them checked"
+        )
+        return wrong, doubtful
+    needed = [(name, value) for name, value in spec.must.items() if state.settings.get(name, value) != value]
+    needed += [(name, str(least)) for name, least in spec.least.items() if int(state.settings.get(name, least)) < least]
+    for name, value in needed:
+        why = f"topic {spec.name} has {name}={state.settings[name]}, but {spec.why[name]}"
+        wrong.append(f"{why}: {_alter(spec.name, name, value)}")
+    if state.replicas >= _SAFE_REPLICAS and state.settings.get("min.insync.replicas") == "1":
+        doubtful.append(
+            f"topic {spec.name} has {state.replicas} replicas and min.insync.replicas=1: a record acknowledged by one "
+            f"broker alone is lost with it; {_alter(spec.name, 'min.insync.replicas', '2')}"
+        )
+    if "compact" in state.settings.get("cleanup.policy", "") and not spec.must:
+        doubtful.append(f"topic {spec.name} is compacted: of a device only its newest record stays")
+    return wrong, doubtful
+
+
+def _alter(topic: str, name: str, value: str) -> str:
+    return f"kafka-configs.sh --alter --entity-type topics --entity-name {topic} --add-config {name}={value}"
+
+
+async def prepare(
+    admin: AIOKafkaAdminClient, config: KafkaConfig, wanted: Sequence[Spec], partitions: int, replicas: int
+) -> dict[str, Shape]:
+    """Make what is missing, check what is there, and return the shape of each topic.
+
+    Raises ConfigError (what makes the promise untrue, unless ``allow_unsafe``; may not be made), Unavailable.
+    """
+    with translated("topics"):
+        there = await _described(admin, [spec.name for spec in wanted])
+        missing = [spec for spec in wanted if spec.name not in there]
+        if missing:
+            await _create(admin, config, missing, partitions, replicas)
+            there = await _settled(admin, [spec.name for spec in wanted])
+    wrong: list[str] = []
+    for spec in wanted:
+        bad, doubtful = judge(spec, there[spec.name], partitions)
+        wrong += bad
+        for text in doubtful:
+            log.warning("%s", text)
+    if wrong and not config.allow_unsafe:
+        raise ConfigError("\n".join([*wrong, f"(allow_unsafe = true in {config.where} goes on all the same)"]))
+    for text in wrong:
+        log.error("unsafe, but allowed: %s", text)
+    return {name: state.shape for name, state in there.items()}
+
+
+async def _create(
+    admin: AIOKafkaAdminClient, config: KafkaConfig, missing: Sequence[Spec], partitions: int, replicas: int
+) -> None:
+    new = [NewTopic(spec.name, partitions, 1, topic_configs=dict(spec.settings)) for spec in missing]
+    for topic in new:
+        topic.replication_factor = replicas  # -1 is the cluster's default (KIP-464); its constructor refuses that
+    response = await admin.create_topics(new, timeout_ms=int(config.request * 1000))
+    for name, code, *text in response.topic_errors:
+        error = errors.for_code(code)
+        if error in (errors.NoError, errors.TopicAlreadyExistsError):  # another node was faster
+            continue
+        reason = text[0] if text and text[0] else error.__name__
+        if error in _DENIED:
+            raise ConfigError(
+                f"topic {name} is missing and may not be created here: create it, or allow Create on it ({reason})"
+            )
+        if error in (
+            errors.InvalidReplicationFactorError,
+            errors.PolicyViolationError,
+            errors.InvalidConfigurationError,
+        ):
+            raise ConfigError(
+                f"topic {name} cannot be created: {reason}; set [topics] replication_factor to what the cluster has"
+            )
+        raise Unavailable(f"topic {name} could not be created: {reason}")
+
+
+async def _settled(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, State]:
+    """Wait until the brokers agree that all of ``names`` exist. Raises Unavailable."""
+    there: dict[str, State] = {}
+    for _ in range(50):
+        there = await _described(admin, names)
+        if len(there) == len(set(names)):
+            return there
+        await asyncio.sleep(0.2)
+    raise Unavailable(f"topics were created but do not appear: {', '.join(set(names) - set(there))}")
+
+
+async def _described(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, State]:
+    found: dict[str, tuple[int, int]] = {}
+    for topic in await admin.describe_topics():  # all: naming one that is missing would make a broker create it
+        if topic["topic"] not in names:
+            continue
+        parts = topic["partitions"]
+        error = errors.for_code(topic["error_code"])
+        if error in _DENIED:
+            raise ConfigError(f"topic {topic['topic']}: not allowed to see it; its ACL must allow Describe")
+        if error is errors.NoError and parts and all(part["leader"] >= 0 for part in parts):
+            found[topic["topic"]] = (len(parts), min(len(part["replicas"]) for part in parts))
+    settings = await _settings(admin, list(found))
+    return {name: State(count, replicas, settings.get(name)) for name, (count, replicas) in found.items()}
+
+
+async def _settings(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the settings of those topics whose settings may be read."""
+    if not names:
+        return {}
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    found: dict[str, dict[str, str]] = {}
+    for response in await admin.describe_configs(resources):
+        for code, _text, _kind, name, entries in (resource[:5] for resource in response.resources):
+            if errors.for_code(code) is errors.NoError:
+                found[name] = _pairs(entries)
+    return found
+
+
+def _pairs(entries: Sequence[Sequence[Any]]) -> dict[str, str]:
+    return {entry[0]: entry[1] for entry in entries if entry[1] is not None}

@@ -1,0 +1,218 @@
+"""What every use of aiokafka here needs: its errors in our terms, deadlines of our own, and an end that ends.
+
+Known of aiokafka 0.14 and answered here:
+
+- With idempotence nothing expires: futures hang while the brokers are away. Every wait has a deadline of its own.
+- ``stop()`` hangs too then (its issue 1101) and leaves tasks that never end: :func:`discard` ends them all.
+- After a record that failed for good the sequence is not rewound (its issue 1017): a producer that saw an error is
+  discarded and made anew, never used on.
+- It does not know error code 87 (INVALID_RECORD) and would call it UnknownError: taught here.
+"""
+
+# ruff: noqa: SLF001 - what has no public way to end
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+from collections.abc import Iterator
+from typing import Any, Final, TypeAlias
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, errors
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import CloseReason, create_conn
+
+from cloud_ingest.journal.kafka_config import KafkaConfig
+from waybill.errors import ConfigError, Fenced, TopicRefused, Unavailable
+
+log = logging.getLogger(__name__)
+
+Client: TypeAlias = AIOKafkaProducer | AIOKafkaConsumer | AIOKafkaAdminClient
+
+
+class InvalidRecordError(errors.BrokerResponseError):  # type: ignore[misc]
+    """INVALID_RECORD: the broker's own checks failed, as with no key in a compacted topic (KIP-467)."""
+
+    errno = 87
+    message = "INVALID_RECORD"
+    description = "This record has failed the validation on the broker and hence be rejected."
+
+
+errors.kafka_errors.setdefault(InvalidRecordError.errno, InvalidRecordError)
+
+REFUSED_RECORD: Final[tuple[type[Exception], ...]] = (
+    errors.MessageSizeTooLargeError,
+    errors.RecordListTooLargeError,
+    errors.InvalidTimestampError,
+    errors.UnsupportedForMessageFormatError,
+    errors.PolicyViolationError,
+    InvalidRecordError,
+)
+"""R5, the fixed list: what the broker will never take as it is. A time-out is not on it, nor anything unknown."""
+
+REFUSED_TOPIC: Final[tuple[type[Exception], ...]] = (errors.TopicAuthorizationFailedError, errors.InvalidTopicError)
+"""R5: the topic itself is refused."""
+
+FENCED: Final[tuple[type[Exception], ...]] = (errors.ProducerFenced, errors.InvalidProducerEpoch)
+"""R1: another producer started under this transactional id, or the broker timed the transaction out."""
+
+FAILURES: Final[tuple[type[Exception], ...]] = (
+    errors.KafkaError,
+    errors.IllegalOperation,
+    errors.ConsumerStoppedError,
+    OSError,
+    TimeoutError,
+    AssertionError,  # aiokafka asserts what races may break: transaction states, partitions of a topic
+)
+"""All that aiokafka raises when something is wrong at the other end."""
+
+_BAD_LOGIN: Final = (
+    errors.AuthenticationFailedError,
+    errors.UnsupportedSaslMechanismError,
+    errors.IllegalSaslStateError,
+)
+
+TOPIC_PATIENCE: Final = 5.0
+"""Seconds for which a topic may be unknown (it may just have been made) before it counts as refused."""
+
+
+@contextlib.contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Turn aiokafka's errors into Fenced and Unavailable; ``doing`` begins their text."""
+    try:
+        yield
+    except FENCED as error:
+        raise Fenced(f"{doing}: another one owns this by now") from error
+    except TimeoutError as error:
+        raise Unavailable(f"{doing}: Kafka did not answer in time") from error
+    except FAILURES as error:
+        raise Unavailable(f"{doing}: {error}") from error
+
+
+def quiet() -> None:
+    """Keep aiokafka's own log for emergencies: what it logs, with tracebacks, reaches callers as errors of ours.
+
+    A level that somebody set is left as it is.
+    """
+    theirs = logging.getLogger("aiokafka")
+    if theirs.level == logging.NOTSET:
+        theirs.setLevel(logging.CRITICAL)
+
+
+async def probe(config: KafkaConfig) -> None:
+    """Connect to one of the brokers, to tell *why* it cannot be done, which aiokafka's bootstrap does not.
+
+    Raises ConfigError (a password, a certificate, a protocol: a person must act), Unavailable (none is there).
+    """
+    options = {k: v for k, v in config.connection.items() if k != "bootstrap_servers"}
+    reasons = []
+    for server in config.bootstrap:
+        host, _, port = server.rpartition(":")
+        try:
+            async with asyncio.timeout(config.request):
+                conn = await create_conn(host.strip("[]"), int(port), **options)
+        except _BAD_LOGIN as error:
+            raise ConfigError(
+                f"{config.where} {server} refused the login of {options.get('sasl_plain_username')!r}: check "
+                f'"sasl.username", "sasl.password" and "sasl.mechanism" ({error})'
+            ) from error
+        except ssl.SSLCertVerificationError as error:
+            raise ConfigError(
+                f"{config.where} the certificate of {server} is not accepted: {error.verify_message}; check "
+                '"ssl.ca.location" and the name in "bootstrap.servers"'
+            ) from error
+        except ssl.SSLError as error:
+            raise ConfigError(
+                f'{config.where} no TLS with {server}: {error.reason or error}; check "security.protocol" and the port'
+            ) from error
+        except FAILURES as error:
+            reasons.append(f"{server}: {str(error) or 'no answer'}")
+        else:
+            conn.close(reason=CloseReason.SHUTDOWN)
+            return
+    raise Unavailable(f"no broker can be reached ({'; '.join(reasons)})")
+
+
+async def started(client: Client, seconds: float, doing: str) -> None:
+    """Start ``client`` within ``seconds``; one that does not start is discarded. Raises Fenced, Unavailable."""
+    try:
+        with translated(doing):
+            async with asyncio.timeout(seconds):
+                await client.start()
+    except BaseException:
+        await discard(client)
+        raise
+
+
+async def partitions_of(client: AIOKafkaClient, topic: str) -> int:
+    """Return how many partitions ``topic`` has. Raises TopicRefused (unknown, unauthorized), Unavailable."""
+    if known := client.cluster.partitions_for_topic(topic):
+        return len(known)
+    client.add_topic(topic)
+    until = asyncio.get_running_loop().time() + TOPIC_PATIENCE
+    while True:
+        if not await client.force_metadata_update():
+            raise Unavailable(f"{topic}: no broker answers")
+        if known := client.cluster.partitions_for_topic(topic):
+            return len(known)
+        if topic in client.cluster.unauthorized_topics:
+            raise TopicRefused(topic, "not authorized (its ACL must allow Describe and Write)")
+        if asyncio.get_running_loop().time() > until:
+            raise TopicRefused(topic, "no such topic")
+        await asyncio.sleep(0.1)
+
+
+async def discard(client: Client, patience: float = 3.0) -> None:
+    """End ``client`` within about ``patience`` seconds, whatever state it and the brokers are in. Flushes nothing."""
+    parts: tuple[Any, ...]
+    if isinstance(client, AIOKafkaProducer):
+        # Not stop(): it waits for batches that may never be taken.
+        client._closed = True
+        client._message_accumulator._closed = True
+        inner, parts = client.client, (client, client._sender, client._message_accumulator)
+    elif isinstance(client, AIOKafkaConsumer):
+        with contextlib.suppress(*FAILURES):
+            async with asyncio.timeout(patience):
+                try:
+                    await client.stop()
+                except asyncio.CancelledError:
+                    # its fetcher lets the end of a task that never ran escape as if it were ours
+                    if (task := asyncio.current_task()) and task.cancelling():
+                        raise
+        client._closed = True
+        inner, parts = client._client, (client, client._fetcher, client._coordinator)
+    else:
+        client._closed = True
+        inner, parts = client._client, (client,)
+    await _end_tasks((*parts, inner), patience)
+    with contextlib.suppress(*FAILURES):
+        async with asyncio.timeout(patience):
+            await inner.close()
+
+
+async def _end_tasks(owners: tuple[Any, ...], patience: float) -> None:
+    """Cancel the tasks that run methods of ``owners``: aiokafka holds them in local variables, so look for them."""
+    tasks: set[asyncio.Task[Any]] = set()
+    for _ in range(5):  # a cancelled task may leave others behind
+        tasks = {
+            task for task in asyncio.all_tasks() if any(_owner(task) is owner for owner in owners if owner is not None)
+        }
+        if not tasks:
+            return
+        for task in tasks:
+            task.cancel()
+        done, _ = await asyncio.wait(tasks, timeout=patience / 5)
+        for task in done:
+            if not task.cancelled():
+                task.exception()  # seen: it failed because it was ended
+    log.warning("tasks of a Kafka client did not end: %s", tasks)
+
+
+def _owner(task: asyncio.Task[Any]) -> object:
+    if task is asyncio.current_task():
+        return None
+    frame = getattr(task.get_coro(), "cr_frame", None)
+    return frame.f_locals.get("self") if frame else None

@@ -1,0 +1,360 @@
+"""One frames partition on Kafka, fenced (R1), loaded (R2), read and written in transactions (R3–R6, R8).
+
+The transactional id is ``{deployment}.{partition}``: starting its producer fences whoever had it and finishes their
+transaction. Frames are read by a group-less consumer of the partition's own, which exists only after :meth:`load`, so a
+record of a partition that is not ready cannot be seen at all, and one partition's backlog never holds up another.
+
+Each commit puts a token into the metadata of the group's offset. Where the producer must be made anew without a load
+(after a refused record, R5), the token tells whether somebody else committed in between: a compare-and-swap, without
+which a worker that was paused there would fence its successor and write from a memory that is no longer true.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, errors
+from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
+
+from cloud_ingest.journal.kafka_append import RENEW_AT
+from cloud_ingest.journal.kafka_batches import Batch, Filling, Hashes, Shape
+from cloud_ingest.journal.kafka_client import (
+    FAILURES,
+    FENCED,
+    REFUSED_RECORD,
+    REFUSED_TOPIC,
+    discard,
+    started,
+    translated,
+)
+from cloud_ingest.journal.kafka_config import KafkaConfig
+from cloud_ingest.journal.port import JournalRecord, Loaded, Step
+from waybill.errors import Fenced, RecordRefused, TopicRefused, Unavailable
+
+log = logging.getLogger(__name__)
+
+FRESH: Final = 2.0
+"""Seconds for which the broker's word about the partition's end is believed; it speaks twice a second at least."""
+
+LOG_START_AGE: Final = 30.0
+"""Seconds for which the log's start is remembered. It only ever grows, so an old one errs on the safe side (E4)."""
+
+
+class Cluster(Protocol):
+    """What a partition needs of the log it belongs to."""
+
+    config: KafkaConfig
+    deployment: str
+    group: str
+    frames: str
+    ledger: str
+    hashes: Hashes
+
+    def producer(self, **options: Any) -> AIOKafkaProducer: ...  # noqa: ANN401, D102
+    def consumer(self, **options: Any) -> AIOKafkaConsumer: ...  # noqa: ANN401, D102
+    async def bounds(self, place: TopicPartition) -> tuple[int, int]:
+        """First offset and high watermark. Raises Unavailable."""
+
+    async def committed(self, place: TopicPartition) -> tuple[int, str]:
+        """Return the group's offset (-1: none) and its metadata. Raises Unavailable."""
+
+    async def shape(self, topic: str, producer: AIOKafkaProducer) -> Shape:
+        """Return partitions and limit of ``topic``. Raises TopicRefused, Unavailable."""
+
+
+class KafkaPartition:
+    """The PartitionLog port (see there) over Kafka."""
+
+    def __init__(self, cluster: Cluster, partition: int) -> None:
+        """Belong to ``cluster``; nothing is opened before ``load``."""
+        self._cluster = cluster
+        self._config = cluster.config
+        self._partition = partition
+        self._frames = TopicPartition(cluster.frames, partition)
+        self._ledger = TopicPartition(cluster.ledger, partition)
+        self._producer: AIOKafkaProducer | None = None
+        self._reader: AIOKafkaConsumer | None = None
+        self._name = secrets.token_hex(8)
+        self._steps = 0
+        self._token: str | None = None
+        """What the group's offset bears if nobody else committed; None: load first."""
+        self._written: dict[tuple[str, int], int] = {}
+        self._log_start: tuple[int, float] | None = None
+        self._answered = 0.0
+        self.fenced = False
+        """Somebody else owns it by now; nothing but a new assignment brings it back (R3)."""
+
+    @property
+    def partition(self) -> int:
+        """The number of the frames partition."""
+        return self._partition
+
+    def __repr__(self) -> str:
+        return f"{self._cluster.frames}/{self._partition}"
+
+    # --- load (R2) ---
+
+    async def load(self) -> Loaded:
+        """Fence, then read ledger and offset, then stand at the offset. Raises Fenced, Unavailable."""
+        self._check()
+        self._token = None
+        await self._drop(abort=False)
+        self._producer = await self._fence()
+        # Only now: before the fence the old owner could still write.
+        offset, token = await self._cluster.committed(self._frames)
+        ledger = await self._read_ledger()
+        log_start, end = await self._cluster.bounds(self._frames)
+        self._log_start = (log_start, time.monotonic())
+        start, lost = offset, 0
+        if offset < 0:
+            start = log_start
+        elif offset < log_start:
+            start, lost = log_start, log_start - offset
+            log.error("%r: %d frames were deleted before they were routed (R8); lengthen retention.ms", self, lost)
+        elif offset > end:
+            start = log_start
+            log.error(
+                "%r: the group's offset %d is past the end %d: the topic was made anew; read from its start",
+                self,
+                offset,
+                end,
+            )
+        reader = self._cluster.consumer(
+            isolation_level="read_committed", max_partition_fetch_bytes=2 << 20, fetch_max_wait_ms=250
+        )
+        reader.assign([self._frames])
+        await started(reader, self._config.request, f"{self!r}: reading")
+        reader.seek(self._frames, start)
+        self._reader = reader
+        self._answered = time.monotonic()
+        self._token = token
+        return Loaded(ledger=ledger, start=start, log_start=log_start, lost=lost)
+
+    async def _fence(self) -> AIOKafkaProducer:
+        producer = self._cluster.producer(
+            transactional_id=f"{self._cluster.deployment}.{self._partition}",
+            transaction_timeout_ms=int(self._config.transaction * 1000),
+            compression_type=self._config.compression,
+        )
+        await started(producer, self._config.commit, f"{self!r}: fencing")
+        self._written.clear()
+        return producer
+
+    async def _read_ledger(self) -> dict[bytes, bytes]:
+        """Read the ledger's partition as of now. Raises Unavailable.
+
+        Up to the high watermark taken after fencing, not the last stable offset: while somebody else's transaction (a
+        re-route, R9) is open there, our own later entries are above the last stable offset, and would be missed.
+        """
+        first, end = await self._cluster.bounds(self._ledger)
+        found: dict[bytes, bytes] = {}
+        if first == end:
+            return found
+        consumer = self._cluster.consumer(isolation_level="read_committed")
+        consumer.assign([self._ledger])
+        await started(consumer, self._config.request, f"{self!r}: reading the ledger")
+        try:
+            with translated(f"{self!r}: reading the ledger"):
+                consumer.seek(self._ledger, first)
+                await self._replay(consumer, end, found)
+        finally:
+            await discard(consumer)
+        return found
+
+    async def _replay(self, consumer: AIOKafkaConsumer, end: int, found: dict[bytes, bytes]) -> None:
+        place, moved = await consumer.position(self._ledger), time.monotonic()
+        while place < end:
+            for records in (await consumer.getmany(self._ledger, timeout_ms=100, max_records=5_000)).values():
+                for record in records:
+                    if record.value is None:
+                        found.pop(record.key, None)
+                    elif record.key is not None:
+                        found[record.key] = record.value
+            now = await consumer.position(self._ledger)
+            if now > place:
+                place, moved = now, time.monotonic()
+            elif time.monotonic() - moved > self._config.commit:
+                raise Unavailable(
+                    f"{self!r}: the ledger cannot be read past offset {place} of {end}: "
+                    "a transaction of somebody else is open on it, or its broker is away"
+                )
+
+    # --- read ---
+
+    async def read(self, count: int, wait: float) -> tuple[Sequence[JournalRecord], bool]:
+        """Return the next frames and whether that is all there is. Raises Fenced, Unavailable."""
+        self._check()
+        reader = self._reader
+        if reader is None:
+            raise Unavailable(f"{self!r}: load it first")
+        try:
+            with translated(f"{self!r}: reading"):
+                got = await reader.getmany(self._frames, timeout_ms=int(wait * 1000), max_records=count)
+                position = await reader.position(self._frames)
+        except Unavailable as error:
+            if isinstance(error.__cause__, errors.OffsetOutOfRangeError):
+                raise Unavailable(f"{self!r}: frames were deleted while they waited; load again (R8)") from error
+            raise
+        records = [_frame(record) for record in got.get(self._frames, ())]
+        spoken = (reader.last_poll_timestamp(self._frames) or 0) / 1000
+        silent = time.time() - spoken
+        if records or silent < FRESH:
+            self._answered = time.monotonic()
+        elif time.monotonic() - self._answered > self._config.request:
+            raise Unavailable(f"{self!r}: no broker has answered for {self._config.request:g} s")
+        end = reader.highwater(self._frames)
+        return records, end is not None and position >= end and silent < FRESH
+
+    def rewind(self, offset: int) -> None:
+        """Read again from ``offset``."""
+        if self._reader is not None:
+            self._reader.seek(self._frames, offset)
+
+    async def log_start(self) -> int:
+        """Return the journal's oldest offset, as of LOG_START_AGE ago at most. Raises Unavailable."""
+        if self._log_start is None or time.monotonic() - self._log_start[1] > LOG_START_AGE:
+            start, _ = await self._cluster.bounds(self._frames)
+            self._log_start = (start, time.monotonic())
+        return self._log_start[0]
+
+    # --- write (R3, R5) ---
+
+    async def commit(self, step: Step) -> None:
+        """Write ``step`` in one transaction. Raises RecordRefused, TopicRefused, Fenced, Unavailable (load again)."""
+        self._check()
+        if self._token is None:
+            raise Unavailable(f"{self!r}: load it first")
+        try:
+            async with asyncio.timeout(self._config.commit):
+                producer = self._producer or await self._again()
+                batches = await self._fill(step, producer)
+                await self._transact(producer, batches, step.next_offset)
+        except (RecordRefused, TopicRefused):
+            raise  # nothing was begun; or dropped already
+        except FENCED as error:
+            self.fenced = True
+            await self._drop(abort=False)
+            raise Fenced(f"{self!r}: another worker owns it by now") from error
+        except FAILURES as error:
+            await self._lose()
+            text = "Kafka did not answer in time" if isinstance(error, TimeoutError) else str(error)
+            raise Unavailable(f"{self!r}: the outcome of a step is unknown, load again: {text}") from error
+        except BaseException:  # cancelled, or Unavailable from within
+            await self._lose()
+            raise
+        written = self._written
+        for batch in batches:
+            place = (batch.topic, batch.partition)
+            written[place] = written.get(place, 0) + batch.size
+        if any(count >= RENEW_AT for count in written.values()):
+            await self._drop(abort=False)  # well before its sequence numbers break; the next commit makes it anew
+
+    async def _again(self) -> AIOKafkaProducer:
+        """Make the producer anew without a load, if nobody else committed since. Raises Fenced, Unavailable."""
+        producer = self._producer = await self._fence()
+        _, token = await self._cluster.committed(self._frames)
+        if token != self._token:
+            self._token = None
+            raise Unavailable(f"{self!r}: another worker wrote meanwhile; load again")
+        return producer
+
+    async def _fill(self, step: Step, producer: AIOKafkaProducer) -> list[Batch]:
+        """Turn the step into batches. Raises RecordRefused, TopicRefused, Unavailable."""
+        cluster = self._cluster
+        shapes: dict[str, Shape] = {}
+        for topic in {record.topic for record in step.records}:
+            shapes[topic] = await cluster.shape(topic, producer)
+        shapes[self._ledger.topic] = await cluster.shape(self._ledger.topic, producer)
+        codec = producer._message_accumulator._compression_type  # noqa: SLF001 - a batch must agree with its producer
+        filling = Filling(cluster.hashes, codec, shapes, turn=self._steps)
+        for _ in filling.add(step.records):
+            await asyncio.sleep(0)
+        filling.put(self._ledger.topic, self._partition, step.ledger.items())
+        return filling.batches()
+
+    async def _transact(self, producer: AIOKafkaProducer, batches: list[Batch], next_offset: int) -> None:
+        self._steps += 1
+        token = f"{self._name}:{self._steps}"
+        await producer.begin_transaction()
+        # The offset travels beside the data, not after it: whichever fails, nothing of the transaction counts.
+        offset = {self._frames: OffsetAndMetadata(next_offset, token)}
+        work = [asyncio.ensure_future(producer.send_offsets_to_transaction(offset, self._cluster.group))]
+        sent: list[tuple[str, asyncio.Future[Any]]] = []
+        try:
+            for batch in batches:
+                future = await producer.send_batch(batch.builder, batch.topic, partition=batch.partition)
+                sent.append((batch.topic, future))
+                work.append(future)
+            await asyncio.gather(*work)
+        except (*REFUSED_RECORD, *REFUSED_TOPIC) as error:
+            topic = _culprit(error, sent)
+            await self._drop(abort=True)
+            if isinstance(error, REFUSED_TOPIC):
+                raise TopicRefused(topic, str(error)) from error
+            raise RecordRefused(f"{topic}: {error}") from error
+        finally:
+            for future in work:
+                future.add_done_callback(_seen)
+                future.cancel()
+        await producer.commit_transaction()
+        self._token = token
+
+    # --- letting go ---
+
+    def _check(self) -> None:
+        if self.fenced:
+            raise Fenced(f"{self!r}: another worker owns it by now")
+
+    async def _lose(self) -> None:
+        """After an unknown outcome nothing in memory counts: the next thing must be a load (R3)."""
+        self._token = None
+        await self._drop(abort=True)
+
+    async def _drop(self, *, abort: bool) -> None:
+        """Discard producer and, where a load must follow, reader. ``abort``: try to end the transaction first.
+
+        An open one would hold back everybody who reads the topics, until it times out.
+        """
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            if abort:
+                try:
+                    async with asyncio.timeout(1.0):
+                        await producer.abort_transaction()
+                except FAILURES as error:
+                    log.debug("%r: no abort: %s", self, error)
+            await discard(producer)
+        if self._token is None or self.fenced:
+            reader, self._reader = self._reader, None
+            if reader is not None:
+                await discard(reader)
+
+    async def close(self) -> None:
+        """Let go of everything."""
+        self._token = None
+        await self._drop(abort=False)
+
+
+def _frame(record: ConsumerRecord) -> JournalRecord:
+    gateway = (record.key or b"").decode("utf-8", "replace")
+    return JournalRecord(record.partition, record.offset, record.timestamp, gateway, record.value or b"")
+
+
+def _culprit(error: Exception, sent: list[tuple[str, asyncio.Future[Any]]]) -> str:
+    """Return the topic that ``error`` is about: aiokafka names it in one case, else it is that of the failed batch."""
+    for topic, future in sent:
+        if future.done() and not future.cancelled() and isinstance(future.exception(), type(error)):
+            return topic
+    named = error.args[0] if error.args else ""
+    return str(min(named)) if isinstance(named, set | frozenset) else str(named)
+
+
+def _seen(future: asyncio.Future[Any]) -> None:
+    """Take note of an exception that another one stood for."""
+    if not future.cancelled():
+        future.exception()
