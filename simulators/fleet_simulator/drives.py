@@ -23,8 +23,8 @@ import msgspec
 
 from waybill.errors import ConfigError
 
-TIME_COLUMNS: Final = ("cycle_sec", "cycSecs", "timestamp")
-"""Columns taken as the time of a row where none is named."""
+TIME_COLUMNS: Final = ("timestamp", "cycle_sec", "cycSecs")
+"""Columns taken as the time of a row where none is named; in recorded trips ``cycle_sec`` begins anew now and then."""
 
 _MPH: Final = 0.44704
 """Metres a second in a mile an hour."""

@@ -1,0 +1,182 @@
+"""``waybill fleet``: simulated vehicles, replay of recorded drives, and the verdict over what came of them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from waybill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fleet_simulator.devices import Broker
+    from fleet_simulator.replay import Checked, Progress
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Simulated vehicles, and replay of recorded drives.")
+
+To = Annotated[str, typer.Option("--to", help="the broker: HOST:PORT, mqtt://[USER:PASSWORD@]HOST:PORT or mqtts://…")]
+Ca = Annotated[Path | None, typer.Option("--ca", help="with mqtts://: PEM file of the CA to believe")]
+AckedFile = Annotated[Path | None, typer.Option("--acked", help="write each acknowledged vehicle and seq to this file")]
+Topic = Annotated[str, typer.Option(help="MQTT topic of a message, with {vehicle} for the id")]
+
+
+@app.command()
+def replay(  # noqa: PLR0913, PLR0917 - the options of a command
+    files: Annotated[list[Path], typer.Argument(help="CSV files, one vehicle each; the first line names the columns")],
+    to: To = "127.0.0.1:1883",
+    speed: Annotated[str, typer.Option(help="times real time (1, 10, …), or max: as fast as acknowledged")] = "1",
+    id_from: Annotated[
+        str | None, typer.Option(help="column with the vehicle's id, instead of the file's name")
+    ] = None,
+    columns: Annotated[str, typer.Option(help="the columns to send, with commas between; all, if not given")] = "",
+    time_column: Annotated[str | None, typer.Option(help="column with the time: seconds, or date and time")] = None,
+    topic: Topic = "vehicles/{vehicle}/telemetry",
+    acked: AckedFile = None,
+    ca: Ca = None,
+    patience: Annotated[float, typer.Option(help="give up after so many seconds in which nothing moved")] = 60.0,
+) -> None:
+    """Play CSV files: each row is one JSON message with these columns and a seq, published with QoS 1.
+
+    Ends when every message is acknowledged. Exit code 1 if some are not.
+    """
+    from fleet_simulator.devices import Broker
+    from fleet_simulator.replay import Replay, acked_file, check, run
+
+    wanted = tuple(name.strip() for name in columns.split(",") if name.strip())
+    plan = Replay(tuple(files), _speed(speed), id_from, wanted, time_column, topic)
+    broker = Broker.parse(to, ca)
+    checked = check(plan)
+    _note(f"{sum(checked.vehicles.values())} messages of {len(checked.vehicles)} vehicles to {broker}{_time(checked)}")
+    with acked_file(acked) as file:
+        done = asyncio.run(run(checked, broker, patience=patience, acked=file, tell=_teller()))
+    print(f"acked {done.acked} of {done.rows} messages of {len(checked.vehicles)} vehicles")
+    if not done.complete:
+        _note(f"gave up: {done.rows - done.acked} messages are not acknowledged: {broker}: {done.why()}")
+        raise typer.Exit(1)
+
+
+@app.command("run")
+def run_fleet(  # noqa: PLR0913, PLR0917
+    to: To = "127.0.0.1:1883",
+    vehicles: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    seconds: Annotated[float, typer.Option(help="how long they drive")] = 60.0,
+    interval: Annotated[float, typer.Option(min=0.001, help="seconds between two messages of a vehicle")] = 1.0,
+    seed: Annotated[int, typer.Option(help="the same seed, the same drives")] = 1,
+    topic: Topic = "vehicles/{vehicle}/telemetry",
+    acked: AckedFile = None,
+    ca: Ca = None,
+    patience: Annotated[float, typer.Option(help="seconds to wait at the end for what is not acknowledged")] = 60.0,
+) -> None:
+    """Let vehicles drive and publish telemetry with QoS 1. Exit code 1 if something stays unacknowledged."""
+    from fleet_simulator.devices import Broker
+
+    broker = Broker.parse(to, ca)
+    if "{vehicle}" not in topic or any(sign in topic for sign in "+#"):
+        raise ConfigError(f"topic {topic!r}: write {{vehicle}} for the vehicle's id, and no wildcard")
+    names = {f"V{number}": broker for number in range(1, vehicles + 1)}
+    _note(f"{vehicles} vehicles to {broker} for {seconds:g} s")
+    raise typer.Exit(asyncio.run(_drive(names, seconds, interval, seed, topic, acked, patience)))
+
+
+@app.command()
+def verdict(
+    acked: Annotated[Path, typer.Option("--acked", help="file of acknowledgements that replay or run wrote")],
+    records: Annotated[Path | None, typer.Argument(help="records, as tail --json prints them; else stdin")] = None,
+) -> None:
+    """Compare what was acknowledged with what was read back; exit code 1 if it is not there once and in order.
+
+    For example: waybill cloud tail fleet.telemetry --json --from-beginning --end … | waybill fleet verdict --acked FILE
+    """
+    from fleet_simulator.readback import read_acked, read_line
+    from fleet_simulator.verdict import Comparison
+
+    comparison = Comparison()
+    read_acked(comparison, acked)
+    try:
+        with records.open("rb") if records else sys.stdin.buffer as lines:
+            for line in lines:
+                read_line(comparison, line)
+    except OSError as error:
+        raise ConfigError(f"{records}: cannot be read: {error.strerror}") from error
+    outcome = comparison.verdict()
+    for example in outcome.examples:
+        _note(example)
+    print(outcome.line())
+    raise typer.Exit(0 if outcome.passed else 1)
+
+
+async def _drive(
+    names: dict[str, Broker],
+    seconds: float,
+    interval: float,
+    seed: int,
+    topic: str,
+    acked: Path | None,
+    patience: float,
+) -> int:
+    import msgspec
+
+    from fleet_simulator.fleet import Fleet
+    from fleet_simulator.readback import Acked
+    from fleet_simulator.replay import acked_file
+    from waybill.errors import Unavailable
+
+    with acked_file(acked) as file:
+
+        def on_acked(vehicle: str, seq: int) -> None:
+            if file is not None:
+                file.write(msgspec.json.encode(Acked(vehicle, seq)).decode() + "\n")
+
+        fleet = Fleet(names, seed=seed, interval=interval, topic=topic, on_acked=on_acked)
+        failure = ""
+        async with fleet.driving():
+            await asyncio.sleep(seconds)
+            fleet.halt()
+            try:
+                await fleet.settled(patience)
+            except Unavailable as error:
+                failure = next((one.error for one in fleet.devices.values() if one.error), str(error))
+    print(f"acked {fleet.acked} of {fleet.acked + fleet.waiting} messages of {len(names)} vehicles")
+    if failure:
+        _note(f"gave up: {failure}")
+    return 1 if failure or not fleet.acked else 0
+
+
+def _speed(text: str) -> float | None:
+    if text == "max":
+        return None
+    try:
+        speed = float(text.removesuffix("x"))
+    except ValueError:
+        speed = 0.0
+    if not 0 < speed < float("inf"):
+        raise ConfigError(f"--speed {text!r}: give a factor such as 1 or 10, or max")
+    return speed
+
+
+def _time(checked: Checked) -> str:
+    speed = checked.replay.speed
+    return "" if speed is None else f" in {checked.duration / speed:.0f} s"
+
+
+def _teller() -> Callable[[Progress], None]:
+    """Return what says how far it is, every five seconds at most."""
+    last = time.monotonic()
+
+    def tell(progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= 5:  # noqa: PLR2004
+            last = time.monotonic()
+            why = progress.why() if not any(one.connected for one in progress.devices.values()) else ""
+            _note(f"acked {progress.acked} of {progress.rows}" + (f" ({why})" if why else ""))
+
+    return tell
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,101 @@
+"""Many vehicles at once: each drives, speaks through a device of its own, and knows what was acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+
+import msgspec
+
+from fleet_simulator.devices import Broker, Device
+from fleet_simulator.processes import until
+from fleet_simulator.vehicles import Vehicle
+from fleet_simulator.verdict import Comparison
+
+TOPIC = "vehicles/{vehicle}/telemetry"
+
+
+class Fleet:
+    """Vehicles by id, each with the broker that it speaks to."""
+
+    def __init__(
+        self,
+        brokers: Mapping[str, Broker],
+        *,
+        seed: int = 0,
+        interval: float = 1.0,
+        topic: str = TOPIC,
+        on_acked: Callable[[str, int], None] | None = None,
+    ) -> None:
+        """``interval``: seconds between two messages of a vehicle. ``topic``: with the placeholder {vehicle}."""
+        self.devices = {
+            name: Device(name, broker, seed=seed, on_acked=on_acked) for name, broker in sorted(brokers.items())
+        }
+        self._interval = interval
+        self._seed = seed
+        self._topic = topic
+        self._drivers: list[asyncio.Task[None]] = []
+
+    @contextlib.asynccontextmanager
+    async def driving(self) -> AsyncIterator[None]:
+        """Connect and drive; at the end disconnect. ``halt`` ends the driving earlier."""
+        async with asyncio.TaskGroup() as group:
+            devices = [group.create_task(one.run(), name=f"device {one.name}") for one in self.devices.values()]
+            self._drivers = [
+                group.create_task(self._drive(one), name=f"driver {one.name}") for one in self.devices.values()
+            ]
+            try:
+                yield
+            finally:
+                for task in self._drivers + devices:
+                    task.cancel()
+
+    def halt(self) -> None:
+        """Let the vehicles say nothing new; what was said is still resent until it is acknowledged."""
+        for task in self._drivers:
+            task.cancel()
+
+    async def settled(self, patience: float) -> None:
+        """Wait until everything published is acknowledged. Raises Unavailable."""
+        await until("every vehicle's messages acknowledged", lambda: self.waiting == 0, patience)
+
+    @property
+    def acked(self) -> int:
+        """Messages acknowledged to all vehicles."""
+        return sum(one.acked.count for one in self.devices.values())
+
+    @property
+    def waiting(self) -> int:
+        """Messages that await their acknowledgement."""
+        return sum(one.waiting for one in self.devices.values())
+
+    @property
+    def connected(self) -> int:
+        """Vehicles that are connected."""
+        return sum(one.connected for one in self.devices.values())
+
+    def into(self, comparison: Comparison) -> None:
+        """Tell ``comparison`` what was acknowledged."""
+        for one in self.devices.values():
+            for first, last in one.acked:
+                for number in range(first, last + 1):
+                    comparison.acked(one.name, number)
+
+    async def _drive(self, device: Device) -> None:
+        vehicle = Vehicle(device.name, self._seed)
+        topic = self._topic.format(vehicle=device.name)
+        loop = asyncio.get_running_loop()
+        # Spread over the interval, the same way each time.
+        due = loop.time() + self._interval * (hash_of(device.name) % 1000) / 1000
+        while True:
+            await asyncio.sleep(due - loop.time())
+            said = vehicle.step(time.time_ns() // 1_000_000)
+            await device.publish(topic, msgspec.json.encode(said), said.seq)
+            due = max(due + self._interval, loop.time())
+
+
+def hash_of(name: str) -> int:
+    """Return a number for ``name`` that is the same in every process."""
+    return int.from_bytes(name.encode()[-8:], "big")
