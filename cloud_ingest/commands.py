@@ -29,7 +29,7 @@ from cloud_ingest.command_record import Command, MalformedCommand, parse
 from cloud_ingest.config import Topics
 from cloud_ingest.following import Readable, following
 from cloud_ingest.journal.port import CaughtUp, TopicRecord
-from waybill.errors import Unavailable
+from waybill.errors import Refused, Unavailable
 from waybill.wire import CommandStatus, Envelope
 
 log = logging.getLogger(__name__)
@@ -233,7 +233,7 @@ class Dispatcher:
             except TimeoutError:
                 if not self._reading.expired():
                     raise
-            except Unavailable as error:
+            except (Unavailable, Refused) as error:  # refused: the topics are not there yet, or not allowed
                 if not self.fault:
                     log.warning("commands wait: %s", error)
                 self.fault = str(error)

@@ -133,9 +133,13 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class Kafka:
-    """``[log] kind = "kafka"``. ``settings``: the other keys of ``[log]``, Kafka's own names."""
+    """``[log] kind = "kafka"``. ``settings``: the other keys of ``[log]``, Kafka's own names.
+
+    ``base``: the directory that paths in them are relative to.
+    """
 
     settings: dict[str, Any]
+    base: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,11 @@ def first_look(listen: str, data: Path) -> Settings:
     """
     config = CloudConfig(data=str(data), listener=Listener(address=listen))
     return check(config, Path.cwd(), "--listen")
+
+
+def bootstrap(servers: str) -> Settings:
+    """Return what reading a Kafka without security needs: the default topics, nothing of the listener."""
+    return Settings(CloudConfig(data=""), Path(), Kafka({"bootstrap.servers": servers}, Path()), "--bootstrap")
 
 
 def check(config: CloudConfig, base: Path, where: str) -> Settings:
@@ -231,7 +240,7 @@ def _log(table: dict[str, Any], base: Path, data: Path, where: str) -> Embedded 
     settings = dict(table)
     kind = settings.pop("kind", "embedded")
     if kind == "kafka":
-        return Kafka(settings)
+        return Kafka(settings, base)
     if kind != "embedded":
         raise ConfigError(f'{where}: [log] kind {kind!r}: use "embedded" or "kafka"')
     embedded = convert(settings, _EmbeddedTable, f"{where}: [log]")

@@ -1,0 +1,176 @@
+"""``waybill cloud``: run the ingest, read topics, audit, issue certificates. Heavy imports are in the functions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloud_ingest import config
+from cloud_ingest.where import BootstrapOption, ConfigOption, DataOption, located
+from waybill.errors import ConfigError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="The ingest: run it, read topics, audit, issue certificates."
+)
+ca = typer.Typer(no_args_is_help=True, help="The authority that signs the certificates of a deployment.")
+server = typer.Typer(no_args_is_help=True, help="Certificates of ingest nodes.")
+gateway = typer.Typer(no_args_is_help=True, help="Certificates of gateways.")
+app.add_typer(ca, name="ca")
+app.add_typer(server, name="server")
+app.add_typer(gateway, name="gateway")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
+CaOption = Annotated[Path, typer.Option("--ca", help="Directory of the CA.")]
+
+_PKI = Path("pki")
+
+
+@app.command()
+def run(
+    config_file: ConfigOption = None,
+    listen: Annotated[
+        str | None, typer.Option("--listen", help="HOST:PORT on loopback: plain TCP and the embedded log, for a look.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="With --listen: where the embedded log is kept.")] = None,
+) -> None:
+    """Take frames from gateways and route their messages, until SIGTERM or Ctrl-C."""
+    if config_file and not listen and not data:
+        settings = config.read(config_file)
+    elif listen and data and not config_file:
+        settings = config.first_look(listen, data)
+    else:
+        raise ConfigError("give --config FILE, or for a first look both --listen HOST:PORT and --data DIR")
+    from cloud_ingest.app import main
+
+    raise typer.Exit(asyncio.run(main(settings)))
+
+
+@app.command()
+def tail(
+    topic: Annotated[str, typer.Argument(help="The topic's whole name, for example fleet.telemetry.")],
+    *,
+    config_file: ConfigOption = None,
+    data: DataOption = None,
+    bootstrap: BootstrapOption = None,
+    as_json: JsonOption = False,
+    from_beginning: Annotated[bool, typer.Option("--from-beginning", help="All that is there, then new ones.")] = False,
+    end: Annotated[bool, typer.Option("--end", help="All that is there, then stop.")] = False,
+    partition: Annotated[int | None, typer.Option("--partition", min=0, help="Of this partition alone.")] = None,
+) -> None:
+    """Print the last records of a topic, then new ones as they come; only committed ones."""
+    from cloud_ingest import logs, tail
+
+    render = tail.as_json if as_json else tail.as_text
+    # Into a pipe, lines are written in blocks: the reader of a million wants them fast. A person sees each at once.
+    flush = not end or sys.stdout.isatty()
+
+    async def follow() -> None:
+        async with logs.reading(located(config_file, data, bootstrap)) as source:
+            await tail.tail(
+                source,
+                topic,
+                lambda record: print(render(record), flush=flush),
+                partition=partition,
+                last=None if from_beginning or end else tail.LAST,
+                end=end,
+            )
+
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(follow())
+
+
+@app.command()
+def audit(
+    gateway: Annotated[str | None, typer.Argument(help="One gateway; all without it.")] = None,
+    *,
+    config_file: ConfigOption = None,
+    data: DataOption = None,
+    bootstrap: BootstrapOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say of each gateway, epoch and lane what is delivered, declared and missing; exit 1 where anything is missing."""
+    from cloud_ingest import audit as audits
+    from cloud_ingest import logs
+
+    settings = located(config_file, data, bootstrap)
+
+    async def report() -> audits.AuditReport:
+        async with logs.reading(settings) as source:
+            return await audits.audit(source, settings.config.topics, gateway)
+
+    found = asyncio.run(report())
+    if as_json:
+        print(audits.as_json(found))
+    else:
+        from rich.console import Console
+
+        Console().print(audits.as_table(found))
+    raise typer.Exit(0 if found.complete else 1)
+
+
+@app.command()
+def status(config_file: ConfigOption = None, data: DataOption = None, *, as_json: JsonOption = False) -> None:
+    """Say how the ingest on this machine is doing."""
+    import msgspec
+
+    from cloud_ingest.status import CloudSnapshot, render
+    from waybill import snapshot
+
+    settings = located(config_file, data, None)
+    answer = asyncio.run(snapshot.request(settings.socket, "snapshot"))
+    if as_json:
+        print(msgspec.json.encode(answer).decode())
+    else:
+        from rich.console import Console
+
+        Console().print(render(msgspec.convert(answer, CloudSnapshot)))
+
+
+@ca.command("init")
+def ca_init(directory: Annotated[Path, typer.Option("--dir", help="Where to make it.")] = _PKI / "ca") -> None:
+    """Make a certificate authority. Its key signs every certificate: keep it off the nodes."""
+    from waybill import pki
+
+    made = pki.ca_init(directory, now=_now())
+    print(f"made {made.certificate} and {made.key}; keep the key off the nodes and backed up")
+
+
+@server.command("issue")
+def server_issue(
+    hosts: Annotated[list[str], typer.Argument(help="DNS names and addresses by which gateways reach the node.")],
+    authority: CaOption = _PKI / "ca",
+    out: Annotated[Path, typer.Option("--out", help="Where to put it.")] = _PKI / "server",
+) -> None:
+    """Issue the certificate of an ingest node."""
+    from waybill import pki
+
+    made = pki.issue_server(authority, out, hosts, now=_now())
+    print(f'made {made.certificate} and {made.key}; in the ingest\'s file:\n\n[listener]\ncertificate = "'
+          f'{made.certificate.resolve()}"\nkey = "{made.key.resolve()}"\nca = "{made.ca.resolve()}"')  # fmt: skip
+
+
+@gateway.command("issue")
+def gateway_issue(
+    gateway_id: Annotated[str, typer.Argument(metavar="ID", help="The gateway's id.")],
+    authority: CaOption = _PKI / "ca",
+    out: Annotated[Path | None, typer.Option("--out", help="Where to put it; default pki/gateways/ID.")] = None,
+) -> None:
+    """Issue the bundle of a gateway: its certificate and key, and the CA it trusts."""
+    from waybill import pki
+
+    made = pki.issue_gateway(
+        authority, out or _PKI / "gateways" / pki.check_gateway_id(gateway_id), gateway_id, now=_now()
+    )
+    print(f"made {made.certificate.parent} for {gateway_id}: bring the directory to the gateway, and keep no copy")
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)

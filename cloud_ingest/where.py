@@ -1,0 +1,30 @@
+"""Options by which tools say which deployment they mean; shared by ``waybill cloud`` and ``waybill command``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloud_ingest import config
+from waybill.errors import ConfigError
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="The ingest's configuration file.")]
+DataOption = Annotated[Path | None, typer.Option("--data", help="Data directory of an ingest on the embedded log.")]
+BootstrapOption = Annotated[
+    str | None, typer.Option("--bootstrap", help="HOST:PORT of a Kafka without security; else use --config.")
+]
+
+
+def located(config_file: Path | None, data: Path | None, bootstrap: str | None) -> config.Settings:
+    """Return the deployment that exactly one of the three options names. Raises ConfigError."""
+    if [config_file, data, bootstrap].count(None) != 2:  # noqa: PLR2004 - one of three is given
+        raise ConfigError("say which deployment: one of --config FILE, --data DIR, --bootstrap HOST:PORT")
+    if config_file:
+        return config.read(config_file)
+    if data:
+        if not data.is_dir():
+            raise ConfigError(f"--data {data}: no such directory; name the data directory of a waybill cloud run")
+        return config.first_look("127.0.0.1:0", data)
+    return config.bootstrap(bootstrap or "")

@@ -1,0 +1,70 @@
+"""The ingest's snapshot: what people see of it, and rates."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from cloud_ingest.status import (
+    AlarmSnapshot,
+    CloudSnapshot,
+    FramesSnapshot,
+    GatewaySnapshot,
+    PartitionSnapshot,
+    Rates,
+    render,
+)
+
+NOW = 1_800_000_000_000
+SHOT = CloudSnapshot(
+    deployment="fleet",
+    version="0.1.0",
+    log="kafka",
+    address="0.0.0.0:8883",
+    started_ms=NOW - 90_000_000,
+    now_ms=NOW,
+    state="waiting",
+    fault="no broker answers",
+    connected=1,
+    gateways=(GatewaySnapshot("depot-4", "10.0.0.9:1234", NOW - 61_000, "online", "0.1.0"),),
+    frames=FramesSnapshot(journaled=1234, fault="no broker answers"),
+    partitions=(PartitionSnapshot(2, "stopped", "the ledger is refused", 77, 5000, 3, 900, 1000, 2, 1, 0),),
+    alarms=(AlarmSnapshot(NOW, "partition 2 is stopped"),),
+)
+
+
+def text(shot: CloudSnapshot) -> str:
+    console = Console(width=160, force_terminal=False)
+    with console.capture() as captured:
+        console.print(render(shot))
+    return captured.get()
+
+
+def test_what_is_wrong_is_said_once() -> None:
+    shown = text(SHOT)
+    assert shown.count("no broker answers") == 1
+    for part in (
+        "waiting",
+        "1 d 1 h",
+        "depot-4",
+        "1 min 1 s",
+        "1,234",
+        "stopped: the ledger is refused",
+        "partition 2 is",
+    ):
+        assert part in shown
+
+
+def test_it_passes_through_json() -> None:
+    assert msgspec.json.decode(msgspec.json.encode(SHOT), type=CloudSnapshot) == SHOT
+    assert "gateways connected" in text(msgspec.structs.replace(SHOT, gateways=(), partitions=(), alarms=()))
+
+
+def test_rates_are_over_the_last_samples() -> None:
+    rates = Rates(samples=3)
+    assert rates.per_second(0) == 0.0
+    for second, count in enumerate((0, 100, 300, 500)):
+        rates.sample(float(second), count, 7)
+    assert rates.per_second(0) == pytest.approx(200.0)
+    assert rates.per_second(1) == 0.0
