@@ -1,0 +1,302 @@
+"""The forwarder: lease → frame → window → uplink; ack → settle.
+
+::
+
+    buffer.lease ──▶ frame() ──▶ Window ──▶ link.send            send_over(), one task a connection
+    buffer.settle ◀───────────── Window ◀── ack                  on_ack()
+    buffer.give_up ◀── a single message, refused for good (U4)
+
+It reads ahead only what the window lets go: while the link is down, or the cloud gives no credit, everything stays in
+the buffer. Frames in the window outlive a connection, and are what the next one begins with (U2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, cast
+
+from edge_agent.buffer.port import Buffer, Lane, Lease, Position, Stored
+from edge_agent.clock import Clock
+from edge_agent.config import ForwardSettings
+from edge_agent.window import Flight, Window
+from waybill.frames import Durability, Order, Row, encode_plain
+from waybill.frames.header import VERSION
+from waybill.wire import CONTROL_LANE, Ack, Receipt, Span
+
+log = logging.getLogger(__name__)
+
+MAX_FRAME: Final = 1 << 20
+"""Largest encoded frame, bytes, unless it is a single message (B4: well below the topic's max.message.bytes)."""
+
+LOOK: Final = 0.25
+"""Seconds between two looks at whether frames have left the socket's queue."""
+
+GATHER: Final = 0.02
+"""Seconds between two looks at what was appended: commits come by the hundred."""
+
+
+class Sender(Protocol):
+    """What the forwarder needs of a connection (:class:`edge_agent.uplink.Link`)."""
+
+    async def send(self, frame: bytes) -> int:
+        """Write a frame to the socket, and return its mark."""
+
+    def has_left(self, mark: int) -> bool:
+        """Tell whether the frame of this mark has left the socket's queue."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the start.
+
+    ``sent_*``: handed to the link, resends included. ``acked``: messages in spans of the cloud's acks (a message acked
+    twice counts twice). ``given_up``: messages refused for good. ``recut``: frames encoded anew after a refusal.
+    """
+
+    sent_frames: int = 0
+    sent_bytes: int = 0
+    acked: int = 0
+    given_up: int = 0
+    recut: int = 0
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Where a lane is read. ``more``: there may be something; since ``since`` (monotonic), for the linger."""
+
+    lane: Lane
+    linger: float
+    after: Position | None = None
+    more: bool = True
+    since: float = float("-inf")
+
+
+class Forwarder:
+    """Empties the buffer's lanes into frames, and settles what the cloud has journaled."""
+
+    def __init__(self, buffer: Buffer, lanes: Iterable[Lane], settings: ForwardSettings, clock: Clock) -> None:
+        self._buffer = buffer
+        self._settings = settings
+        self._clock = clock
+        ordered = sorted(lanes, key=lambda lane: lane.priority)
+        # What the agent itself has to say is never much, and somebody waits for it: a command's result.
+        linger = settings.linger_ms / 1000
+        self._readers = [_Reader(lane, 0.0 if lane.name == CONTROL_LANE else linger) for lane in ordered]
+        self._lanes = {lane.name: lane for lane in ordered}
+        self._wake = asyncio.Event()
+        self.window = Window((lane.name for lane in ordered), settings.window_bytes)
+        self._owed: list[Span] = []
+        self.counters = Counters()
+        self.error = ""
+        """What the cloud found wrong with our frames, or an empty string."""
+
+    async def watch(self) -> None:
+        """Notice what is appended to the buffer. A task of its own, for the life of the agent."""
+        while True:
+            await self._buffer.changed()
+            now = self._clock.mono()
+            for reader in self._readers:
+                if not reader.more:
+                    reader.more, reader.since = True, now
+            self._wake.set()
+            await asyncio.sleep(GATHER)
+
+    async def send_over(self, link: Sender) -> None:
+        """Send over one connection, until it raises or this is cancelled."""
+        self.window.reset()
+        self.error = ""
+        await self._settle()
+        queued: list[tuple[Flight, int, int]] = []  # frame, its place in the order of sending, its mark on the link
+        while True:
+            now = self._clock.mono()
+            while queued and link.has_left(queued[0][2]):
+                flight, order, _ = queued.pop(0)
+                if flight.order == order:
+                    self.window.left(flight, now)
+            flight_now = self.window.next(now)
+            if flight_now is not None:
+                order = flight_now.order
+                self.counters.sent_frames += 1
+                self.counters.sent_bytes += len(flight_now.data)
+                queued.append((flight_now, order, await link.send(flight_now.data)))
+            elif await self._read(now):
+                await asyncio.sleep(0)  # devices come first
+            else:
+                await self._sleep(self._until(now, looking=bool(queued)))
+
+    async def on_ack(self, ack: Ack) -> None:
+        """Take an ack: settle what is journaled, cut anew what was refused (U4)."""
+        before = self.window.unspoken
+        settled = self.window.on_ack(ack, self._clock.mono())
+        self._wake.set()
+        self._note(before)
+        self._owed += settled.spans
+        await self._settle()
+        for flight in settled.refused:
+            await self._cut_anew(flight)
+            self._wake.set()
+
+    async def _settle(self) -> None:
+        # The end of a connection may cut this off; what is owed is then settled with the next one.
+        if owed := list(self._owed):
+            await self._buffer.settle(owed)
+            del self._owed[: len(owed)]
+            self.counters.acked += sum(span.last - span.first + 1 for span in owed)
+
+    # --- reading the buffer ---
+
+    async def _read(self, now: float) -> bool:
+        """Put one more frame into the window, of the most urgent lane that has one ready. False where there is none."""
+        for reader in self._readers:
+            if not self.window.room(reader.lane.name) or not self._ready(reader, now):
+                continue
+            settings = self._settings
+            lease = await self._buffer.lease(
+                reader.lane.name, reader.after, settings.frame_messages, settings.frame_bytes
+            )
+            if lease is None:
+                reader.more = False
+                continue
+            reader.after = lease.end
+            if len(lease.messages) < settings.frame_messages:
+                reader.since = now  # most likely the end: what follows may gather again
+            for flight in self._frames(lease, lease.messages, lease.first):
+                self.window.add(flight)
+            return True
+        return False
+
+    def _ready(self, reader: _Reader, now: float) -> bool:
+        if not reader.more:
+            return False
+        return now >= reader.since + reader.linger or self._is_full(reader.lane.name)
+
+    def _is_full(self, lane: str) -> bool:
+        """Tell whether about a frame's worth of a lane is waiting outside of the window."""
+        flights = self.window.frames(lane)
+        for backlog in self._buffer.backlog():
+            if backlog.lane == lane:
+                count = backlog.count - sum(flight.count for flight in flights)
+                size = backlog.bytes - sum(flight.size for flight in flights)
+                return count >= self._settings.frame_messages or size >= 2 * self._settings.frame_bytes
+        return False
+
+    def _until(self, now: float, *, looking: bool) -> float | None:
+        """Return the seconds until there may be something to do; None: until something happens."""
+        times = [LOOK] if looking else []
+        if (probe := self.window.wake_at()) is not None:
+            times.append(probe - now)
+        times += [
+            reader.since + reader.linger - now
+            for reader in self._readers
+            if reader.more and self.window.room(reader.lane.name)
+        ]
+        return max(0.001, min(times)) if times else None
+
+    async def _sleep(self, seconds: float | None) -> None:
+        if not self._wake.is_set():
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._wake.wait()
+            except TimeoutError:
+                return
+        self._wake.clear()
+
+    # --- frames ---
+
+    def _frames(self, lease: Lease, messages: Sequence[Stored], first: int, *, anew: bool = False) -> list[Flight]:
+        """Encode ``messages`` of ``lease`` as one frame, or as several where one would be too large (B4)."""
+        data = self._encode(lease, messages, first)
+        if len(data) > MAX_FRAME and len(messages) > 1:
+            half = len(messages) // 2
+            return [
+                *self._frames(lease, messages[:half], first, anew=anew),
+                *self._frames(lease, messages[half:], first + half, anew=anew),
+            ]
+        at = Position(lease.end.ordinal, first)
+        size = sum(len(message.payload) for message in messages)
+        return [
+            Flight(lease.lane, lease.epoch, at, len(messages), lease.prev_epoch, lease.prev_last, size, data, anew=anew)
+        ]
+
+    def _encode(self, lease: Lease, messages: Sequence[Stored], first: int) -> bytes:
+        lane = self._lanes[lease.lane]
+        base = messages[0].wall_ms
+        sources: dict[tuple[str, str], int] = {}
+        rows: list[Row] = [
+            (sources.setdefault((m.topic, m.client), len(sources)), m.wall_ms - base, m.flags, m.payload, m.properties)
+            for m in messages
+        ]
+        return encode_plain(
+            epoch=lease.epoch,
+            prev_epoch=lease.prev_epoch,
+            prev_last=lease.prev_last,
+            oldest_epoch=lease.oldest_epoch,
+            lane=lease.lane,
+            order=cast("Order", lane.order),
+            durability=cast("Durability", lane.durability),
+            clock=self._clock.quality(min(m.wall_ms for m in messages), boot=lease.boot),
+            first=first,
+            base_ms=base,
+            sources=list(sources),
+            rows=rows,
+        )
+
+    # --- refused (U4) ---
+
+    async def _cut_anew(self, flight: Flight) -> None:
+        """Encode a refused frame anew; where it was already, in halves; a single message leaves with a receipt."""
+        if flight.anew and flight.count == 1:
+            log.error(
+                "the cloud refused message %s/%d of epoch %d for good: %s",
+                flight.lane, flight.first, flight.epoch, flight.reason,
+            )  # fmt: skip
+            await self._buffer.give_up(_receipt(flight))
+            self.counters.given_up += 1
+            self.window.replace(flight, ())
+            return
+        self.counters.recut += 1
+        log.warning(
+            "the cloud refused frame %s/%d..%d of epoch %d: %s; it is encoded anew",
+            flight.lane, flight.first, flight.last, flight.epoch, flight.reason,
+        )  # fmt: skip
+        part = max(1, (flight.count + 1) // 2) if flight.anew else flight.count
+        pieces = [piece async for piece in self._again(flight, part)]
+        # What is not there any more was settled or declared meanwhile.
+        self.window.replace(flight, pieces)
+
+    async def _again(self, flight: Flight, part: int) -> AsyncIterator[Flight]:
+        """Read the messages of ``flight`` again, in frames of ``part`` messages."""
+        last, at = flight.last, Position(flight.at.ordinal, flight.first - 1)
+        while at.seq < last:
+            lease = await self._buffer.lease(flight.lane, at, min(part, last - at.seq), flight.size + 1)
+            if lease is None or lease.epoch != flight.epoch or lease.first > last:
+                return
+            for piece in self._frames(lease, lease.messages, lease.first, anew=True):
+                yield piece
+            at = lease.end
+
+    def _note(self, before: Sequence[int]) -> None:
+        unspoken = self.window.unspoken
+        if unspoken and unspoken != before:
+            spoken = ", ".join(map(str, unspoken))
+            self.error = f"the cloud speaks frame version {spoken}, this agent {VERSION}: frames are kept; update one"
+            log.error("%s", self.error)
+        elif before and not unspoken:
+            self.error = ""
+
+
+def _receipt(flight: Flight) -> Receipt:
+    return Receipt(
+        flight.epoch,
+        flight.lane,
+        flight.prev_epoch,
+        flight.prev_last,
+        flight.first,
+        flight.last,
+        flight.count,
+        flight.size,
+        f"refused: {flight.reason}",
+    )
