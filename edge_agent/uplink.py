@@ -24,6 +24,7 @@ import math
 import random
 import socket
 import struct
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, Literal
@@ -32,8 +33,10 @@ import aiomqtt
 import msgspec
 
 from edge_agent.config import UplinkSettings
+from edge_agent.status import LinkState
 from waybill import wire
 from waybill.errors import Corrupt, Unavailable
+from waybill.mqtt.server import bytes_acked
 from waybill.pki import client_context
 
 log = logging.getLogger(__name__)
@@ -54,23 +57,10 @@ MAX_WAITING: Final = 1000
 
 UNSENT_BYTES: Final = 64 << 10
 SIOCOUTQ: Final = 0x5411
-_ACKED = struct.Struct("=Q")
-_ACKED_AT: Final = 120  # tcpi_bytes_acked in struct tcp_info, linux/tcp.h
 
 
 class LinkLost(Unavailable):
     """The connection is gone, or could not be made; the text says why."""
-
-
-class LinkState(msgspec.Struct, frozen=True):
-    """How the uplink stands.
-
-    ``since_ms``: wall time of the last change of ``state``. ``error``: why it is not online, or why it last was not.
-    """
-
-    state: Literal["off", "connecting", "online", "offline"]
-    since_ms: int
-    error: str = ""
 
 
 class Link:
@@ -275,13 +265,7 @@ class _Client(aiomqtt.Client):
     def acknowledged(self) -> int | None:
         """Return how many bytes the peer's TCP has acknowledged; None where the kernel does not tell."""
         sock = self._client.socket()
-        if not isinstance(sock, socket.socket) or not hasattr(socket, "TCP_INFO"):
-            return None
-        try:
-            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED_AT + _ACKED.size)
-        except OSError:
-            return None
-        return int(_ACKED.unpack_from(info, _ACKED_AT)[0]) if len(info) >= _ACKED_AT + _ACKED.size else None
+        return bytes_acked(sock) if isinstance(sock, socket.socket) and sys.platform == "linux" else None
 
     def unacknowledged(self) -> int:
         """Return how many bytes written to the socket the peer's TCP has not acknowledged."""

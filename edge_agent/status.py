@@ -1,0 +1,129 @@
+"""The agent's snapshot, and how a terminal draws it. Pure: counters come in, a frozen struct or a table goes out."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SPAN: Final = 5
+"""Seconds that a rate is the mean of."""
+
+
+class LinkState(msgspec.Struct, frozen=True):
+    """How the uplink stands; ``off``: none is configured.
+
+    ``since_ms``: wall time of the last change of ``state``. ``error``: why it is not online, or why it last was not.
+    """
+
+    state: Literal["off", "connecting", "online", "offline"]
+    since_ms: int
+    error: str = ""
+
+
+class LaneState(msgspec.Struct, frozen=True):
+    """What waits in a lane: messages, bytes as stored, and the wall time of the oldest (None where it is empty)."""
+
+    lane: str
+    count: int
+    bytes: int
+    oldest_ms: int | None
+
+
+class EdgeStatus(msgspec.Struct, frozen=True):
+    """The agent at one moment. Times: milliseconds since 1970 UTC; rates: messages a second over the last few.
+
+    ``rate_in``: from devices; ``rate_out``: acknowledged by the cloud. ``in_flight``: bytes sent and unacked;
+    ``credit``: what the cloud allows of them, None before it said so. ``fault``: why devices get no acks at present.
+    ``error``: what the cloud finds wrong with our frames. ``counters``: since the start, by name.
+    """
+
+    gateway: str
+    version: str
+    epoch: int
+    at_ms: int
+    started_ms: int
+    listening: tuple[str, ...]
+    uplink: str
+    link: LinkState
+    lanes: tuple[LaneState, ...]
+    rate_in: float
+    rate_out: float
+    in_flight: int
+    credit: int | None
+    fault: str
+    error: str
+    counters: dict[str, int]
+
+
+class Rate:
+    """The mean rate of a growing count over the last seconds."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque(maxlen=SPAN + 1)
+
+    def sample(self, now: float, count: int) -> None:
+        """Note the count; once a second. ``now``: seconds, monotonic."""
+        self._samples.append((now, count))
+
+    @property
+    def value(self) -> float:
+        """A second; 0 before there are two samples."""
+        if len(self._samples) < 2:  # noqa: PLR2004 - a difference needs two
+            return 0.0
+        (start, before), (end, after) = self._samples[0], self._samples[-1]
+        return (after - before) / (end - start) if end > start else 0.0
+
+
+def render(status: EdgeStatus) -> RenderableType:
+    """Draw a snapshot."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    link = status.link
+    style = {"online": "green", "off": "dim"}.get(link.state, "yellow")
+    since = f"{link.state} for {_age(status.at_ms - link.since_ms)}"
+    facts.add_row("gateway", f"{status.gateway}   waybill {status.version}   epoch {status.epoch}")
+    facts.add_row("devices", f"{', '.join(status.listening)}   {status.counters.get('connections', 0)} connected")
+    facts.add_row("uplink", Text(f"{since}   {status.uplink}" if status.uplink else "none configured", style=style))
+    if link.error and link.state != "online":
+        facts.add_row("", Text(link.error, style="yellow"))
+    credit = "none yet" if status.credit is None else _size(status.credit)
+    facts.add_row("in flight", f"{_size(status.in_flight)}   credit {credit}")
+    facts.add_row("rates", f"in {status.rate_in:,.0f}/s   out {status.rate_out:,.0f}/s")
+    for name, text in (("fault", status.fault), ("error", status.error)):
+        if text:
+            facts.add_row(Text(name, style="red"), Text(text, style="red"))
+    lanes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("lane", "waiting", "bytes", "oldest"):
+        lanes.add_column(heading, justify="left" if heading == "lane" else "right")
+    for lane in status.lanes:
+        oldest = "" if lane.oldest_ms is None else _age(status.at_ms - lane.oldest_ms)
+        lanes.add_row(lane.lane, f"{lane.count:,}", _size(lane.bytes), oldest)
+    return Group(facts, lanes)
+
+
+def _age(milliseconds: int) -> str:
+    seconds = max(0, milliseconds) // 1000
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:  # noqa: PLR2004 - a power of two
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
