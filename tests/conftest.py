@@ -6,7 +6,7 @@ import pytest
 
 from deploy.kafka.cluster import free_ports
 
-pytest_plugins = ["tests.support.kafka"]
+pytest_plugins = ["tests.support.kafka", "tests.support.kafka_log"]
 
 
 @pytest.fixture

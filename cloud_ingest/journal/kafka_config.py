@@ -28,7 +28,7 @@ from waybill.errors import ConfigError
 _TEXT: Final = {
     "bootstrap.servers": "",
     "client.id": "waybill",
-    "compression.type": "none",
+    "compression.type": "zstd",
     "sasl.mechanism": "",
     "sasl.password": "",
     "sasl.username": "",

@@ -1,9 +1,9 @@
 """Which frames partitions this process owns: a member of the consumer group ``{deployment}.router``.
 
 The group says who *should* own a partition; only fencing says who does (R1). So the member reads nothing (its
-partitions are paused, every partition reads by itself), and its callbacks only note what was assigned: the callback is no
-barrier, and an exception in it is swallowed (R2). A partition that stays with this process through a rebalance goes on
-undisturbed.
+partitions are paused, every partition reads by itself), and its callbacks only note what was assigned: a callback is
+no barrier, and an exception in it is swallowed (R2). A partition that stays with this process through a rebalance goes
+on undisturbed.
 """
 
 from __future__ import annotations
