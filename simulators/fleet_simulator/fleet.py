@@ -41,16 +41,20 @@ class Fleet:
     @contextlib.asynccontextmanager
     async def driving(self) -> AsyncIterator[None]:
         """Connect and drive; at the end disconnect. ``halt`` ends the driving earlier."""
-        async with asyncio.TaskGroup() as group:
-            devices = [group.create_task(one.run(), name=f"device {one.name}") for one in self.devices.values()]
-            self._drivers = [
-                group.create_task(self._drive(one), name=f"driver {one.name}") for one in self.devices.values()
-            ]
-            try:
-                yield
-            finally:
-                for task in self._drivers + devices:
-                    task.cancel()
+        tasks = [asyncio.create_task(one.run(), name=f"device {one.name}") for one in self.devices.values()]
+        self._drivers = [
+            asyncio.create_task(self._drive(one), name=f"driver {one.name}") for one in self.devices.values()
+        ]
+        tasks += self._drivers
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        for task in tasks:
+            if not task.cancelled():
+                task.result()  # no task ends by itself but by an error
 
     def halt(self) -> None:
         """Let the vehicles say nothing new; what was said is still resent until it is acknowledged."""

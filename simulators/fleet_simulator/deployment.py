@@ -1,0 +1,176 @@
+"""A whole deployment on this machine, for demonstrations and tests: real processes, certificates and links.
+
+::
+
+    devices ──▶ agent of a gateway ──TLS──▶ Link ──▶ cloud ingest ──▶ embedded log or Kafka
+
+Everything but Kafka's topics is below one directory; every process is stopped by its pid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import secrets
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from fleet_simulator.devices import Broker
+from fleet_simulator.link import Link
+from fleet_simulator.processes import Process, waybill
+from fleet_simulator.readback import read_topic
+from fleet_simulator.verdict import Comparison
+from waybill import pki, snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to set up. ``kafka``: HOST:PORT of one without security, None for the embedded log.
+
+    ``cloud_command`` and ``agent_command``: what to run instead of ``waybill cloud run`` and ``waybill edge run``
+    (``--config FILE`` is appended); ``agent_environment``: by gateway. ``forward``: keys of the agents' [forward].
+    """
+
+    gateways: tuple[str, ...] = ("depot-1", "depot-2")
+    kafka: str | None = None
+    cloud_command: Sequence[str] = field(default_factory=lambda: waybill("cloud", "run"))
+    agent_command: Sequence[str] = field(default_factory=lambda: waybill("edge", "run"))
+    agent_environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    forward: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Site:
+    """One gateway: its agent, its link to the cloud, and where its devices connect."""
+
+    name: str
+    agent: Process
+    link: Link
+    broker: Broker
+    data: Path
+
+    async def snapshot(self) -> dict[str, Any]:
+        """Ask the agent how it is. Raises Unavailable."""
+        answer: dict[str, Any] = await snapshot.request(self.data / "agent.sock", "snapshot")
+        return answer
+
+
+class Deployment:
+    """A deployment; it is there while :meth:`running` is open."""
+
+    def __init__(self, directory: Path, plan: Plan) -> None:
+        """Nothing is made or started yet."""
+        self.directory = directory
+        self.plan = plan
+        # With Kafka, topics and groups of its own; nothing that is there already is touched.
+        self.prefix = f"demo-{secrets.token_hex(3)}." if plan.kafka else ""
+        self.topic = f"{self.prefix}fleet.telemetry"
+        self.config = directory / "cloud.toml"
+        self.data = directory / "cloud"
+        self.port = free_port()
+        self.cloud = Process("cloud ingest", self._command(plan.cloud_command, self.config), directory / "cloud.log")
+        self.sites: dict[str, Site] = {}
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        """Set everything up and start it; stop it at the end, in the order of the data. Raises Unavailable."""
+        async with contextlib.AsyncExitStack() as stack:
+            self._make_certificates()
+            self._write_cloud()
+            stack.push_async_callback(self.cloud.stop)
+            for name in self.plan.gateways:
+                link = await stack.enter_async_context(Link(("127.0.0.1", self.port)))
+                self.sites[name] = site = self._site(name, link)
+                stack.push_async_callback(site.agent.stop)
+            await self.cloud.start()
+            for site in self.sites.values():
+                await site.agent.start()
+            yield self
+
+    async def snapshot(self) -> dict[str, Any]:
+        """Ask the cloud ingest how it is. Raises Unavailable."""
+        answer: dict[str, Any] = await snapshot.request(self.data / "cloud.sock", "snapshot")
+        return answer
+
+    def tool(self, *arguments: str) -> list[str]:
+        """Return the command line of a tool that works on this deployment."""
+        return [*waybill(*arguments), "--config", str(self.config)]
+
+    async def read_back(self, comparison: Comparison) -> int:
+        """Read the routed topic into ``comparison``; return the number of records. Raises Unavailable."""
+        return await read_topic(comparison, self.tool("cloud", "tail", self.topic, "--json", "--end"))
+
+    @staticmethod
+    def _command(command: Sequence[str], config: Path) -> list[str]:
+        return [*command, "--config", str(config)]
+
+    def _make_certificates(self) -> None:
+        now, ca = dt.datetime.now(dt.UTC), self.directory / "pki" / "ca"
+        pki.ca_init(ca, now=now)
+        pki.issue_server(ca, self.directory / "pki" / "server", ["127.0.0.1"], now=now)
+        for name in self.plan.gateways:
+            pki.issue_gateway(ca, self.directory / "pki" / name, name, now=now)
+
+    def _write_cloud(self) -> None:
+        server = self.directory / "pki" / "server"
+        log: dict[str, object] = {"kind": "embedded"}
+        if self.plan.kafka:
+            log = {"kind": "kafka", "bootstrap.servers": self.plan.kafka}
+        text = _toml("", {"deployment": f"{self.prefix}waybill", "data": str(self.data)})
+        text += _toml(
+            "[listener]",
+            {
+                "address": f"127.0.0.1:{self.port}",
+                "certificate": str(server / "server.pem"),
+                "key": str(server / "server.key"),
+                "ca": str(server / "ca.pem"),
+            },
+        )
+        text += _toml("[log]", log)
+        text += _toml("[topics]", {"prefix": self.prefix})
+        text += _toml("[[route]]", {"topic": self.topic})
+        self.config.write_text(text, encoding="utf-8")
+
+    def _site(self, name: str, link: Link) -> Site:
+        bundle, port, data = self.directory / "pki" / name, free_port(), self.directory / name
+        text = _toml("", {"gateway": name, "data": str(data)})
+        text += _toml("[[listener]]", {"host": "127.0.0.1", "port": port})
+        text += _toml(
+            "[uplink]",
+            {
+                "url": f"mqtts://127.0.0.1:{link.address[1]}",
+                "ca": str(bundle / "ca.pem"),
+                "certificate": str(bundle / "gateway.pem"),
+                "key": str(bundle / "gateway.key"),
+            },
+        )
+        if self.plan.forward:
+            text += _toml("[forward]", self.plan.forward)
+        config = self.directory / f"{name}.toml"
+        config.write_text(text, encoding="utf-8")
+        agent = Process(
+            f"agent {name}",
+            self._command(self.plan.agent_command, config),
+            self.directory / f"{name}.log",
+            environment=self.plan.agent_environment.get(name),
+        )
+        return Site(name, agent, link, Broker("127.0.0.1", port), data)
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that is free now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+def _toml(header: str, table: Mapping[str, object]) -> str:
+    """Write a table of texts and numbers; JSON's way to write them is TOML's, too, as far as it goes."""
+    lines = [header] if header else []
+    lines += [f"{json.dumps(key)} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
+    return "\n".join(lines) + "\n\n"
