@@ -76,6 +76,10 @@ class Alarm(enum.IntFlag):
     TOO_MANY = 8  # over MAX_INTERVALS (R4)
 
 
+NOTE_SHIFT: Final = 8
+"""An alarm that a ``relaxed`` lane only notes is kept so many bits higher."""
+
+
 class _Stored(msgspec.Struct, array_like=True):
     version: int
     prev_epoch: int
@@ -121,7 +125,7 @@ class Entry:
     the epoch is known from its successor alone. ``end``: its last seq as a successor names it, 0 while unknown.
     ``begins``: all before this epoch is settled at the gateway, as far as this branch goes (E4).
     ``floor``: no gap at or below it is waited for (R7). ``last_offset``: of its newest frame in the journal.
-    ``covered``: all that has an entry: delivered, dropped, dead. ``dropped``, ``dead``: of these the declared ones, the newest
+    ``alarms``: bits of :class:`Alarm`, and of notes. ``covered``: all that has an entry: delivered, dropped, dead. ``dropped``, ``dead``: of these the declared ones, the newest
     ``KEPT_DECLARED`` intervals of each; ``reasons`` (messages a reason) and ``dead_count`` count them all.
     """
 

@@ -44,6 +44,11 @@ class Intervals:
         return at >= 0 and number <= self._lasts[at]
 
     @property
+    def first(self) -> int:
+        """The smallest number, 0 where the set is empty."""
+        return self._firsts[0] if self._firsts else 0
+
+    @property
     def last(self) -> int:
         """The largest number, 0 where the set is empty."""
         return self._lasts[-1] if self._lasts else 0
@@ -105,6 +110,13 @@ class Intervals:
         del self._firsts[:excess], self._lasts[:excess]
         self.count -= gone
         return gone
+
+    def drop_below(self, number: int) -> None:
+        """Forget everything below ``number``."""
+        self.drop_oldest(len(self) - bisect_left(self._lasts, number))
+        if self._firsts and self._firsts[0] < number:
+            self.count -= number - self._firsts[0]
+            self._firsts[0] = number
 
     def pack(self) -> list[int]:
         """Return the set as ``[first, length-1, gap, length-1, gap, …]``: small numbers, short in MessagePack."""

@@ -10,9 +10,18 @@ Rules that live here: B5 (the first entry of a seq wins), E2 (where an epoch end
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from cloud_ingest.router.entry import MAX_INTERVALS, Alarm, Entry, Key, Offsets, decode_key, is_partition_key
+from cloud_ingest.router.entry import (
+    MAX_INTERVALS,
+    NOTE_SHIFT,
+    Alarm,
+    Entry,
+    Key,
+    Offsets,
+    decode_key,
+    is_partition_key,
+)
 from cloud_ingest.router.intervals import Interval
 
 Children = tuple[int, ...]
@@ -194,10 +203,10 @@ class Draft:
                 yield entry
 
     def _notice(self, key: Key, alarm: Alarm, text: str, *, relaxed: bool = False) -> None:
-        entry = self.edit(key)
-        if relaxed or not entry.alarms & alarm:
-            if not relaxed:
-                entry.alarms |= alarm
+        entry = self.get(key)
+        bit = alarm << NOTE_SHIFT if relaxed else alarm
+        if entry is None or not entry.alarms & bit:
+            self.edit(key).alarms |= bit
             self.notices.append(Notice(key, None if relaxed else alarm, text))
 
     # --- what becomes of messages ---

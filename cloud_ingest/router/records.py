@@ -7,7 +7,7 @@ is made once, and no object is made for a message but its record.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from cloud_ingest.journal.port import JournalRecord, OutRecord
@@ -44,7 +44,12 @@ def utc(second: int) -> bytes:
 
 
 def append_records(
-    out: list[OutRecord], journaled: JournalRecord, frame: Frame, targets: Sequence[Target], first: int, last: int
+    out: list[OutRecord],
+    journaled: JournalRecord,
+    frame: Frame,
+    targets: Sequence[Target] | Mapping[int, Target],
+    first: int,
+    last: int,
 ) -> None:
     """Append the records of seqs ``first..last`` of ``frame`` to ``out``; ``targets[i]`` is for source i."""
     header = frame.header
@@ -89,10 +94,21 @@ def append_records(
         seq += 1
 
 
+def one_record(
+    journaled: JournalRecord, frame: Frame, targets: Sequence[Target] | Mapping[int, Target], seq: int
+) -> OutRecord:
+    """Return the record of one message."""
+    out: list[OutRecord] = []
+    append_records(out, journaled, frame, targets, seq, seq)
+    return out[0]
+
+
 def dead_letter(topic: str, record: OutRecord, error: str) -> OutRecord:
-    """Return ``record`` as a dead letter in ``topic``: its key, value and headers, and what was wrong with it."""
-    errors = [("waybill_error", error.encode()), ("waybill_error_topic", record.topic.encode())]
-    return OutRecord(topic, record.key, record.value, [*record.headers, *errors])
+    """Return ``record`` as a dead letter in ``topic``: its key, value and headers, where it was to go, what was wrong."""
+    headers = [*record.headers, ("waybill_error", error.encode())]
+    if record.topic:
+        headers.append(("waybill_error_topic", record.topic.encode()))
+    return OutRecord(topic, record.key, record.value, headers)
 
 
 def dead_frame(topic: str, journaled: JournalRecord, header: FrameHeader | None, error: str) -> OutRecord:

@@ -1,0 +1,166 @@
+"""What became of every message, from the ledger alone: delivered, declared lost, pending, missing.
+
+For each gateway, epoch and lane: delivered ∪ dropped ∪ dead-lettered ∪ pending ∪ missing = 1…last. ``missing`` are undeclared gaps:
+not routed, not declared, and no longer to come, because the gateway settled them or the router gave them up. ``pending`` may still
+come: the gateway has it, or it is on its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+from rich.table import Table
+from rich.text import Text
+
+from cloud_ingest.following import Readable, following
+from cloud_ingest.journal.port import CaughtUp
+from cloud_ingest.router.entry import Alarm, Entry, Key, Offsets, decode_key, is_partition_key
+from cloud_ingest.router.intervals import Interval
+
+SHOWN_GAPS = 4
+
+
+class LaneAudit(msgspec.Struct, frozen=True):
+    """One epoch's lane. Counts are messages. ``last``: the highest seq known of.
+
+    ``open``: no later epoch has named the end of this one, so more may follow. ``reasons``: why messages were dropped, and how many.
+    ``missing``: the undeclared gaps, first and last seq. ``pending``: gaps that may still be filled.
+    """
+
+    gateway: str
+    epoch: int
+    lane: str
+    last: int
+    open: bool
+    delivered: int
+    dropped: int
+    dropped_bytes: int
+    reasons: dict[str, int]
+    dead: int
+    pending: int
+    missing_count: int
+    missing: tuple[Interval, ...]
+    alarms: tuple[str, ...]
+
+
+class LostFrames(msgspec.Struct, frozen=True):
+    """Frames that retention deleted before they were routed (R8): a declared loss. ``first``, ``last``: journal offsets."""
+
+    partition: int
+    first: int
+    last: int
+
+
+class AuditReport(msgspec.Struct, frozen=True):
+    """The audit of a deployment, or of one gateway."""
+
+    lanes: tuple[LaneAudit, ...]
+    lost: tuple[LostFrames, ...] = ()
+
+    @property
+    def missing(self) -> int:
+        """Messages in undeclared gaps; anything but 0 is what must never be."""
+        return sum(lane.missing_count for lane in self.lanes)
+
+
+async def audit(source: Readable, ledger: str, gateway: str | None = None) -> AuditReport:
+    """Read the topic ``ledger`` of ``source`` to its end and report, of ``gateway`` alone where given.
+
+    Raises Unavailable, Corrupt, UnknownVersion.
+    """
+    values: dict[bytes, bytes] = {}
+    async with following(source, (ledger,), end=True) as records:
+        async for record in records:
+            if isinstance(record, CaughtUp) or record.key is None:
+                continue
+            if record.value is None:
+                values.pop(record.key, None)
+            else:
+                values[record.key] = record.value
+    return report(values, gateway)
+
+
+def report(values: Mapping[bytes, bytes], gateway: str | None = None) -> AuditReport:
+    """Report on the ledger's keys and values. Raises Corrupt, UnknownVersion."""
+    entries: dict[Key, Entry] = {}
+    lost: list[LostFrames] = []
+    for name, value in values.items():
+        if is_partition_key(name):
+            partition = int(name[1:])
+            lost += [LostFrames(partition, first - 1, last - 1) for first, last in Offsets.decode(value).lost]
+            continue
+        key = decode_key(name)
+        if gateway is None or key.gateway == gateway:
+            entries[key] = Entry.decode(value)
+    return AuditReport(tuple(_lanes(entries)), tuple(sorted(lost, key=lambda each: (each.partition, each.first))))
+
+
+def _lanes(entries: Mapping[Key, Entry]) -> Iterable[LaneAudit]:
+    settled = {key.at(entry.prev_epoch) for key, entry in entries.items() if entry.begins and entry.prev_epoch}
+    for key in sorted(entries, key=lambda key: (key.gateway, key.lane, entries[key].last_offset, key.epoch)):
+        entry = entries[key]
+        last = max(entry.end, entry.covered.last)
+        gaps = entry.covered.missing(1, last)
+        if key in settled:
+            missing = gaps
+        else:  # the gateway may still hold what was not given up
+            missing = [(first, min(end, entry.floor)) for first, end in gaps if first <= entry.floor]
+        count = _count(missing)
+        yield LaneAudit(
+            key.gateway,
+            key.epoch,
+            key.lane,
+            last,
+            not entry.end,
+            entry.delivered_count,
+            entry.dropped_count,
+            entry.dropped_bytes,
+            entry.reasons,
+            entry.dead_count,
+            _count(gaps) - count,
+            count,
+            tuple(missing),
+            tuple(alarm.name.lower().replace("_", "-") for alarm in Alarm if entry.alarms & alarm and alarm.name),
+        )
+
+
+def _count(intervals: Iterable[Interval]) -> int:
+    return sum(last - first + 1 for first, last in intervals)
+
+
+def to_json(found: AuditReport) -> bytes:
+    """Return the report as JSON, with its total ``missing``."""
+    return msgspec.json.encode({"missing": found.missing, **msgspec.to_builtins(found)})
+
+
+def to_table(found: AuditReport) -> Table:
+    """Return the report as a table for a terminal."""
+    table = Table(title="audit", title_justify="left")
+    for name in ("gateway", "lane", "epoch"):
+        table.add_column(name, no_wrap=True)
+    for name in ("last", "delivered", "dropped", "dead", "pending", "missing"):
+        table.add_column(name, justify="right")
+    table.add_column("remarks")
+    for lane in found.lanes:
+        remarks = [f"{reason}: {count}" for reason, count in lane.reasons.items()]
+        if lane.missing:
+            gaps = ", ".join(f"{first}-{last}" for first, last in lane.missing[:SHOWN_GAPS])
+            remarks.append(f"gaps {gaps}{', …' if len(lane.missing) > SHOWN_GAPS else ''}")
+        remarks += lane.alarms
+        table.add_row(
+            lane.gateway,
+            lane.lane,
+            f"{lane.epoch:x}",
+            f"{lane.last}{'+' if lane.open else ''}",
+            str(lane.delivered),
+            str(lane.dropped),
+            str(lane.dead),
+            str(lane.pending),
+            Text(str(lane.missing_count), style="bold red" if lane.missing else ""),
+            Text("; ".join(remarks)),
+        )
+    for lost in found.lost:
+        remark = f"frames {lost.first} to {lost.last} deleted before they were routed"
+        table.add_row(f"partition {lost.partition}", *[""] * 8, Text(remark, style="bold red"))
+    return table

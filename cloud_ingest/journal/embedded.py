@@ -1,0 +1,383 @@
+"""The embedded log (D4): journal, topics and ledger in one SQLite file, for one server without Kafka.
+
+One writer task commits everything that waits in one transaction (``synchronous=FULL``), so many gateways share an fsync, and a
+router step is one transaction like all else. Readers in this process and in others read only.
+
+Limits: at ``max_bytes`` nothing more is written (R8): frames are answered ``retry`` and gateways keep them. Frames that are routed
+are pruned after ``KEEP_FRAMES_MS``, and at once where the file is more than half full; data topics are kept whole.
+At most ``MAX_JOBS`` writes wait for the disk; more wait for their turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from cloud_ingest.config import Topics
+from cloud_ingest.journal import embedded_file as file
+from cloud_ingest.journal.embedded_file import Job, Row
+from cloud_ingest.journal.embedded_partition import EmbeddedPartition
+from cloud_ingest.journal.embedded_reader import Reader
+from cloud_ingest.journal.keys import partition_of
+from cloud_ingest.journal.port import CaughtUp, OutRecord, PartitionLog, TopicRecord
+from waybill.errors import ConfigError, Fenced, Locked, Refused, Unavailable
+
+log = logging.getLogger(__name__)
+
+MAX_JOBS: Final = 1024
+MAX_FRAME: Final = 4 << 20
+MAX_RECORD: Final = 16 << 20
+"""Largest key, value and headers of a record together, bytes."""
+
+KEEP_FRAMES_MS: Final = 7 * 86_400_000
+PRUNE_EVERY: Final = 60.0
+PRUNED_AT_ONCE: Final = 2_000
+MAX_BYTES: Final = 4 << 30
+
+
+class EmbeddedLog:
+    """The :class:`~cloud_ingest.journal.port.Log` on one SQLite file."""
+
+    def __init__(
+        self,
+        path: Path,
+        topics: Topics,
+        *,
+        max_bytes: int = MAX_BYTES,
+        max_record: int = MAX_RECORD,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        """``max_bytes``: the file's disk cap. ``clock_ms``: the log's clock, milliseconds since 1970 UTC."""
+        self.path = path
+        self.topics = topics
+        self.max_record = max_record
+        self._max_bytes = max_bytes
+        self._clock_ms = clock_ms
+        self._partitions = topics.partitions
+        self._known: dict[str, file.Topic] = {}
+        self._heads: dict[tuple[int, int], int] = {}
+        self._jobs: asyncio.Queue[Job | None] = asyncio.Queue(MAX_JOBS)
+        self._spread = itertools.count()
+        self._wake = asyncio.Event()
+        self._stack = contextlib.AsyncExitStack()
+        self._writer: file.Connection | None = None
+        self._broken = False
+        self._prune_at = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+        self.generations = [0] * self._partitions
+        self.fault = ""
+        """Why nothing is written at present, or an empty string."""
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions every topic has."""
+        return self._partitions
+
+    async def start(self) -> None:
+        """Open the file, or make it. Raises ConfigError, Locked."""
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._stack.enter_context(_lock(self.path.with_name(self.path.name + ".lock")))
+        try:
+            await self._open()
+            self.connection = await file.open_to_read(self.path)
+            self._stack.push_async_callback(self.connection.close)
+        except BaseException:
+            await self.close()
+            raise
+        self.reader = Reader(self.path, self.connection, lambda: partial(self.mark(), None))
+        self._task = asyncio.create_task(self._write(), name="embedded log writer")
+
+    async def _open(self) -> None:
+        try:
+            self._writer = await file.open_to_write(self.path)
+            if not await self._writer.run(lambda db: file.check(db, self.path)):
+                await self._writer.run(lambda db: file.create(db, self._partitions))
+            found = await self._writer.run(file.partitions_of)
+        except sqlite3.Error as error:
+            raise ConfigError(f"{self.path}: cannot be opened: {error}") from error
+        if found != self._partitions:
+            raise ConfigError(
+                f"{self.path}: was made with {found} partitions; set [topics] partitions = {found}, or name another path"
+            )
+        await self._learn()
+
+    async def _learn(self) -> None:
+        assert self._writer is not None  # noqa: S101 - opened
+        self._known, self._heads = await self._writer.run(lambda db: (file.topics_of(db), file.heads_of(db)))
+
+    # --- writing ---
+
+    async def append_frame(self, gateway: str, frame: bytes) -> None:
+        """Journal a frame; durable on return. Raises Unavailable, Refused."""
+        if len(frame) > MAX_FRAME:
+            raise Refused(f"a frame of {len(frame)} bytes; the journal takes {MAX_FRAME}")
+        await self.submit(Job([Row(self.topics.frames, None, gateway.encode(), frame, file.NO_HEADERS)]))
+
+    async def append(self, record: OutRecord) -> None:
+        """Append one record to a topic; durable on return. Raises Unavailable, Refused."""
+        row = Row(record.topic, None, record.key, record.value, file.pack_headers(record.headers))
+        if row.size > self.max_record:
+            raise Refused(f"{record.topic}: a record of {row.size} bytes; the log takes {self.max_record}")
+        await self.submit(Job([row]))
+
+    async def submit(self, job: Job) -> None:
+        """Write ``job``; durable on return. Raises Unavailable, Fenced."""
+        if self._task is None or self._closed:
+            raise Unavailable(f"{self.path}: the log is closed")
+        await self._jobs.put(job)
+        if self._closed:
+            raise Unavailable(f"{self.path}: the log was closed")  # perhaps written, perhaps not
+        await job.done
+
+    async def _write(self) -> None:
+        """Commit what waits, again and again, until ``close``."""
+        while True:
+            taken = [await self._jobs.get()]
+            while not self._jobs.empty():
+                taken.append(self._jobs.get_nowait())
+            jobs = [job for job in taken if job is not None]
+            if live := [job for job in jobs if not job.done.cancelled() and not _is_fenced(job)]:
+                await self._commit(live)
+            if None in taken:
+                return
+            if time.monotonic() >= self._prune_at:
+                self._prune_at = time.monotonic() + PRUNE_EVERY
+                await self._prune()
+
+    async def _commit(self, jobs: Sequence[Job]) -> None:
+        try:
+            if self._broken:
+                await self._reopen()
+            assert self._writer is not None  # noqa: S101 - opened
+            known, heads = dict(self._known), dict(self._heads)
+            await self._writer.run(lambda db: self._apply(db, jobs, known, heads))
+        except (sqlite3.Error, Unavailable, ValueError) as error:
+            self._broken = self._broken or not isinstance(error, Unavailable)
+            self._fail(jobs, f"{self.path}: {error}")
+            return
+        except Exception as error:  # one bad job must not end the writer, which all depend on
+            self._broken = True
+            log.exception("%s: a write failed", self.path)
+            self._fail(jobs, f"{self.path}: {error!r}")
+            return
+        self._known, self._heads = known, heads
+        if self.fault:
+            log.warning("%s: written again", self.path)
+            self.fault = ""
+        for job in jobs:
+            if not job.done.done():
+                job.done.set_result(None)
+        self._wake.set()
+        self._wake = asyncio.Event()
+
+    def _fail(self, jobs: Sequence[Job], fault: str) -> None:
+        if fault != self.fault:
+            log.error("nothing is written: %s", fault)
+            self.fault = fault
+        for job in jobs:
+            if not job.done.done():
+                job.done.set_exception(Unavailable(fault))
+
+    async def _reopen(self) -> None:
+        """After an error of the disk: what was in memory of it may lie, so read all anew, and check that it is written (B2)."""
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            await writer.close()
+        self._writer = await file.open_to_write(self.path)
+        busy = await self._writer.run(lambda db: db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
+        if busy:
+            raise Unavailable("a reader holds the write-ahead log after an error of the disk; stop it")
+        await self._learn()
+        self._broken = False
+
+    def _apply(
+        self,
+        db: sqlite3.Connection,
+        jobs: Sequence[Job],
+        known: dict[str, file.Topic],
+        heads: dict[tuple[int, int], int],
+    ) -> None:
+        """Write ``jobs`` in one transaction (in the writer's thread); ``known`` and ``heads`` change with it."""
+        used = file.used_bytes(db, self.path)
+        if used >= self._max_bytes:
+            raise Unavailable(f"at its cap, {used} of {self._max_bytes} bytes; raise [log] max_bytes")
+        stamp = self._clock_ms()
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            touched: set[tuple[int, int]] = set()
+            for job in jobs:
+                for row in job.rows:
+                    touched.add(self._add(db, row, stamp, known, heads))
+                if job.routed is not None:
+                    db.execute(file.SQL["set_routed"], job.routed)
+            db.executemany(file.SQL["set_head"], [(*where, heads[where]) for where in touched])
+            db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                db.execute("ROLLBACK")
+            raise
+
+    def _add(
+        self,
+        db: sqlite3.Connection,
+        row: Row,
+        stamp: int,
+        known: dict[str, file.Topic],
+        heads: dict[tuple[int, int], int],
+    ) -> tuple[int, int]:
+        name, partition, key, value, headers = row
+        topic = known.get(name)
+        if topic is None:
+            compact = name == self.topics.ledger
+            number = db.execute(file.SQL["add_topic"], (name, compact)).fetchone()[0]
+            topic = known[name] = file.Topic(number, name, compact)
+        if partition is None:
+            partition = next(self._spread) % self._partitions if key is None else partition_of(key, self._partitions)
+        where = (topic.number, partition)
+        offset = heads.get(where, 0)
+        heads[where] = offset + 1
+        if topic.compact:
+            db.execute(file.SQL["add_compacted"], (*where, key, offset, stamp, value, headers))
+        else:
+            db.execute(file.SQL["add_record"], (file.record_id(*where, offset), stamp, key, value, headers))
+        return where
+
+    # --- reading ---
+
+    def follow(
+        self, topics: Sequence[str], *, only: int | None = None, end: bool = False
+    ) -> AsyncIterator[TopicRecord | CaughtUp]:
+        """Yield records; see :meth:`cloud_ingest.journal.port.Log.follow`. Raises Unavailable."""
+        return self.reader.follow(topics, only=only, end=end)
+
+    def mark(self) -> Callable[[float | None], Awaitable[None]]:
+        """Return what waits for the next write after this call, so many seconds at most."""
+        wake = self._wake
+
+        async def changed(wait: float | None) -> None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await wake.wait()
+
+        return changed
+
+    def topic(self, name: str) -> file.Topic | None:
+        """Return a topic, None where nothing was ever written to it."""
+        return self._known.get(name)
+
+    def head(self, topic: str, partition: int) -> int:
+        """Return the offset of the next record."""
+        known = self._known.get(topic)
+        return self._heads.get((known.number, partition), 0) if known else 0
+
+    async def oldest(self, partition: int) -> int:
+        """Return the offset of the oldest frame, or that of the next one where there is none."""
+        topic = self._known.get(self.topics.frames)
+        if topic is None:
+            return 0
+        bounds = _bounds(topic, partition)
+        found: int | None = await self.read(lambda db: db.execute(file.SQL["oldest"], bounds).fetchone()[0])
+        return self.head(self.topics.frames, partition) if found is None else file.offset_of(found)
+
+    async def read(self, work: Callable[[sqlite3.Connection], file.T]) -> file.T:
+        """Run ``work`` on the connection that reads. Raises Unavailable."""
+        try:
+            return await self.connection.run(work)
+        except (sqlite3.Error, ValueError) as error:
+            raise Unavailable(f"{self.path}: cannot be read: {error}") from error
+
+    # --- owning ---
+
+    async def own_partitions(self, route: Callable[[PartitionLog], Awaitable[None]]) -> None:
+        """Run ``route`` as a task for each partition, until cancelled."""
+
+        async def own(partition: int) -> None:
+            await route(EmbeddedPartition(self, partition))
+
+        async with asyncio.TaskGroup() as group:
+            for partition in range(self._partitions):
+                group.create_task(own(partition), name=f"router {partition}")
+            await asyncio.Event().wait()
+
+    async def _prune(self) -> None:
+        """Delete routed frames that are old, or all of them where the file is more than half full; never others (R8)."""
+        topic = self._known.get(self.topics.frames)
+        writer = self._writer
+        if topic is None or writer is None:
+            return
+        now = self._clock_ms()
+
+        def work(db: sqlite3.Connection) -> int:
+            full = file.used_bytes(db, self.path) > self._max_bytes // 2
+            before = now + 1 if full else now - KEEP_FRAMES_MS
+            gone = db.execute(file.SQL["prune_compacted"], (now - KEEP_FRAMES_MS,)).rowcount
+            for partition in range(self._partitions):
+                if found := db.execute(file.SQL["routed"], (partition,)).fetchone():
+                    low, high = (
+                        file.record_id(topic.number, partition, 0),
+                        file.record_id(topic.number, partition, found[0]),
+                    )
+                    gone += db.execute(file.SQL["prune"], (low, high, before, PRUNED_AT_ONCE)).rowcount
+            return gone
+
+        try:
+            if await writer.run(work):
+                self._prune_at = time.monotonic() + 1.0  # there may be more
+        except (sqlite3.Error, ValueError) as error:
+            log.warning("%s: old frames cannot be pruned: %s", self.path, error)
+
+    async def close(self) -> None:
+        """Finish what is being written, refuse what waits, close the file."""
+        self._closed = True
+        if self._task is not None:
+            await self._jobs.put(None)
+            await asyncio.wait({self._task})
+        self._wake.set()
+        await self._stack.aclose()
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            await writer.close()
+
+
+def _bounds(topic: file.Topic, partition: int) -> tuple[int, int]:
+    return file.record_id(topic.number, partition, 0), file.record_id(topic.number, partition + 1, 0)
+
+
+def _is_fenced(job: Job) -> bool:
+    if job.fence is None:
+        return False
+    try:
+        job.fence()
+    except Fenced as error:
+        job.done.set_exception(error)
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(handle, 32).decode(errors="replace").strip() or "another process"
+            raise Locked(
+                f"{path.with_suffix('')}: in use by process {owner}; stop it, or name another data directory"
+            ) from error
+        os.ftruncate(handle, 0)
+        os.write(handle, b"%d\n" % os.getpid())
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,190 @@
+"""The file of the embedded log: SQLite, one function a thread hop, statements by name. Synchronous code, run by aiosqlite.
+
+Durable means: WAL with ``synchronous=FULL``. One connection writes and checkpoints; all others only read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+import aiosqlite
+import msgspec
+
+from cloud_ingest.journal.port import TopicRecord
+from waybill.errors import ConfigError
+
+T = TypeVar("T")
+
+VERSION: Final = 1
+"""Schema version, in ``PRAGMA user_version``."""
+
+OFFSET_BITS: Final = 36
+PARTITION_BITS: Final = 12
+MAX_PARTITIONS: Final = 1 << PARTITION_BITS
+_OFFSET_MASK: Final = (1 << OFFSET_BITS) - 1
+
+TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_SECTION = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
+_sections = _SECTION.split(files(__package__).joinpath("embedded.sql").read_text(encoding="utf-8"))
+SQL: Final = dict(zip(_sections[1::2], _sections[2::2], strict=True))
+
+pack_headers = msgspec.msgpack.Encoder().encode
+NO_HEADERS: Final = pack_headers([])
+_decode_headers = msgspec.msgpack.Decoder(tuple[tuple[str, bytes], ...]).decode
+
+
+class Topic(NamedTuple):
+    """A topic as the file knows it. ``compact``: only the newest record of each key is kept."""
+
+    number: int
+    name: str
+    compact: bool
+
+
+class Connection(aiosqlite.Connection):
+    """A connection in its thread that runs whole functions, so that a transaction costs one hop."""
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run ``work(connection)`` in the thread."""
+        result: T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call] # aiosqlite's own hop
+        return result
+
+
+class Row(NamedTuple):
+    """A record to be written. ``partition``: None to go by the key. ``headers``: as ``pack_headers`` makes them."""
+
+    topic: str
+    partition: int | None
+    key: bytes | None
+    value: bytes | None
+    headers: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of key, value and headers."""
+        return len(self.key or b"") + len(self.value or b"") + len(self.headers)
+
+
+@dataclass(slots=True)
+class Job:
+    """What is written in one piece. ``fence``: raises Fenced where its partition is another's by now.
+
+    ``routed``: a frames partition and its committed offset.
+    """
+
+    rows: list[Row]
+    routed: tuple[int, int] | None = None
+    fence: Callable[[], None] | None = None
+    done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+def record_id(topic: int, partition: int, offset: int) -> int:
+    """Return the id of a record."""
+    return topic << (OFFSET_BITS + PARTITION_BITS) | partition << OFFSET_BITS | offset
+
+
+def offset_of(number: int) -> int:
+    """Return the offset within a record's id."""
+    return number & _OFFSET_MASK
+
+
+async def open_to_write(path: Path) -> Connection:
+    """Open the one connection that writes. The file is made where there is none. Raises sqlite3.Error."""
+
+    def connect() -> sqlite3.Connection:
+        made = sqlite3.connect(path, isolation_level=None)
+        try:
+            made.execute("PRAGMA journal_mode=WAL")
+            made.execute("PRAGMA synchronous=FULL")
+        except sqlite3.Error:
+            made.close()
+            raise
+        return made
+
+    connection = Connection(connect, 64)
+    await connection
+    return connection
+
+
+async def open_to_read(path: Path) -> Connection:
+    """Open a connection that only reads. Raises sqlite3.Error."""
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+
+    connection = Connection(connect, 64)
+    await connection
+    return connection
+
+
+def check(db: sqlite3.Connection, path: Path) -> bool:
+    """Tell whether the file has its tables already. Raises ConfigError where it is another program's, or a newer one's."""
+    try:
+        version = int(db.execute("PRAGMA user_version").fetchone()[0])
+        empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(
+            f"{path}: cannot be read as an embedded log: {error}; move it away or name another path"
+        ) from error
+    if version > VERSION:
+        raise ConfigError(
+            f"{path}: made by a newer program (schema {version}, this one knows {VERSION}); update this one"
+        )
+    if not empty and version == 0:
+        raise ConfigError(f"{path}: a database of something else; name another path")
+    return version == VERSION
+
+
+def create(db: sqlite3.Connection, partitions: int) -> None:
+    """Make the tables."""
+    db.executescript(f"BEGIN IMMEDIATE; {SQL['schema']} PRAGMA user_version = {VERSION};")
+    db.execute(SQL["set_setting"], ("partitions", partitions))
+    db.execute("COMMIT")
+
+
+def partitions_of(db: sqlite3.Connection) -> int:
+    """Return how many partitions every topic of the file has."""
+    return int(db.execute(SQL["setting"], ("partitions",)).fetchone()[0])
+
+
+def used_bytes(db: sqlite3.Connection, path: Path) -> int:
+    """Return what the log takes on the disk, without the pages that are free to be written again."""
+    pages, free, size = (
+        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    wal = path.with_name(path.name + "-wal")
+    return int((pages - free) * size) + (wal.stat().st_size if wal.exists() else 0)
+
+
+def topics_of(db: sqlite3.Connection) -> dict[str, Topic]:
+    """Return all topics."""
+    return {name: Topic(number, name, bool(compact)) for name, number, compact in db.execute(SQL["topics"])}
+
+
+def heads_of(db: sqlite3.Connection) -> dict[tuple[int, int], int]:
+    """Return the next offset of each (topic number, partition) that has had a record."""
+    return {(topic, partition): head for topic, partition, head in db.execute(SQL["heads"])}
+
+
+def records_of(
+    db: sqlite3.Connection, topic: Topic, partition: int, start: int, end: int, count: int
+) -> tuple[list[TopicRecord], int]:
+    """Return at most ``count`` records with ``start`` <= offset < ``end``, and the offset to go on from."""
+    rows: list[tuple[int, int, bytes | None, bytes | None, bytes]]
+    if topic.compact:
+        rows = db.execute(SQL["compacted"], (topic.number, partition, start, end, count)).fetchall()
+    else:
+        low, high = record_id(topic.number, partition, start), record_id(topic.number, partition, end)
+        rows = db.execute(SQL["records"], (low, high, count)).fetchall()
+    records = [
+        TopicRecord(topic.name, partition, offset_of(number), stamp, key, value, _decode_headers(headers))
+        for number, stamp, key, value, headers in rows
+    ]
+    return records, records[-1].offset + 1 if len(records) == count else end

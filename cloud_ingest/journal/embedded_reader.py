@@ -1,0 +1,89 @@
+"""Reading the embedded log: by the process that writes it, and by others (``tail``, ``audit``), which open it read-only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from cloud_ingest.journal import embedded_file as file
+from cloud_ingest.journal.port import CaughtUp, TopicRecord
+from waybill.errors import ConfigError, Unavailable
+
+POLL: Final = 0.2
+"""Seconds between looks at the file from another process."""
+
+BATCH: Final = 500
+
+
+class Reader:
+    """``follow`` over one read-only connection."""
+
+    def __init__(
+        self, path: Path, connection: file.Connection, mark: Callable[[], Callable[[], Awaitable[object]]]
+    ) -> None:
+        """``mark()``, called before a look, returns what waits until another look may show more."""
+        self._path = path
+        self._connection = connection
+        self._mark = mark
+
+    async def partitions(self) -> int:
+        """Return how many partitions every topic has."""
+        return await self._run(file.partitions_of)
+
+    async def follow(
+        self, topics: Sequence[str], *, only: int | None = None, end: bool = False
+    ) -> AsyncIterator[TopicRecord | CaughtUp]:
+        """Yield records; see :meth:`cloud_ingest.journal.port.Log.follow`. Raises Unavailable."""
+        positions: dict[tuple[str, int], int] = {}
+        caught_up = False
+        while True:
+            changed = self._mark()
+            known, heads = await self._run(lambda db: (file.topics_of(db), file.heads_of(db)))
+            wanted = {known[name].number: known[name] for name in topics if name in known}
+            for (number, partition), head in sorted(heads.items()):
+                topic = wanted.get(number)
+                if topic is None or (only is not None and partition != only):
+                    continue
+                start = positions.get((topic.name, partition), 0)
+                while start < head:
+                    records, start = await self._batch(topic, partition, start, head)
+                    for record in records:
+                        yield record
+                positions[topic.name, partition] = start
+            if not caught_up:
+                caught_up = True
+                yield CaughtUp()
+                if end:
+                    return
+            await changed()
+
+    async def _batch(self, topic: file.Topic, partition: int, start: int, head: int) -> tuple[list[TopicRecord], int]:
+        return await self._run(lambda db: file.records_of(db, topic, partition, start, head, BATCH))
+
+    async def _run(self, work: Callable[[sqlite3.Connection], file.T]) -> file.T:
+        try:
+            return await self._connection.run(work)
+        except (sqlite3.Error, ValueError) as error:
+            raise Unavailable(f"{self._path}: cannot be read: {error}") from error
+
+
+@contextlib.asynccontextmanager
+async def open_reader(path: Path) -> AsyncIterator[Reader]:
+    """Open the embedded log of another process, or of none, to be read. Raises ConfigError where it is none."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such log; give the data directory of a cloud ingest with an embedded log")
+    try:
+        connection = await file.open_to_read(path)
+    except sqlite3.Error as error:
+        raise ConfigError(f"{path}: cannot be opened: {error}") from error
+    try:
+        if not await connection.run(lambda db: file.check(db, path)):
+            raise ConfigError(f"{path}: an empty file, not a log")
+        yield Reader(path, connection, lambda: partial(asyncio.sleep, POLL))
+    finally:
+        await connection.close()

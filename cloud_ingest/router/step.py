@@ -1,0 +1,496 @@
+"""The router's step: journal records in, one atomic :class:`~cloud_ingest.journal.port.Step` and the state after it out. Pure.
+
+::
+
+    JournalRecord ─ read_header ─ admit (E2, E3) ─ held (R7)? ─ news (R4) ─ decode ─┬─ records ─▶ Step.records
+                                                                                 ├─ dead letters ─▶ Step.records
+                                                                                 └─ receipts, statuses (control lane)
+
+:meth:`Partition.plan` changes nothing; the :class:`Plan` it returns is adopted when its commit has returned (R3). A plan can be
+cut off after any number of messages: the rest of its frame is planned again, and the ledger tells what is done. So bisecting for a
+poisonous record (R5) is planning with a smaller ``limit``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+import msgspec
+
+from cloud_ingest.config import Topics
+from cloud_ingest.journal.port import JournalRecord, OutRecord, Step
+from cloud_ingest.router.commands import Commands, status_record
+from cloud_ingest.router.entry import Key
+from cloud_ingest.router.intervals import Interval
+from cloud_ingest.router.ledger import Draft, Ledger, Notice, Span
+from cloud_ingest.router.order import Held, HeldDraft, Lane
+from cloud_ingest.router.records import append_records, dead_frame, dead_letter, one_record
+from cloud_ingest.router.routes import Routes, Target
+from waybill.errors import Corrupt
+from waybill.frames import Frame, FrameHeader, decode, read_header
+from waybill.frames.header import MAX_EPOCH, MAX_LANE
+from waybill.wire import COMMAND_STATUS_TOPIC, CONTROL_LANE, RECEIPT_TOPIC, CommandStatus, Receipt
+
+MAX_REASON = 64
+
+_decode_receipt = msgspec.json.Decoder(Receipt).decode
+_decode_status = msgspec.json.Decoder(CommandStatus).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The router's bounds.
+
+    ``hold_ms``: how long a frame waits for what it follows (R7). ``hold_bytes``: memory of held frames of one partition.
+    ``step_messages``, ``step_bytes``: a step ends with the frame that reaches either (bytes: bodies before compression).
+    ``read_frames``: frames read at once.
+    """
+
+    hold_ms: int = 30_000
+    hold_bytes: int = 64 << 20
+    step_messages: int = 8_000
+    step_bytes: int = 8 << 20
+    read_frames: int = 32
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the start, in messages where nothing else is said."""
+
+    frames: int = 0
+    routed: int = 0
+    copies: int = 0
+    dead: int = 0
+    dropped: int = 0
+    given_up: int = 0
+    frames_held: int = 0
+    frames_given_up: int = 0
+    statuses: int = 0
+    receipts: int = 0
+
+    def add(self, other: Counters) -> None:
+        """Add ``other`` to this."""
+        for item in fields(self):
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step and the state after it. ``consumed``: how many of the records given are done with (routed or held).
+
+    ``cut``: offset of the frame that the limit cut off last, and how many of its messages were planned until then.
+    ``messages``: how many were planned, of the ``limit``. ``more``: whether there is more to plan without reading on.
+    """
+
+    step: Step
+    ledger: Draft
+    held: HeldDraft
+    unfinished: dict[Lane, None]
+    position: int
+    newest_ms: int
+    cut: tuple[int, int]
+    consumed: int = 0
+    messages: int = 0
+    more: bool = False
+    statuses: list[CommandStatus] = field(default_factory=list)
+    counters: Counters = field(default_factory=Counters)
+
+    @property
+    def notices(self) -> list[Notice]:
+        """What a person should know."""
+        return self.ledger.notices
+
+
+class Partition:
+    """What the router knows of one frames partition, as of the last commit."""
+
+    def __init__(self, number: int, topics: Topics, routes: Routes, commands: Commands, limits: Limits) -> None:
+        """Start with an empty ledger at offset 0; see ``resume``."""
+        self.number = number
+        self.topics = topics
+        self.routes = routes
+        self.commands = commands
+        self.limits = limits
+        self.counters = Counters()
+        self.refused: dict[str, str] = {}
+        """Topics that the log refuses at present, and why: their records become dead letters (R5)."""
+        self.resume(Ledger(), 0, 0)
+
+    def resume(self, ledger: Ledger, start: int, lost: int) -> None:
+        """Begin at the journal offset ``start`` with ``ledger``; ``lost`` offsets before it were deleted unrouted (R8)."""
+        self.ledger = ledger
+        self.held = Held()
+        self.unfinished: dict[Lane, None] = {}
+        self.position = self.committed = start
+        self.newest_ms = 0
+        self.cut = (-1, 0)
+        self.lost: Interval | None = (start - lost + 1, start) if lost else None
+
+    def plan(
+        self,
+        records: Sequence[JournalRecord],
+        now_ms: int,
+        *,
+        at_end: bool = False,
+        limit: int | None = None,
+        condemned: str = "",
+        log_start: int | None = None,
+    ) -> Plan | None:
+        """Plan the next step over ``records``, which follow ``position``; None where there is nothing to write.
+
+        ``now_ms``: the router's clock. ``at_end``: whether the partition ends with ``records``.
+        ``limit``: plan at most so many messages (R5), else the step's own bounds hold.
+        ``condemned``: why the records of this plan were refused; its messages become dead letters.
+        ``log_start``: the journal's oldest offset; given, the ledger forgets what it may (E4).
+        """
+        return _Planner(self, now_ms, limit, condemned).run(records, at_end=at_end, log_start=log_start)
+
+    def adopt(self, plan: Plan) -> None:
+        """Make ``plan`` the truth: its commit has returned (R3)."""
+        self.ledger.adopt(plan.ledger)
+        self.held.adopt(plan.held)
+        self.unfinished = plan.unfinished
+        self.cut = plan.cut
+        self.position = plan.position
+        self.committed = plan.step.next_offset
+        self.newest_ms = plan.newest_ms
+        self.lost = None
+        self.counters.add(plan.counters)
+        for status in plan.statuses:
+            self.commands.note(status)
+
+
+class _Planner:
+    """One plan in the making."""
+
+    def __init__(self, state: Partition, now_ms: int, limit: int | None, condemned: str) -> None:
+        self.state = state
+        self.now_ms = now_ms
+        self.exact = limit is not None
+        self.left = state.limits.step_messages if limit is None else limit
+        self.bytes_left = state.limits.step_bytes
+        self.condemned = condemned
+        self.ledger = Draft(state.ledger)
+        self.held = HeldDraft(state.held)
+        self.unfinished = state.unfinished.copy()
+        self.fresh: dict[str, str] = {}
+        self.step = Step()
+        self.plan = Plan(self.step, self.ledger, self.held, self.unfinished, state.position, state.newest_ms, state.cut)
+        self.counters = self.plan.counters
+
+    @property
+    def full(self) -> bool:
+        return self.left <= 0 or self.bytes_left <= 0
+
+    def run(self, records: Sequence[JournalRecord], *, at_end: bool, log_start: int | None) -> Plan | None:
+        state, plan = self.state, self.plan
+        if state.lost:
+            self.ledger.edit_offsets().lost.add(*state.lost)
+        self._drain()
+        for record in records:
+            if self.full or not self._arrive(record):
+                break
+            plan.consumed += 1
+            plan.position = record.offset + 1
+            plan.newest_ms = max(plan.newest_ms, record.stamp_ms)
+            self._drain()
+        done = plan.consumed == len(records)
+        reached = self.now_ms if at_end and done else 0
+        self._expire(max(plan.newest_ms, reached))
+        self._states(max(plan.newest_ms, reached))
+        if log_start is not None and not self.exact:
+            self.ledger.forget(log_start)
+        plan.more = not done or bool(self.unfinished)
+        oldest = self.held.oldest
+        self.step.next_offset = plan.position if oldest is None else oldest.offset
+        self._prune_unreadable()
+        self.step.ledger = self.ledger.values(state.number)
+        if self.step.records or self.step.ledger or plan.consumed or self.step.next_offset != state.committed:
+            return plan
+        return None
+
+    # --- frames ---
+
+    def _arrive(self, record: JournalRecord) -> bool:
+        """Route or hold ``record``; False where the limit cut it off."""
+        try:
+            header = read_header(record.frame)
+        except Corrupt as error:
+            self._unreadable(record, str(error))
+            return True
+        key = Key(record.gateway, header.epoch, header.lane)
+        span = Span(key, header.prev_epoch, header.prev_last, header.first, header.last)
+        relaxed = header.durability == "relaxed"
+        self.ledger.admit(span, record.offset, relaxed=relaxed, oldest=header.oldest_epoch)
+        lane = (record.gateway, header.lane)
+        if self.held.queues(lane):
+            self.unfinished[lane] = None  # what it says of epochs may let others go, and these go first
+            self._drain()
+            if lane in self.unfinished:
+                return False
+        if header.order == "fifo" and self._is_ahead(key, header):
+            self.held.add(record, header)
+            self.counters.frames += 1
+            self.counters.frames_held += 1
+            return True
+        if not self._route(record, header):
+            return False
+        self.counters.frames += 1
+        return True
+
+    def _is_ahead(self, key: Key, header: FrameHeader) -> bool:
+        return self.ledger.waits(key, header.first) and bool(self.ledger.news(key, header.first, header.last))
+
+    def _unreadable(self, record: JournalRecord, error: str) -> None:
+        """Dead-letter a frame of which not even the header can be read; again after a restart it is a copy."""
+        if record.offset + 1 in self.ledger.read_offsets().unreadable:
+            return
+        self.ledger.edit_offsets().unreadable.add(record.offset + 1, record.offset + 1)
+        self._emit(dead_frame(self.state.topics.dead_letters, record, None, error))
+
+    def _prune_unreadable(self) -> None:
+        """Forget unreadable frames below the committed offset: they are not read again."""
+        known = self.ledger.read_offsets().unreadable
+        if known and known.first <= self.step.next_offset:
+            self.ledger.edit_offsets().unreadable.drop_below(self.step.next_offset + 1)
+
+    def _route(self, record: JournalRecord, header: FrameHeader) -> bool:
+        """Write what is new of a frame; False where the limit cut it off before its end."""
+        key = Key(record.gateway, header.epoch, header.lane)
+        news = self.ledger.news(key, header.first, header.last)
+        fresh = sum(last - first + 1 for first, last in news)
+        if not news:
+            self.counters.copies += header.count
+            return True
+        if not self.ledger.has_room(key, header.first, header.last):
+            self._emit(dead_frame(self.state.topics.dead_letters, record, header, "the lane has too many gaps"))
+            self.counters.dead += fresh
+            return True
+        try:
+            frame = decode(record.frame)
+        except Corrupt as error:
+            for first, last in news:
+                self.ledger.bury(key, first, last)
+            self._emit(dead_frame(self.state.topics.dead_letters, record, header, str(error)))
+            self.counters.dead += fresh
+            return True
+        planned = 0
+        for first, last in news:
+            if self.exact:
+                last = min(last, first + self.left - 1)  # noqa: PLW2901 - cut off by the limit
+            if last < first:
+                break
+            self._messages(record, frame, key, first, last)
+            planned += last - first + 1
+            self._spend(last - first + 1)
+        self.bytes_left -= header.raw_size
+        offset, earlier = self.plan.cut
+        earlier = earlier if offset == record.offset else 0
+        if planned < fresh:
+            self.plan.cut = (record.offset, earlier + planned)
+            return False
+        self.counters.copies += header.count - fresh - earlier
+        return True
+
+    def _messages(self, record: JournalRecord, frame: Frame, key: Key, first: int, last: int) -> None:
+        """Write the new messages ``first..last`` of a frame."""
+        if frame.header.lane == CONTROL_LANE:
+            for seq in range(first, last + 1):
+                self._control(record, frame, key, seq)
+            return
+        targets = [self.state.routes.target(record.gateway, topic, client) for topic, client in frame.sources]
+        reasons = self._reasons(targets)
+        if not reasons:
+            append_records(self.step.records, record, frame, targets, first, last)
+            self.ledger.deliver(key, first, last)
+            self.counters.routed += last - first + 1
+            return
+        run = first
+        for seq in range(first, last + 1):
+            source = frame.rows[seq - frame.header.first][0]
+            if source in reasons:
+                if run < seq:
+                    self._deliver_run(record, frame, targets, key, run, seq - 1)
+                run = seq + 1
+                topic = targets[source].topic
+                letters = self.state.topics.dead_letters if topic is None else f"{topic}.dlq"
+                self._bury(letters, one_record(record, frame, targets, seq), key, seq, reasons[source])
+        if run <= last:
+            self._deliver_run(record, frame, targets, key, run, last)
+
+    def _deliver_run(
+        self, record: JournalRecord, frame: Frame, targets: Sequence[Target], key: Key, first: int, last: int
+    ) -> None:
+        append_records(self.step.records, record, frame, targets, first, last)
+        self.ledger.deliver(key, first, last)
+        self.counters.routed += last - first + 1
+
+    def _reasons(self, targets: Sequence[Target]) -> Mapping[int, str]:
+        """Return for each source whose messages become dead letters the reason why."""
+        if self.condemned:
+            return {
+                source: self.condemned if target.topic is not None else "no route"
+                for source, target in enumerate(targets)
+            }
+        refused = self.state.refused
+        return {
+            source: "no route" if target.topic is None else refused[target.topic]
+            for source, target in enumerate(targets)
+            if target.topic is None or target.topic in refused
+        }
+
+    def _bury(self, topic: str, record: OutRecord, key: Key, seq: int, error: str) -> None:
+        self.step.records.append(dead_letter(topic, record, error))
+        self.ledger.bury(key, seq, seq)
+        self.counters.dead += 1
+
+    def _emit(self, record: OutRecord) -> None:
+        self.step.records.append(record)
+        self._spend(1)
+
+    def _spend(self, messages: int) -> None:
+        self.left -= messages
+        self.plan.messages += messages
+
+    # --- the control lane ---
+
+    def _control(self, record: JournalRecord, frame: Frame, key: Key, seq: int) -> None:
+        """Act on one of the agent's own messages."""
+        source, _, _, payload, _ = frame.rows[seq - frame.header.first]
+        topic = frame.sources[source][0]
+        try:
+            if topic == RECEIPT_TOPIC:
+                self._receipt(record, payload)
+                self.ledger.deliver(key, seq, seq)
+                return
+            if topic == COMMAND_STATUS_TOPIC:
+                self._status(record, payload)
+                self.ledger.deliver(key, seq, seq)
+                return
+            error = "unknown topic in the control lane"
+        except (msgspec.MsgspecError, _Rejected) as reason:
+            error = str(reason)
+        letters = self.state.topics.dead_letters
+        target = self.state.routes.target(record.gateway, topic, frame.sources[source][1])._replace(topic=None)
+        letter = one_record(record, frame, {source: target}, seq)
+        self._bury(letters, letter, key, seq, error)
+
+    def _receipt(self, record: JournalRecord, payload: bytes) -> None:
+        """Declare a loss (E5); to the ledger a receipt is a frame header of that epoch."""
+        receipt = _decode_receipt(payload)
+        _check_receipt(receipt)
+        key = Key(record.gateway, receipt.epoch, receipt.lane)
+        span = Span(key, receipt.prev_epoch, receipt.prev_last, receipt.first, receipt.last)
+        if not self.ledger.has_room(key, receipt.first, receipt.last):
+            raise _Rejected("the lane has too many gaps")
+        self.ledger.admit(span, record.offset)
+        before = self.ledger.edit(key).dropped_count
+        self.ledger.drop(key, receipt.first, receipt.last, receipt.bytes, receipt.reason[:MAX_REASON])
+        self.counters.dropped += self.ledger.edit(key).dropped_count - before
+        self.counters.receipts += 1
+        lane = (record.gateway, receipt.lane)
+        if self.held.queues(lane):
+            self.unfinished[lane] = None
+
+    def _status(self, record: JournalRecord, payload: bytes) -> None:
+        """Write a command's state, once (C1)."""
+        if self.condemned:
+            raise _Rejected(self.condemned)
+        status = _decode_status(payload)
+        if status.gateway != record.gateway:
+            raise _Rejected(f"the state of a command of gateway {status.gateway[:64]!r}, sent by {record.gateway!r}")
+        if status.state not in {"delivered", "done"}:
+            raise _Rejected(f"the state {status.state!r} is not a gateway's to report")
+        verdict = self.state.commands.verdict(status, self.fresh)
+        if verdict == "copy":
+            return
+        if verdict != "write":
+            raise _Rejected(verdict)
+        refused = self.state.refused.get(self.state.topics.command_status)
+        if refused:
+            raise _Rejected(refused)
+        self._write_status(status)
+
+    def _write_status(self, status: CommandStatus) -> None:
+        self.step.records.append(status_record(self.state.topics.command_status, status))
+        self.plan.statuses.append(status)
+        self.fresh[status.id] = status.state
+        self.counters.statuses += 1
+
+    def _states(self, now_ms: int) -> None:
+        """Write ``expired`` and ``rejected`` (C1), last: what the gateways reported before comes first."""
+        if self.full:
+            return
+
+        def is_busy(gateway: str) -> bool:
+            return bool(self.held.queues((gateway, CONTROL_LANE)))
+
+        refused = self.state.refused.get(self.state.topics.command_status)
+        for status in self.state.commands.due(now_ms, self.left, is_busy):
+            if status.id in self.fresh:
+                continue
+            self._spend(1)
+            error = self.condemned or refused
+            if error:
+                record = status_record(self.state.topics.command_status, status)
+                self.step.records.append(dead_letter(self.state.topics.dead_letters, record, error))
+                self.plan.statuses.append(status)
+            else:
+                self._write_status(status)
+
+    # --- order (R7) ---
+
+    def _drain(self) -> None:
+        """Route the held frames that wait for nothing any more, in order, until the step is full."""
+        while self.unfinished and not self.full:
+            lane = next(iter(self.unfinished))
+            queues = self.held.queues(lane)
+            heads = [queue[0] for queue in queues.values()]
+            ready = {
+                head.header.epoch: head
+                for head in heads
+                if not self._is_ahead(Key(lane[0], head.header.epoch, lane[1]), head.header)
+            }
+            if not ready:
+                del self.unfinished[lane]
+                continue
+            # an epoch's frames go before those of the epoch that follows it
+            frame = next((head for head in ready.values() if head.header.prev_epoch not in ready), None)
+            frame = frame or next(iter(ready.values()))
+            if not self._route(frame.record, frame.header):
+                return
+            self.held.remove(frame)
+
+    def _expire(self, time_ms: int) -> None:
+        """Give up the gaps before frames that waited too long, or that take too much memory; the oldest first (R7)."""
+        limits = self.state.limits
+        while not self.full and (oldest := self.held.oldest) is not None:
+            late = oldest.record.stamp_ms + limits.hold_ms <= time_ms
+            if not late and self.held.size <= limits.hold_bytes:
+                return
+            key = Key(oldest.record.gateway, oldest.header.epoch, oldest.header.lane)
+            if oldest.lane not in self.unfinished:
+                self.counters.given_up += self.ledger.give_up(key, oldest.header.first)
+                self.counters.frames_given_up += 1
+                self.unfinished[oldest.lane] = None
+            self._drain()
+
+
+class _Rejected(Exception):
+    """A message of the control lane that becomes a dead letter; the text says why."""
+
+
+def _check_receipt(receipt: Receipt) -> None:
+    lane = len(receipt.lane.encode())
+    if not (
+        1 <= receipt.epoch <= MAX_EPOCH
+        and 0 <= receipt.prev_epoch <= MAX_EPOCH
+        and receipt.prev_epoch != receipt.epoch
+        and (receipt.prev_epoch == 0) == (receipt.prev_last == 0)
+        and 1 <= receipt.first <= receipt.last <= MAX_EPOCH
+        and 0 <= receipt.prev_last <= MAX_EPOCH
+        and 1 <= lane <= MAX_LANE
+        and receipt.bytes >= 0
+    ):
+        raise _Rejected("a receipt whose numbers do not agree")
