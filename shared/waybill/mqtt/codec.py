@@ -216,7 +216,7 @@ def parse_unsubscribe(body: bytes) -> tuple[bytes, list[str]]:
 
 def parse_ack(body: bytes) -> bytes:
     """Return the packet id of a PUBACK, PUBREC, PUBREL or PUBCOMP (3.4-3.7). Raises Malformed."""
-    if len(body) != 2 or body == b"\0\0":  # noqa: PLR2004 - an ack is its packet id
+    if len(body) != 2 or body == b"\0\0":
         raise Malformed("an ack that is no packet id")
     return body
 
@@ -224,7 +224,7 @@ def parse_ack(body: bytes) -> bytes:
 def remaining_length(size: int) -> bytes:
     """Encode a remaining length (2.2.3)."""
     out = bytearray()
-    while size > 0x7F:  # noqa: PLR2004 - seven bits a byte
+    while size > 0x7F:
         out.append(size & 0x7F | 0x80)
         size >>= 7
     out.append(size)
@@ -255,7 +255,7 @@ def unsuback(packet_id: bytes) -> bytes:
 def publish(topic: bytes, payload: bytes, flags: int, packet_id: bytes = b"") -> bytes:
     """Encode a PUBLISH; ``packet_id`` must be given just where ``flags`` say QoS 1 or 2."""
     size = 2 + len(topic) + len(packet_id) + len(payload)
-    if size < 0x80:  # noqa: PLR2004 - one byte of length: what most messages need
+    if size < 0x80:
         head = bytes((PUBLISH | flags, size, len(topic) >> 8, len(topic) & 0xFF))
     else:
         head = bytes((PUBLISH | flags,)) + remaining_length(size) + len(topic).to_bytes(2, "big")

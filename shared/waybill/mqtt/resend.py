@@ -67,7 +67,7 @@ def entries_of(raw: bytes) -> list[ResendEntry]:
             at += 1
             size |= (byte & 0x7F) << shift
             shift += 7
-            if byte < 0x80:  # noqa: PLR2004 - the last byte of a remaining length
+            if byte < 0x80:
                 break
         end = at + size
         if flags & QOS_BITS:

@@ -41,8 +41,8 @@ class Settings:
     max_connections: int = 20_000
     connect_timeout: float = 10.0
     stall_timeout: float = 60.0
-    inflight: int = 100
-    queue_messages: int = 10_000
+    inflight: int = 1_000
+    queue_messages: int = 50_000
     queue_bytes: int = 16 * MIB
     output_bytes: int = 256 * KIB
     uncommitted_bytes: int = MIB
@@ -100,9 +100,9 @@ OnMessage: TypeAlias = Callable[[Message], None]
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What the program decides and hears. All are called in the event loop and must be quick; None allows, or says
-    nothing.
+    """What the program decides and hears.
 
+    All are called in the event loop and must be quick; None allows, or says nothing.
     ``authorize_connect``: a ConnackCode other than ACCEPTED refuses, before anything of a session is touched; a text
     becomes the client's ``user``.
     ``authorize_publish(client, topic)``: False closes the connection (3.1.1 has no other answer); asked again only for

@@ -1,0 +1,519 @@
+"""One connection of a client: bytes in, packets understood, answers out. No I/O.
+
+A shell fills in the methods at the end of the class.
+
+``feed`` is the hot path. A read is parsed in one loop; runs of consecutive PUBLISH packets become one arrival, sliced
+whole out of what was read. Everything else goes through ``_packet``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from waybill.mqtt import codec
+from waybill.mqtt.codec import Malformed, UnsupportedVersion
+from waybill.mqtt.pending import QUIET, Route, Ticket
+from waybill.mqtt.settings import KIB, Client
+
+if TYPE_CHECKING:
+    from waybill.mqtt.broker import Broker
+    from waybill.mqtt.codec import Will
+    from waybill.mqtt.resend import ClientMemory, Entry
+    from waybill.mqtt.session import Session
+    from waybill.mqtt.state import Publish
+
+CONNECT_LIMIT: Final = 256 * KIB
+"""The largest first packet: nobody is known yet who might be allowed more."""
+
+TOPICS_ASKED: Final = 1024
+"""Topics a connection, for which the answer of ``authorize_publish`` is remembered."""
+
+CHARGE: Final = 128
+"""Bytes that a packet other than PUBLISH counts as uncommitted, besides its own."""
+
+SECOND: Final = 1_000_000_000
+
+
+class Run:
+    """Consecutive PUBLISH packets of one read. ``hits``: those that somebody gets or that are retained."""
+
+    __slots__ = ("hits", "pubacks", "publishes", "pubrecs")
+
+    def __init__(self) -> None:
+        self.publishes: list[Publish] = []
+        self.pubacks: list[bytes] = []
+        self.pubrecs: list[bytes] = []
+        self.hits: list[tuple[Route, bytes, bytes, int]] = []
+
+
+class Connection:
+    """The server's end of one connection. ``session`` is None before CONNECT and after the end."""
+
+    __slots__ = (
+        "_asked",
+        "_mark",
+        "_need",
+        "_rest",
+        "broker",
+        "choked",
+        "client",
+        "closed",
+        "finishing",
+        "keepalive_ns",
+        "memory",
+        "obuf",
+        "obuf_bytes",
+        "open_tickets",
+        "opened_ns",
+        "paused",
+        "ready",
+        "seen_ns",
+        "session",
+        "stuck",
+        "ticket",
+        "ticket_of",
+        "uncommitted",
+        "will",
+        "written",
+    )
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.opened_ns = self.seen_ns = broker.mono_ns
+        self.session: Session | None = None
+        self.client: Client | None = None
+        self.memory: ClientMemory | None = None
+        self.will: Will | None = None
+        self.keepalive_ns = 0
+        self.ready = False  # CONNACK was written
+        self.closed = False
+        self.finishing = False  # to be closed when the last ack is out
+        self.paused = False
+        self.choked = False  # more output waits than output_bytes
+        self.stuck: tuple[int, int] | None = None  # since when, and with how much output, nothing was read
+        self.written = 0
+        self.uncommitted = 0
+        self.obuf: list[bytes] = []
+        self.obuf_bytes = 0
+        self.ticket: Ticket | None = None
+        self.ticket_of: object = None
+        self.open_tickets = 0
+        self._rest: bytearray | None = None
+        self._need = 0
+        self._mark = 0
+        self._asked: set[bytes] | None = set() if broker.hooks.authorize_publish else None
+
+    # -- in ------------------------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """Take what was read, at the time that the broker was told. Closes the connection where it is malformed."""
+        if self.closed or self.finishing:
+            return
+        self.broker.counters.bytes_in += len(data)
+        try:
+            if self._rest is not None:
+                self._rest += data
+                if len(self._rest) < self._need:
+                    if len(self._rest) - self._mark >= KIB:
+                        self._mark = len(self._rest)
+                        self.seen_ns = self.broker.mono_ns
+                    return
+                data = bytes(self._rest)
+                self._rest = None
+            self._parse(data)
+        except Malformed as error:
+            self.broker.counters.malformed += 1
+            self.close(str(error))
+        except UnsupportedVersion as error:
+            self.broker.counters.refused += 1
+            self.refuse(error.answer, str(error))
+        if self.obuf:
+            self.flush()
+
+    def _parse(self, data: bytes) -> None:  # noqa: C901, PLR0912, PLR0915 - one loop, no call for what every message costs
+        broker = self.broker
+        routes = broker.routes
+        asked = self._asked
+        limit = broker.settings.max_packet if self.session is not None else CONNECT_LIMIT
+        n = len(data)
+        i = 0
+        need = 2
+        start = -1  # of the run of PUBLISH packets
+        run = Run()
+        publishes, pubacks = run.publishes, run.pubacks
+        try:
+            while n - i >= 2:
+                h = data[i]
+                size = data[i + 1]
+                j = i + 2
+                if size > 127:  # more than one byte of remaining length (2.2.3)
+                    size &= 127
+                    shift = 7
+                    while j < n:
+                        b = data[j]
+                        j += 1
+                        size |= (b & 127) << shift
+                        if b < 128:
+                            break
+                        shift += 7
+                        if shift > 21:
+                            raise Malformed("remaining length of more than four bytes")
+                    else:
+                        need = n - i + 1
+                        break
+                    if size > limit:
+                        raise Malformed(f"packet of {size} bytes; the limit is {limit}")
+                e = j + size
+                if e > n:
+                    need = e - i
+                    break
+                if h & 0xF0 != 0x30 or self.session is None:  # anything but PUBLISH
+                    if start >= 0:
+                        self._run(data[start:i], run)
+                        run = Run()
+                        publishes, pubacks = run.publishes, run.pubacks
+                        start = -1
+                    self._packet(h, data[j:e])
+                    if self.closed or self.finishing:
+                        return
+                    limit = broker.settings.max_packet
+                    i = e
+                    continue
+                k = j + 2 + (data[j] << 8 | data[j + 1]) if size > 2 else n + 1
+                if k > e:
+                    raise Malformed("PUBLISH ends within its topic")
+                topic = data[j + 2 : k]
+                route = routes.get(topic)
+                if route is None:
+                    route = broker.resolve(topic)
+                if asked is not None and topic not in asked:
+                    self._ask(topic)
+                if h & 6:
+                    pid: bytes | None = data[k : k + 2]
+                    k += 2
+                    if k > e or pid == b"\0\0":
+                        raise Malformed("PUBLISH without a packet id")
+                    payload = data[k:e]
+                    if h & 12:  # DUP or QoS 2
+                        if start >= 0 and h & 8:
+                            self._run(data[start:i], run)  # the copy may be of one of these
+                            run = Run()
+                            publishes, pubacks = run.publishes, run.pubacks
+                            start = -1
+                        copy = self._copy(h, data[k - 2 : k], topic, payload)
+                        if copy is not None:
+                            if start >= 0:
+                                self._run(data[start:i], run)
+                                run = Run()
+                                publishes, pubacks = run.publishes, run.pubacks
+                                start = -1
+                            self._answer_copy(h, data[k - 2 : k], copy)
+                            i = e
+                            continue
+                    (run.pubrecs if h & 4 else pubacks).append(data[k - 2 : k])
+                else:
+                    if h & 8:
+                        raise Malformed("DUP with QoS 0")
+                    pid = None
+                    payload = data[k:e]
+                if start < 0:
+                    start = i
+                publishes.append((topic, payload, h & 15, pid, i - start, e - start, b""))
+                if route is not QUIET or h & 1:
+                    run.hits.append((route, topic, payload, h))
+                i = e
+        finally:  # what came before a malformed packet is as good as ever
+            if start >= 0:
+                self._run(data[start:i], run)
+        if i:
+            self.seen_ns = broker.mono_ns
+        if i < n:
+            self._rest = bytearray(data[i:])
+            self._need = need
+            self._mark = n - i
+
+    def _run(self, raw: bytes, run: Run) -> None:
+        """Hand a run of PUBLISH packets over; its acks are owed."""
+        ticket = self.broker.store(self, raw, run)
+        if run.pubacks:
+            ticket.out.append(codec.acks(codec.PUBACK, run.pubacks))
+        if run.pubrecs:
+            ticket.out.append(codec.acks(codec.PUBREC, run.pubrecs))
+
+    def _ask(self, topic: bytes) -> None:
+        """Ask whether this client may publish here. Raises Malformed: 3.1.1 knows no answer but closing (3.3.5)."""
+        allow, asked = self.broker.hooks.authorize_publish, self._asked
+        if allow is None or asked is None or self.client is None:
+            return
+        if not allow(self.client, topic.decode()):
+            self.broker.counters.denied += 1
+            raise Malformed(f"may not publish to {topic.decode()}")
+        if len(asked) >= TOPICS_ASKED:
+            asked.clear()
+        asked.add(topic)
+
+    def _copy(self, h: int, pid: bytes, topic: bytes, payload: bytes) -> Entry | bool | None:
+        """Judge a PUBLISH with DUP or of QoS 2.
+
+        None if it is to be stored, True if its id is held (QoS 2), or what it repeats (O1).
+        """
+        session, memory = self.session, self.memory
+        if session is None or memory is None:
+            return True
+        if h & 4 and pid in session.held:  # 4.3.3: the id says it all, whatever the content
+            return True
+        copy = None
+        if h & 8:
+            if h & 6 == 6:
+                raise Malformed("QoS 3")
+            self.prove()
+            copy = memory.judge(pid, topic, payload, h)
+        if h & 4:
+            if h & 2:
+                raise Malformed("QoS 3")
+            self.broker.hold(session, pid)
+        return copy
+
+    def _answer_copy(self, h: int, pid: bytes, copy: Entry | bool) -> None:  # noqa: FBT001 - see _copy
+        """Owe the ack of a copy; it waits for the commit of the original (O2)."""
+        broker = self.broker
+        broker.counters.duplicates += 1
+        if h & 4:
+            broker.counters.received_2 += 1
+        else:
+            broker.counters.received_1 += 1
+        ticket = self._owe(codec.acks(codec.PUBREC if h & 4 else codec.PUBACK, (pid,)))
+        ticket.acks += 1
+        if not isinstance(copy, bool):
+            ticket.copies.append(copy)
+            if not copy.stored:
+                broker.concern(copy, self)
+
+    def prove(self) -> None:
+        """Let the peer's TCP say which acks have arrived."""
+        memory = self.memory
+        if memory is not None and len(memory):
+            acknowledged = self.acknowledged()
+            if acknowledged is not None:
+                memory.prove(acknowledged)
+
+    def _packet(self, h: int, body: bytes) -> None:  # noqa: C901, PLR0912 - a case a packet type
+        """Handle any packet but PUBLISH."""
+        session, broker = self.session, self.broker
+        if session is None:
+            if h != codec.CONNECT:
+                raise Malformed("the first packet is not CONNECT")
+            broker.connect(self, codec.parse_connect(body))
+            return
+        if h == codec.PUBACK:
+            broker.done(session, session.acknowledged(codec.parse_ack(body)))
+        elif h == codec.PUBREC:
+            pid = codec.parse_ack(body)
+            broker.received(session, session.received(pid))
+            self._owe(codec.acks(codec.PUBREL, (pid,)))
+        elif h == codec.PUBREL:
+            pid = codec.parse_ack(body)
+            broker.release(session, pid)
+            self._owe(codec.acks(codec.PUBCOMP, (pid,)))
+        elif h == codec.PUBCOMP:
+            broker.done(session, session.completed(codec.parse_ack(body)))
+        elif h == codec.SUBSCRIBE:
+            broker.subscribe(self, *codec.parse_subscribe(body))
+        elif h == codec.UNSUBSCRIBE:
+            broker.unsubscribe(self, *codec.parse_unsubscribe(body))
+        elif h == codec.PINGREQ and not body:
+            if self.ready:
+                self.push(codec.PINGRESP_PACKET)
+            else:
+                self._owe(codec.PINGRESP_PACKET)
+        elif h == codec.DISCONNECT and not body:
+            self.will = None
+            broker.detach(self, "")
+            self.finish()
+        else:
+            raise Malformed(f"packet type {h >> 4} with flags {h & 15} and {len(body)} bytes is not for a server")
+
+    # -- out -----------------------------------------------------------------------------------------------------
+
+    def owe(self) -> Ticket:
+        """Return what this connection is owed at the next commit."""
+        pending = self.broker.touch()
+        if self.ticket_of is not pending or self.ticket is None:
+            self.ticket = Ticket(self)
+            self.ticket_of = pending
+            self.open_tickets += 1
+            pending.tickets.append(self.ticket)
+        return self.ticket
+
+    def _owe(self, packet: bytes) -> Ticket:
+        ticket = self.owe()
+        ticket.out.append(packet)
+        self.charge(ticket, CHARGE + len(packet))
+        return ticket
+
+    def charge(self, ticket: Ticket, size: int) -> None:
+        """Count uncommitted bytes; reading pauses at the limits."""
+        broker = self.broker
+        ticket.size += size
+        self.uncommitted += size
+        broker.uncommitted += size
+        if (
+            self.uncommitted > broker.settings.uncommitted_bytes
+            or broker.uncommitted > broker.settings.uncommitted_bytes_all
+        ):
+            self.hold()
+
+    def settle(self, ticket: Ticket) -> None:
+        """The commit of a ticket returned, or failed: its bytes no longer count."""
+        self.uncommitted -= ticket.size
+        self.broker.uncommitted -= ticket.size
+        self.open_tickets -= 1
+
+    def pay(self, ticket: Ticket) -> None:
+        """Write what a ticket owes, and remember where it ends (O1)."""
+        if ticket.out:
+            self.obuf += ticket.out
+            self.flush()
+            self.broker.counters.acked += ticket.acks
+            memory = self.memory
+            for chunk in ticket.chunks:
+                chunk.end = self.written
+            if memory is not None:
+                for entry in ticket.copies:
+                    memory.reacknowledged(entry, self.written)
+        if self.finishing:
+            self.finish()
+
+    def push(self, packet: bytes) -> None:
+        """Add a packet to the output; ``flush`` writes it."""
+        self.obuf.append(packet)
+        self.obuf_bytes += len(packet)
+
+    def offer(self, packet: bytes, limit: int) -> bool:
+        """Add a PUBLISH of QoS 0, unless more than ``limit`` bytes wait already."""
+        if not self.ready or self.choked or self.obuf_bytes > limit:
+            return False
+        self.push(packet)
+        return True
+
+    def flush(self) -> None:
+        """Write the output in one piece."""
+        if self.obuf and not self.closed:
+            data = self.obuf[0] if len(self.obuf) == 1 else b"".join(self.obuf)
+            self.written += len(data)
+            self.broker.counters.bytes_out += len(data)
+            self.write(data)
+        self.obuf.clear()
+        self.obuf_bytes = 0
+
+    def pump(self) -> None:
+        """Send what waits for this client, as far as the window and its reading allow."""
+        session, broker = self.session, self.broker
+        if session is not None and self.ready and not self.choked and session.waiting:
+            sent_1, sent_2 = session.send(self.obuf, broker.settings.inflight, broker.settings.output_bytes)
+            broker.counters.sent_1 += sent_1
+            broker.counters.sent_2 += sent_2
+        self.flush()
+
+    def hold(self) -> None:
+        """Stop reading until ``Broker.relieve`` finds that it may go on."""
+        if not self.paused and not self.closed:
+            self.paused = True
+            self.broker.paused.add(self)
+            self.pause()
+
+    def output_full(self) -> None:
+        """The shell holds more than ``output_bytes`` that the peer does not take: do not read from it either."""
+        self.choked = True
+        self.hold()
+
+    def output_free(self) -> None:
+        """The peer takes output again."""
+        self.choked = False
+        self.stuck = None
+        self.broker.relieve()
+        self.pump()
+
+    # -- end -----------------------------------------------------------------------------------------------------
+
+    def overdue(self, now_ns: int) -> str:
+        """Say why this connection has to end now, by the clock; empty: it has not."""
+        settings = self.broker.settings
+        if self.session is None:
+            return "no CONNECT in time" if now_ns - self.opened_ns > settings.connect_timeout * SECOND else ""
+        if self.paused:
+            self.seen_ns = now_ns  # it cannot be heard
+            waiting = self.buffered() if self.choked else 0
+            if not waiting:
+                self.stuck = None
+            elif self.stuck is None or waiting < self.stuck[1]:
+                self.stuck = (now_ns, waiting)
+            elif now_ns - self.stuck[0] > settings.stall_timeout * SECOND:
+                return "reads nothing"
+            return ""
+        silent = now_ns - self.seen_ns
+        if self.keepalive_ns and silent > self.keepalive_ns * 3 // 2:  # 3.1.2.10
+            return "keepalive"
+        if self._rest is not None and silent > settings.stall_timeout * SECOND:
+            return "unfinished packet"
+        return ""
+
+    def refuse(self, answer: bytes, reason: str) -> None:
+        """Answer a CONNECT that is not accepted, and close."""
+        self.obuf.clear()
+        self.push(answer)
+        self.flush()
+        self.close(reason)
+
+    def finish(self) -> None:
+        """Close when every ack that is owed has been written."""
+        self.finishing = True
+        if not self.closed and self.open_tickets == 0:
+            self.flush()
+            self.close("")
+
+    def close(self, reason: str) -> None:
+        """End the connection; ``reason`` is for the log.
+
+        Empty after a DISCONNECT. Fires the will unless that was so.
+        """
+        if not self.closed:
+            self.broker.detach(self, reason)
+            self.lost()
+            self.shut()
+
+    def lost(self) -> None:
+        """The connection is gone; nothing more is written."""
+        self.closed = True
+        self.broker.paused.discard(self)
+        self.obuf.clear()
+
+    # -- what a shell provides -----------------------------------------------------------------------------------
+
+    def peer(self) -> tuple[bytes | None, str]:
+        """Return the verified certificate of the peer (DER) or None, and its address."""
+        raise NotImplementedError
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; never blocks."""
+        raise NotImplementedError
+
+    def shut(self) -> None:
+        """Close the transport after what was written."""
+        raise NotImplementedError
+
+    def pause(self) -> None:
+        """Stop reading."""
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        """Read again."""
+        raise NotImplementedError
+
+    def buffered(self) -> int:
+        """Return how many bytes of output wait in the process."""
+        raise NotImplementedError
+
+    def acknowledged(self) -> int | None:
+        """Return how many bytes of the output the peer's TCP has acknowledged; None: unknown."""
+        raise NotImplementedError
