@@ -214,8 +214,8 @@ def _check_listener(listener: Listener, where: str) -> None:
     for name in ("max_frame", "memory", "credit", "connections"):
         if getattr(listener, name) < 1:
             raise ConfigError(f"{where}: [listener] {name} must be at least 1")
-    if listener.memory < listener.max_frame:
-        raise ConfigError(f"{where}: [listener] memory must hold one frame: at least max_frame, {listener.max_frame}")
+    if listener.memory < 2 * listener.max_frame:
+        raise ConfigError(f"{where}: [listener] memory must hold two frames: at least {2 * listener.max_frame} bytes")
     if listener.connect_timeout <= 0:
         raise ConfigError(f"{where}: [listener] connect_timeout must be more than 0 seconds")
 

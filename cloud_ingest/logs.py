@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from cloud_ingest import config
 from cloud_ingest.following import Readable
@@ -20,14 +20,21 @@ from waybill.errors import Refused
 Append = Callable[[OutRecord], Awaitable[None]]
 
 
-def open_log(settings: config.Settings) -> Log:
-    """Return the log of ``settings``, not started. Only the log that is asked for is imported. Raises ConfigError."""
+class Opened(NamedTuple):
+    """A log, not started. ``retention_ms``: how long it keeps frames, routed or not; None: until they are routed."""
+
+    log: Log
+    retention_ms: int | None
+
+
+def open_log(settings: config.Settings) -> Opened:
+    """Return the log of ``settings``. Only the one that is asked for is imported. Raises ConfigError."""
     topics = settings.config.topics
     routed = list(dict.fromkeys(route.topic for route in settings.config.route))
     if isinstance(settings.log, config.Kafka):
         from cloud_ingest.journal.kafka import KafkaLog
 
-        return KafkaLog(
+        kafka = KafkaLog(
             settings.log.settings,
             deployment=settings.config.deployment,
             topics=topics,
@@ -35,20 +42,22 @@ def open_log(settings: config.Settings) -> Log:
             base=settings.log.base,
             where=settings.where,
         )
+        return Opened(kafka, kafka.config.frames_retention_ms)
     from cloud_ingest.journal.embedded import EmbeddedLog
 
-    return EmbeddedLog(settings.log.path, topics, max_bytes=settings.log.max_bytes)
+    return Opened(EmbeddedLog(settings.log.path, topics, max_bytes=settings.log.max_bytes), None)
 
 
 @contextlib.asynccontextmanager
 async def reading(settings: config.Settings) -> AsyncIterator[Readable]:
     """Give something to read topics with, beside a running ingest. Raises ConfigError, Unavailable."""
     if isinstance(settings.log, config.Embedded):
-        from cloud_ingest.journal.embedded import open_reader
+        from cloud_ingest.journal.embedded_reader import open_reader
 
-        yield open_reader(settings.log.path)
+        async with open_reader(settings.log.path) as reader:
+            yield reader
         return
-    log = open_log(settings)
+    log = open_log(settings).log
     try:
         yield log
     finally:
@@ -61,7 +70,7 @@ async def appending(settings: config.Settings) -> AsyncIterator[Append]:
     if isinstance(settings.log, config.Embedded):
         yield lambda record: snapshot.request(settings.socket, "append", **as_fields(record))
         return
-    log = open_log(settings)
+    log = open_log(settings).log
     try:
         yield log.append
     finally:

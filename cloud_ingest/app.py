@@ -1,0 +1,305 @@
+"""The cloud ingest: its parts, wired.
+
+::
+
+    gateways ──▶ Listener ──▶ Intake ──▶ Log.append_frame          (journal; then the ack)
+                    ▲                         │
+                    │ envelopes               ▼ Log.own_partitions
+                Dispatcher ◀── Log.follow   Router.route ──▶ topics, dead letters, ledger, command-status
+    tools ──▶ DATA/cloud.sock: snapshot, append
+
+A log that is away stops nobody: gateways connect, frames are answered ``retry``, and it is tried again until it is
+there. Shutdown follows the data: answer what was taken, let go of the gateways, end the routing, close the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import importlib.metadata
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from cloud_ingest.commands import Dispatcher
+from cloud_ingest.config import Kafka, Settings
+from cloud_ingest.listener import Listener
+from cloud_ingest.logs import from_fields, open_log
+from cloud_ingest.router.routes import Routes
+from cloud_ingest.router.worker import Router, Status
+from cloud_ingest.status import (
+    MAX_GATEWAYS,
+    AlarmSnapshot,
+    CloudSnapshot,
+    CommandsSnapshot,
+    FramesSnapshot,
+    GatewaySnapshot,
+    PartitionSnapshot,
+    Rates,
+)
+from waybill import snapshot
+from waybill.errors import ConfigError, Locked, Refused, Unavailable
+from waybill.lifecycle import Tasks
+from waybill.wire import Envelope
+
+log = logging.getLogger(__name__)
+
+PATIENCE: Final = 3.0
+"""Seconds for each stage of a shutdown, and for the log at a start before gateways are let in without it."""
+
+FIRST_PAUSE: Final = 0.5
+LONGEST_PAUSE: Final = 10.0
+MAX_ALARMS: Final = 100
+
+
+async def main(settings: Settings) -> int:
+    """Run the ingest until SIGTERM, SIGINT or a failure; return the exit code.
+
+    Raises ConfigError, Unavailable (the address is taken).
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    ingest = Ingest(settings)
+    with _owned(settings.data):
+        try:
+            await ingest.start()
+            sys.stdout.write(f"listening on {ingest.listener.address}\n")
+            sys.stdout.flush()
+            await ingest.tasks.until_stopped()
+        finally:
+            await ingest.stop()
+    if isinstance(ingest.failure, ConfigError):
+        raise ingest.failure
+    return 0 if ingest.tasks.failure is None else 1
+
+
+class Ingest:
+    """One ingest process."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Make the parts; nothing runs yet. Raises ConfigError."""
+        config = settings.config
+        self._settings = settings
+        self._started_ms = _now_ms()
+        routes = Routes(config.route)
+        self.log, retention_ms = open_log(settings)
+        self.dispatcher = Dispatcher(self.log, config.topics, self._send)
+        self.listener = Listener(
+            config.listener,
+            self.log,
+            closed=self._closed,
+            attached=self.dispatcher.attach,
+            detached=self.dispatcher.detach,
+        )
+        self.router = Router(self.log, config.topics, routes)
+        self.lag = Lag(retention_ms)
+        self.rates = Rates()
+        self.tasks = Tasks()
+        self.failure: ConfigError | None = None
+        self._fault = "the log is not connected yet"
+        self._connected = asyncio.Event()
+        self._stack = contextlib.AsyncExitStack()
+
+    async def start(self) -> None:
+        """Start everything; returns when gateways can connect. Raises ConfigError, Unavailable."""
+        routing = self.tasks.start("routing", self._route())
+        # A log that cannot be used is said before gateways are let in; one that is away holds nobody up.
+        connected = asyncio.create_task(self._connected.wait())
+        await asyncio.wait({routing, connected}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        connected.cancel()
+        if self.failure:
+            raise self.failure
+        await self.listener.start()
+        await self._stack.enter_async_context(
+            snapshot.serve(self._settings.socket, self.snapshot, {"append": self._append})
+        )
+        self.tasks.start("credit", self.listener.intake.renew_credit())
+        self.tasks.start("commands: send", self.dispatcher.send())
+        self.tasks.start("sampling", self._sample())
+
+    async def stop(self) -> None:
+        """Stop everything, in the order of the data; bounded."""
+        self._fault = "the ingest is shutting down"
+        await self.listener.close(PATIENCE)
+        for name in ("commands: send", "credit", "sampling", "commands: read", "routing"):
+            await self.tasks.cancel(name)
+        await self._stack.aclose()
+        await self.log.close()
+
+    async def _route(self) -> None:
+        """Connect the log, however long it takes, then route what this process owns."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                await self.log.start()
+                break
+            except Unavailable as error:
+                if self._fault != str(error):
+                    log.warning("the log is away, trying again: %s", error)
+                self._fault = str(error)
+            except ConfigError as error:
+                self.failure = error
+                self.tasks.stop()
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+        log.info("the log is connected")
+        self._fault = ""
+        self._connected.set()
+        self.tasks.start("commands: read", self.dispatcher.read())
+        while True:
+            try:
+                await self.log.own_partitions(self.router.route)
+            except Unavailable as error:
+                log.warning("routing waits: %s", error)
+            await asyncio.sleep(LONGEST_PAUSE)
+
+    def _send(self, gateway: str, envelope: Envelope) -> None:
+        self.listener.send_envelope(gateway, envelope)
+
+    def _closed(self) -> str:
+        return self._fault or self.lag.reason(self.router.partitions, time.monotonic())
+
+    async def _append(self, request: dict[str, Any]) -> None:
+        """Write a command for a tool: the embedded log has one writer, this process. Raises Refused, Unavailable."""
+        record = from_fields(request)
+        if record.topic != self._settings.config.topics.commands:
+            raise Refused(f"{record.topic}: only {self._settings.config.topics.commands} is written by hand")
+        if self._fault:
+            raise Unavailable(self._fault)
+        await self.log.append(record)
+
+    async def _sample(self) -> None:
+        while True:
+            frames = self.listener.intake.counters
+            routed = sum(status.counters.routed for status in self.router.partitions.values())
+            self.rates.sample(time.monotonic(), frames.journaled, frames.bytes, routed)
+            self.lag.reason(self.router.partitions, time.monotonic())
+            await asyncio.sleep(1.0)
+
+    def snapshot(self) -> CloudSnapshot:
+        """Return the state of the process as of now."""
+        intake, server, commands = self.listener.intake, self.listener.server, self.dispatcher
+        frames = intake.counters
+        gateways = sorted(self.listener.connected.items())
+        statuses = [self.router.partitions[number] for number in sorted(self.router.partitions)]
+        alarms = sorted((AlarmSnapshot(each.at_ms, each.text) for s in statuses for each in s.alarms), key=_moment)
+        return CloudSnapshot(
+            deployment=self._settings.config.deployment,
+            version=importlib.metadata.version("waybill"),
+            log="kafka" if isinstance(self._settings.log, Kafka) else "embedded",
+            address=self.listener.address,
+            started_ms=self._started_ms,
+            now_ms=_now_ms(),
+            state="waiting" if self._fault else "running",
+            fault=self._fault,
+            connected=len(gateways),
+            denied=server.counters.denied,
+            refused=server.counters.refused,
+            handshakes=self.listener.handshakes_failed,
+            gateways=tuple(
+                GatewaySnapshot(
+                    name,
+                    one.address,
+                    one.since_ms,
+                    one.state.state if one.state else "",
+                    one.state.version if one.state else "",
+                )
+                for name, one in gateways[:MAX_GATEWAYS]
+            ),
+            frames=FramesSnapshot(
+                frames.journaled,
+                frames.bytes,
+                frames.refused,
+                frames.retried,
+                frames.unknown_versions,
+                intake.pending,
+                self.rates.per_second(0),
+                self.rates.per_second(1),
+                intake.fault,
+            ),
+            routed_per_second=self.rates.per_second(2),
+            partitions=tuple(map(_partition, statuses)),
+            commands=CommandsSnapshot(
+                commands.open,
+                commands.counters.sent,
+                commands.counters.sent_again,
+                commands.counters.malformed,
+                commands.counters.postponed,
+                commands.fault,
+            ),
+            alarms=tuple(alarms[-MAX_ALARMS:]),
+        )
+
+
+class Lag:
+    """R8: says when a partition that is routed here has not been routed for half of the journal's retention. Pure."""
+
+    def __init__(self, retention_ms: int | None) -> None:
+        """``retention_ms``: None where frames are kept until they are routed; then nothing is ever said."""
+        self._limit = None if retention_ms is None else retention_ms / 2000
+        self._ready_at: dict[int, float] = {}
+
+    def reason(self, partitions: Mapping[int, Status], now: float) -> str:
+        """Return why nothing more may be acknowledged, or an empty string. ``now``: monotonic, seconds."""
+        if self._limit is None:
+            return ""
+        for number in self._ready_at.keys() - partitions.keys():
+            del self._ready_at[number]
+        found = ""
+        for number, status in partitions.items():
+            since = self._ready_at.setdefault(number, now)
+            if status.state == "ready":
+                self._ready_at[number] = now
+            elif now - since > self._limit:
+                found = f"partition {number} was not routed for half of the journal's retention: {status.reason}"
+        return found
+
+
+def _partition(status: Status) -> PartitionSnapshot:
+    counters = status.counters
+    return PartitionSnapshot(
+        status.partition,
+        status.state,
+        status.reason,
+        status.position,
+        status.behind_ms,
+        status.held_frames,
+        status.held_bytes,
+        counters.routed,
+        counters.copies,
+        counters.dead,
+        counters.dropped,
+    )
+
+
+def _moment(alarm: AlarmSnapshot) -> int:
+    return alarm.at_ms
+
+
+@contextlib.contextmanager
+def _owned(data: Path) -> Iterator[None]:
+    """Make the data directory and own it while the context is open. Raises ConfigError, Locked."""
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(data / "cloud.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"data directory {data}: {error.strerror}; make it writable, or name another") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Locked(
+                f"data directory {data} is in use by another cloud ingest; stop it, or name another"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

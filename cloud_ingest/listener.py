@@ -1,0 +1,230 @@
+"""Where gateways connect: who they are, what they may do, and the wiring of the MQTT server to the intake.
+
+A gateway is who its certificate says (wire contract, principle 4); its client id must be the same, so that a second
+connection of a gateway takes over from the first and no gateway can end another's. It may publish to its own ``up`` and
+``state`` topics and subscribe to its own ``ack`` and ``down``: any other publish closes the connection, any other
+subscription is answered with 0x80, and both are counted. Sessions are clean (U1): what was under way is sent again.
+
+Without certificates (plain TCP on loopback) a gateway is who its client id says.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from cloud_ingest import config
+from cloud_ingest.intake import Intake, Journal
+from waybill import pki, wire
+from waybill.config import address
+from waybill.errors import Refused
+from waybill.mqtt.codec import ConnackCode
+from waybill.mqtt.server import MqttServer
+from waybill.mqtt.settings import Client, ConnectInfo, Hooks, Message, Settings
+from waybill.wire import Ack, Envelope, State
+
+log = logging.getLogger(__name__)
+
+TOPIC_ROOM: Final = 1024
+"""Bytes of an MQTT packet besides its frame."""
+
+OUTPUT: Final = 1 << 20
+"""Unsent bytes of one gateway; beyond it acks and commands are dropped, and sent again later."""
+
+_decode_state = msgspec.json.Decoder(State).decode
+
+
+@dataclass(slots=True)
+class Connected:
+    """A gateway's connection. ``since_ms``: milliseconds since 1970 UTC; ``state``: the last one it said."""
+
+    address: str
+    since_ms: int
+    state: State | None = None
+
+
+class Listener:
+    """The listener of one node."""
+
+    def __init__(
+        self,
+        settings: config.Listener,
+        journal: Journal,
+        *,
+        closed: Callable[[], str],
+        attached: Callable[[str], None],
+        detached: Callable[[str], None],
+    ) -> None:
+        """``closed``: why nothing can be journaled at present, or empty.
+
+        ``attached``, ``detached``: told when a gateway listens on its ``down`` topic, and when it no longer does.
+        """
+        self._settings = settings
+        self._attached = attached
+        self._detached = detached
+        # Half of the memory is for frames on their way to the journal, half for what was read and not looked at yet.
+        half = settings.memory // 2
+        self.intake = Intake(
+            journal,
+            send=self._send_ack,
+            hang_up=lambda gateway: self._drop(gateway, "a frame could not be journaled"),
+            closed=closed,
+            max_frame=settings.max_frame,
+            memory=half,
+            credit=settings.credit,
+        )
+        self.server = MqttServer(
+            self.intake,
+            Settings(
+                max_packet=settings.max_frame + TOPIC_ROOM,
+                max_connections=settings.connections,
+                connect_timeout=settings.connect_timeout,
+                output_bytes=OUTPUT,
+                uncommitted_bytes=settings.max_frame,
+                uncommitted_bytes_all=half,
+                max_subscriptions=8,
+                # Copies are told by seq in the router (D7): every arrival is journaled and answered.
+                dup_window=0,
+            ),
+            Hooks(
+                authorize_connect=self._authorize_connect,
+                authorize_publish=self._authorize_publish,
+                authorize_subscribe=self._authorize_subscribe,
+                on_connected=self._on_connected,
+                on_disconnected=self._on_disconnected,
+                on_subscribed=self._on_subscribed,
+            ),
+        )
+        self.connected: dict[str, Connected] = {}
+        self.handshakes_failed = 0
+        self.address = ""
+        self._running = False
+
+    async def start(self) -> None:
+        """Listen. Raises ConfigError (certificates), Unavailable (the address is taken)."""
+        settings = self._settings
+        context = None
+        if settings.tls:
+            context = pki.server_context(Path(settings.certificate), Path(settings.key), Path(settings.ca))
+            context.sslobject_class = _reporting(self._handshake_failed)
+        await self.server.start()
+        self._running = True
+        self.server.subscribe(wire.state_topic("+"), self._on_state)
+        host, port = address(settings.address)
+        bound, port = await self.server.listen(host, port, context)
+        self.address = f"[{bound}]:{port}" if ":" in bound else f"{bound}:{port}"
+        if context is None:
+            log.warning(
+                "plain TCP on %s: a client may call itself any gateway; this is for a first look on one machine, "
+                "anywhere else use certificates",
+                self.address,
+            )
+
+    async def close(self, patience: float) -> None:
+        """Answer what was taken, within ``patience`` seconds, then stop. What is not answered is sent again."""
+        await self.intake.close(patience)
+        if self._running:
+            await self.server.close()
+
+    def send_envelope(self, gateway: str, envelope: Envelope) -> None:
+        """Send ``envelope`` to ``gateway`` where it is connected here (QoS 0, U1)."""
+        self.server.send(wire.down_topic(gateway), wire.encode(envelope))
+
+    def _send_ack(self, gateway: str, ack: Ack) -> None:
+        self.server.send(wire.ack_topic(gateway), wire.encode(ack))
+
+    def _drop(self, gateway: str, reason: str) -> None:
+        self.server.disconnect(gateway, reason)
+
+    # --- who, and what they may do ---
+
+    def _authorize_connect(self, info: ConnectInfo) -> ConnackCode | None:
+        if self._settings.tls:
+            try:
+                gateway = pki.gateway_of(info.peer_certificate or b"")
+            except Refused as error:
+                return _refuse(info, ConnackCode.NOT_AUTHORIZED, str(error))
+            if info.client_id != gateway:
+                return _refuse(
+                    info,
+                    ConnackCode.BAD_CLIENT_ID,
+                    f"the certificate is of {gateway!r}, the client id is {info.client_id!r}; they must be the same",
+                )
+        if not wire.GATEWAY_ID.fullmatch(info.client_id):
+            return _refuse(info, ConnackCode.BAD_CLIENT_ID, f"client id {info.client_id!r} cannot name a gateway")
+        if not info.clean:
+            return _refuse(info, ConnackCode.NOT_AUTHORIZED, "a gateway connects with a clean session")
+        return None
+
+    def _authorize_publish(self, client: Client, topic: str) -> bool:
+        allowed = topic in {wire.up_topic(client.client_id), wire.state_topic(client.client_id)}
+        if not allowed:
+            log.warning("gateway %s (%s) may not publish to %r", client.client_id, client.address, topic)
+        return allowed
+
+    def _authorize_subscribe(self, client: Client, pattern: str) -> bool:
+        allowed = pattern in {wire.ack_topic(client.client_id), wire.down_topic(client.client_id)}
+        if not allowed:
+            log.warning("gateway %s (%s) may not subscribe to %r", client.client_id, client.address, pattern)
+        return allowed
+
+    def _handshake_failed(self, error: ssl.SSLError) -> None:
+        self.handshakes_failed += 1
+        log.warning("a TLS handshake failed: %s", error.reason or error)
+
+    # --- what happens to them ---
+
+    def _on_connected(self, client: Client) -> None:
+        log.info("gateway %s is connected from %s", client.client_id, client.address)
+        self.connected[client.client_id] = Connected(client.address, time.time_ns() // 1_000_000)
+
+    def _on_disconnected(self, client: Client, reason: str) -> None:
+        log.info("gateway %s is gone: %s", client.client_id, reason or "it said so")
+        self.connected.pop(client.client_id, None)
+        self.intake.gone(client.client_id)
+        self._detached(client.client_id)
+
+    def _on_subscribed(self, client: Client, pattern: str, _: int) -> None:
+        if pattern == wire.ack_topic(client.client_id):
+            self.intake.listening(client.client_id)
+        else:
+            self._attached(client.client_id)
+
+    def _on_state(self, message: Message) -> None:
+        gateway = self.connected.get(message.client_id)
+        if gateway is not None:
+            try:
+                gateway.state = _decode_state(message.payload)
+            except msgspec.MsgspecError as error:
+                log.warning("gateway %s: its state is not readable: %s", message.client_id, error)
+
+
+def _refuse(info: ConnectInfo, code: ConnackCode, reason: str) -> ConnackCode:
+    log.warning("a connection from %s is refused: %s", info.address, reason)
+    return code
+
+
+def _reporting(failed: Callable[[ssl.SSLError], None]) -> type[ssl.SSLObject]:
+    """Return a kind of SSLObject that tells ``failed`` of handshakes that fail.
+
+    asyncio drops a connection whose handshake fails without a word, before any protocol has heard of it.
+    """
+
+    class Reporting(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            try:
+                super().do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                raise
+            except ssl.SSLError as error:
+                failed(error)
+                raise
+
+    return Reporting
