@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from edge_agent.buffer.port import Buffer, OutboxEntry
+from edge_agent.buffer.port import Buffer
 from edge_agent.clock import Clock
+from waybill.errors import Unavailable
 from waybill.mqtt.topics import matcher
 from waybill.wire import Envelope
 
@@ -27,10 +28,16 @@ EVERYTHING: Final = "cmd/#"
 MAX_FILTERS: Final = 1000
 """New subscriptions that wait to be looked at; beyond it all open commands are published again."""
 
+RETRY_PAUSE: Final = 1.0
+"""Seconds until what could not be read or published is tried again."""
+
 _LEVEL = re.compile(r"[^+#/\0]+")
 
-PublishToDevices = Callable[[str, bytes], Awaitable[None]]
-"""Publish ``payload`` on ``topic`` with QoS 1 at the local broker; returns when it is durable for sleeping sessions."""
+PublishToDevices = Callable[[str, bytes], Awaitable[object]]
+"""Publish ``payload`` on ``topic`` with QoS 1 at the local broker; returns when it is durable for sleeping sessions.
+
+Raises Unavailable.
+"""
 
 
 @dataclass(slots=True)
@@ -42,9 +49,9 @@ class Counters:
     published: int = 0
 
 
-def request_topic(entry: OutboxEntry) -> str:
+def request_topic(device: str, command: str) -> str:
     """Return the topic on which a device gets its command."""
-    return f"cmd/{entry.device}/{entry.id}/req"
+    return f"cmd/{device}/{command}/req"
 
 
 class Commands:
@@ -52,7 +59,7 @@ class Commands:
 
     def __init__(self, buffer: Buffer, publish: PublishToDevices, clock: Clock) -> None:
         self._buffer = buffer
-        self._publish = publish
+        self._to_devices = publish
         self._clock = clock
         self._filters: set[str] = {EVERYTHING}  # at the start all open ones are published again
         self._wake = asyncio.Event()
@@ -66,34 +73,47 @@ class Commands:
                 "command %r for device %r ignored: these cannot be levels of a topic", envelope.id, envelope.device
             )
             return
-        if not await self._buffer.receive(envelope, self._clock.wall_ms()):
+        try:
+            new = await self._buffer.receive(envelope, self._clock.wall_ms())
+        except Unavailable as error:
+            # Not delivered, so the cloud sends it again (C1).
+            log.warning("command %r not taken: %s", envelope.id, error)
+            return
+        if not new:
             self.counters.known += 1
             return
         self.counters.received += 1
-        await self._send(
-            OutboxEntry(envelope.id, envelope.device, envelope.name, envelope.payload, envelope.expires_ms)
-        )
+        self._want(request_topic(envelope.device, envelope.id))
 
     def on_subscribed(self, pattern: str) -> None:
         """Somebody subscribed to ``pattern``; open commands that it matches will be published again."""
         if not pattern.startswith(("cmd/", "+", "#")):
             return
+        self._want(pattern)
+
+    def _want(self, pattern: str) -> None:
         if len(self._filters) >= MAX_FILTERS:
             self._filters = {EVERYTHING}
         self._filters.add(pattern)
         self._wake.set()
 
-    async def republish(self) -> None:
-        """Publish open commands again where there is a reason to. A task of its own, for the life of the agent."""
+    async def publish(self) -> None:
+        """Publish open commands where there is a reason to. A task of its own, for the life of the agent."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            patterns, self._filters = [matcher(pattern) for pattern in self._filters], set()
-            for entry in await self._buffer.outbox(self._clock.wall_ms()):
-                topic = request_topic(entry).encode()
-                if any(pattern.fullmatch(topic) for pattern in patterns):
-                    await self._send(entry)
+            wanted, self._filters = self._filters, set()
+            try:
+                await self._publish_matching([matcher(pattern) for pattern in wanted])
+            except Unavailable as error:
+                log.warning("commands not published, tried again: %s", error)
+                for pattern in wanted:
+                    self._want(pattern)
+                await asyncio.sleep(RETRY_PAUSE)
 
-    async def _send(self, entry: OutboxEntry) -> None:
-        self.counters.published += 1
-        await self._publish(request_topic(entry), entry.payload)
+    async def _publish_matching(self, patterns: Sequence[re.Pattern[bytes]]) -> None:
+        for entry in await self._buffer.outbox(self._clock.wall_ms()):
+            topic = request_topic(entry.device, entry.id)
+            if any(pattern.fullmatch(topic.encode()) for pattern in patterns):
+                await self._to_devices(topic, entry.payload)
+                self.counters.published += 1

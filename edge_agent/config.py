@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import urlsplit
@@ -103,6 +105,13 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
 def load(path: Path) -> EdgeConfig:
     """Read and check the file ``path``; relative paths in it are relative to it. Raises ConfigError."""
     return check(_resolved(config.load(path, EdgeConfig), path.parent), str(path))
+
+
+def first_look(listen: str, data: Path) -> EdgeConfig:
+    """Return the configuration of an agent without a file: one plain listener and no uplink. Raises ConfigError."""
+    host, port = config.address(listen, "--listen")
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:64] or "gateway"
+    return check(EdgeConfig(name, data, (ListenerSettings(host, port),)), "--listen")
 
 
 def check(settings: EdgeConfig, where: str) -> EdgeConfig:

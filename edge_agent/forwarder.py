@@ -22,6 +22,7 @@ from edge_agent.buffer.port import Buffer, Lane, Lease, Position, Stored
 from edge_agent.clock import Clock
 from edge_agent.config import ForwardSettings
 from edge_agent.window import Flight, Window
+from waybill.errors import Unavailable
 from waybill.frames import Durability, Order, Row, encode_plain
 from waybill.frames.header import VERSION
 from waybill.wire import CONTROL_LANE, Ack, Receipt, Span
@@ -33,6 +34,9 @@ MAX_FRAME: Final = 1 << 20
 
 LOOK: Final = 0.25
 """Seconds between two looks at whether frames have left the socket's queue."""
+
+PAUSE: Final = 1.0
+"""Seconds until a receipt that could not be written is tried again."""
 
 GATHER: Final = 0.02
 """Seconds between two looks at what was appended: commits come by the hundred."""
@@ -253,7 +257,12 @@ class Forwarder:
                 "the cloud refused message %s/%d of epoch %d for good: %s",
                 flight.lane, flight.first, flight.epoch, flight.reason,
             )  # fmt: skip
-            await self._buffer.give_up(_receipt(flight))
+            while True:
+                try:
+                    await self._buffer.give_up(_receipt(flight))
+                    break
+                except Unavailable:  # the buffer's fault says why
+                    await asyncio.sleep(PAUSE)
             self.counters.given_up += 1
             self.window.replace(flight, ())
             return

@@ -10,6 +10,9 @@ import msgspec
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+SOCKET: Final = "agent.sock"
+"""Name of the snapshot's socket within the data directory."""
+
 SPAN: Final = 5
 """Seconds that a rate is the mean of."""
 
@@ -39,7 +42,7 @@ class EdgeStatus(msgspec.Struct, frozen=True):
 
     ``rate_in``: from devices; ``rate_out``: acknowledged by the cloud. ``in_flight``: bytes sent and unacked;
     ``credit``: what the cloud allows of them, None before it said so. ``fault``: why devices get no acks at present.
-    ``error``: what the cloud finds wrong with our frames. ``counters``: since the start, by name.
+    ``error``: what the cloud finds wrong with our frames. ``counters``: since the start, by stage and name.
     """
 
     gateway: str
@@ -57,7 +60,7 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     credit: int | None
     fault: str
     error: str
-    counters: dict[str, int]
+    counters: dict[str, float]
 
 
 class Rate:
@@ -93,7 +96,9 @@ def render(status: EdgeStatus) -> RenderableType:
     style = {"online": "green", "off": "dim"}.get(link.state, "yellow")
     since = f"{link.state} for {_age(status.at_ms - link.since_ms)}"
     facts.add_row("gateway", f"{status.gateway}   waybill {status.version}   epoch {status.epoch}")
-    facts.add_row("devices", f"{', '.join(status.listening)}   {status.counters.get('connections', 0)} connected")
+    facts.add_row(
+        "devices", f"{', '.join(status.listening)}   {status.counters.get('mqtt_connections', 0):.0f} connected"
+    )
     facts.add_row("uplink", Text(f"{since}   {status.uplink}" if status.uplink else "none configured", style=style))
     if link.error and link.state != "online":
         facts.add_row("", Text(link.error, style="yellow"))

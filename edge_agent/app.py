@@ -1,0 +1,219 @@
+"""The agent's wiring.
+
+::
+
+    devices ──▶ MqttServer ──▶ Intake ──▶ SqliteBuffer ──▶ Forwarder ──▶ Uplink ──▶ cloud
+       ▲  PUBACK ◀── commit returned ─────────┘   ▲  settle ◀──┴── ack ◀──┘ │
+       └────────── cmd/{device}/{id}/req ◀── Commands ◀──── command ◀───────┘
+
+What is below stands in the order of that flow; shutdown follows the data too: stop accepting, commit what was read, ack
+it, close the devices' connections, say offline, close the uplink, close the buffer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from edge_agent.buffer.sqlite import SqliteBuffer
+from edge_agent.clock import Clock, boot_id
+from edge_agent.commands import Commands
+from edge_agent.config import LANES, EdgeConfig, ListenerSettings
+from edge_agent.forwarder import Forwarder
+from edge_agent.intake import Intake
+from edge_agent.status import SOCKET, EdgeStatus, LaneState, LinkState, Rate
+from waybill import snapshot
+from waybill.lifecycle import Tasks
+from waybill.mqtt.server import MqttServer
+from waybill.mqtt.settings import Hooks, Settings
+from waybill.pki import server_context
+from waybill.wire import Ack
+
+if TYPE_CHECKING:
+    import ssl
+
+    from edge_agent.uplink import Link, Uplink
+
+log = logging.getLogger(__name__)
+
+CLOSE_PATIENCE = 5.0
+"""Seconds that the last commit may take at a shutdown; then what it holds stays unacknowledged."""
+
+
+class Agent:
+    """One agent. ``store``: the class of its buffer."""
+
+    def __init__(
+        self, settings: EdgeConfig, say: Callable[[str], None], store: type[SqliteBuffer] = SqliteBuffer
+    ) -> None:
+        """Take ``settings``; ``say`` gets the few lines that a person, or a test, waits for."""
+        self._settings = settings
+        self._say = say
+        self._store = store
+        self._version = importlib.metadata.version("waybill")
+        self._clock = Clock()
+        self._started_ms = self._clock.wall_ms()
+        self._in, self._out = Rate(), Rate()
+        self._tasks = Tasks()
+        self._listening: list[str] = []
+        self._uplink: Uplink | None = None
+
+    async def run(self) -> int:
+        """Run until SIGTERM, SIGINT, ``stop`` or the failure of a task, and return the exit code.
+
+        Raises ConfigError (Locked among them), and Unavailable where a listener's address is taken.
+        """
+        settings = self._settings
+        contexts = [_context(listener) for listener in settings.listeners]  # wrong certificates are said first
+        if settings.uplink is not None:
+            from edge_agent.uplink import Uplink
+
+            self._uplink = Uplink(settings.uplink, settings.gateway, self._version)
+        self._buffer = buffer = await self._store.open(
+            settings.data,
+            settings.buffer,
+            gateway=settings.gateway,
+            boot=boot_id(),
+            lanes=[lane.name for lane in LANES],
+        )
+        try:
+            self._server = server = MqttServer(
+                Intake(buffer, settings.forward),
+                Settings(
+                    max_packet=settings.max_message_bytes,
+                    dup_window=settings.buffer.dup_window,
+                    close_timeout=CLOSE_PATIENCE,
+                ),
+                Hooks(on_subscribed=lambda _client, pattern, _qos: self._commands.on_subscribed(pattern)),
+            )
+            await server.start()
+            self._forwarder = Forwarder(buffer, LANES, settings.forward, self._clock)
+            self._commands = Commands(buffer, lambda topic, payload: server.publish(topic, payload, 1), self._clock)
+            async with snapshot.serve(settings.data / SOCKET, self.status):
+                try:
+                    self._start_tasks()
+                    for listener, context in zip(settings.listeners, contexts, strict=True):
+                        host, port = await server.listen(listener.host, listener.port, context)
+                        self._listening.append(f"{host}:{port}")
+                        self._say(f"listening on {host}:{port}")
+                    if self._uplink is None:
+                        self._say("no uplink is configured: messages are buffered and sent nowhere")
+                    await self._tasks.until_stopped()
+                finally:
+                    await self._stop_tasks()
+        finally:
+            await _patiently(buffer.close(), "the buffer")
+        return 1 if self._tasks.failure else 0
+
+    def stop(self) -> None:
+        """Ask :meth:`run` to end; returns at once."""
+        self._tasks.stop()
+
+    def _start_tasks(self) -> None:
+        """Every long-lived task of the agent but the server's own."""
+        self._tasks.start("commands", self._commands.publish())
+        self._tasks.start("forwarder", self._forwarder.watch())
+        if self._uplink is not None:
+            self._tasks.start("uplink", self._uplink.run(self._over))
+        self._tasks.start("rates", self._sample())
+
+    async def _over(self, link: Link) -> None:
+        """Use one connection to the cloud, until it is lost."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._forwarder.send_over(link), name="sender")
+            group.create_task(self._receive(link), name="receiver")
+
+    async def _receive(self, link: Link) -> None:
+        async for message in link.received():
+            if isinstance(message, Ack):
+                await self._forwarder.on_ack(message)
+            else:
+                await self._commands.receive(message)
+
+    async def _stop_tasks(self) -> None:
+        await self._server.close()
+        for name in ("commands", "uplink", "forwarder", "rates"):
+            await self._tasks.cancel(name)
+
+    # --- what it says of itself ---
+
+    def status(self) -> EdgeStatus:
+        """Return the snapshot."""
+        window, uplink = self._forwarder.window, self._settings.uplink
+        return EdgeStatus(
+            gateway=self._settings.gateway,
+            version=self._version,
+            epoch=self._buffer.epoch,
+            at_ms=self._clock.wall_ms(),
+            started_ms=self._started_ms,
+            listening=tuple(self._listening),
+            uplink=uplink.url if uplink is not None else "",
+            link=self._uplink.state if self._uplink is not None else LinkState("off", self._started_ms),
+            lanes=tuple(LaneState(one.lane, one.count, one.bytes, one.oldest_ms) for one in self._buffer.backlog()),
+            rate_in=self._in.value,
+            rate_out=self._out.value,
+            in_flight=window.in_flight,
+            credit=window.credit,
+            fault=self._buffer.fault,
+            error=self._forwarder.error,
+            counters=self._counters(),
+        )
+
+    def _counters(self) -> dict[str, float]:
+        counts: dict[str, float] = {
+            f"{stage}_{name}": count
+            for stage, one in (
+                ("mqtt", asdict(self._server.counters)),
+                ("buffer", asdict(self._buffer.counters)),
+                ("forwarder", asdict(self._forwarder.counters)),
+                ("commands", asdict(self._commands.counters)),
+            )
+            for name, count in one.items()
+        }
+        counts["forwarder_resent"] = self._forwarder.window.resent
+        counts["uplink_connects"] = self._uplink.connects if self._uplink is not None else 0
+        return counts
+
+    async def _sample(self) -> None:
+        while True:
+            now, received = self._clock.mono(), self._server.counters
+            self._in.sample(now, received.received_0 + received.received_1 + received.received_2)
+            self._out.sample(now, self._forwarder.counters.acked)
+            await asyncio.sleep(1)
+
+
+def _context(listener: ListenerSettings) -> ssl.SSLContext | None:
+    if listener.certificate is None or listener.key is None:
+        return None
+    return server_context(listener.certificate, listener.key, listener.client_ca)
+
+
+async def _patiently(work: Coroutine[None, None, None], what: str) -> None:
+    """Wait for the end of ``work``, but not for ever: a disk that hangs must not keep the process from ending."""
+    task = asyncio.create_task(work, name=f"close {what}")
+    _, pending = await asyncio.wait({task}, timeout=CLOSE_PATIENCE)
+    if pending:
+        log.error("%s did not close within %.0f s; what is not committed was not acknowledged", what, CLOSE_PATIENCE)
+    else:
+        task.result()
+
+
+def run(settings: EdgeConfig, store: type[SqliteBuffer] = SqliteBuffer) -> int:
+    """Run an agent as this process's main program, and return its exit code; raises what :meth:`Agent.run` raises.
+
+    Not ``asyncio.run``: that would wait for the thread in which a connection attempt or a name look-up hangs.
+    """
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(Agent(settings, _say, store).run())
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201 - somebody waits for it, at a terminal or in a test

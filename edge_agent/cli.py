@@ -1,0 +1,77 @@
+"""``waybill edge``: run the agent, ask how it is. Heavy imports are in the functions: a gateway's memory is small."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from waybill.errors import ConfigError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="The agent on a gateway: run it, ask how it is.")
+
+
+@app.command()
+def run(
+    config_file: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="TOML; see docs/configuration.md.")
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option("--listen", metavar="HOST:PORT", help="Without a file, for a look: no uplink.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="With --listen: where messages are buffered.")
+    ] = None,
+) -> None:
+    """Take messages from devices and send them to the cloud, until SIGTERM or Ctrl-C."""
+    from edge_agent import config
+
+    if config_file and not listen and not data:
+        settings = config.load(config_file)
+    elif listen and data and not config_file:
+        settings = config.first_look(listen, data)
+    else:
+        raise ConfigError("give --config FILE, or for a first look both --listen HOST:PORT and --data DIR")
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    from edge_agent.app import run
+
+    leave(run(settings))
+
+
+def leave(code: int) -> None:
+    """End the process with ``code``, even where a thread still hangs in a connection attempt or a name look-up."""
+    if threading.active_count() > 1:
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="The running agent's data directory.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs.")] = False,
+) -> None:
+    """Say how the agent is: its link, what waits, rates, faults."""
+    import asyncio
+
+    import msgspec
+
+    from edge_agent.status import SOCKET, EdgeStatus, render
+    from waybill import snapshot
+
+    if not data.is_dir():
+        raise ConfigError(f"{data}: no such directory; give the agent's own data directory with --data")
+    answer = asyncio.run(snapshot.request(data / SOCKET, "snapshot"))
+    if as_json:
+        print(msgspec.json.encode(answer).decode())
+        return
+    from rich.console import Console
+
+    Console().print(render(msgspec.convert(answer, EdgeStatus)))
