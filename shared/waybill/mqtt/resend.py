@@ -214,7 +214,7 @@ class ClientMemory:
         self.tail.clear()
         self.tail_count = 0
         self._reacked.clear()
-        if self.frozen and self._newest is None:
+        if self.frozen:
             self._index()
         changed = self.touched
         self.touched = False
@@ -235,6 +235,8 @@ class ClientMemory:
             self._drop(chunk)
         for entry in [entry for entry in self.frozen if entry.commit is commit]:
             self._forget_frozen(entry)
+        if self._newest is not None:
+            self._index()  # an older use of an id may be its newest again
 
     def saved(self) -> tuple[ResendEntry, ...]:
         """Return the frozen messages as the store keeps them."""
