@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
+
+import msgspec
 
 from waybill.mqtt.state import Change, SavedState
 from waybill.wire import Envelope, Receipt, Span
@@ -24,6 +26,10 @@ class Lane:
     durability: str = "every-commit"
 
 
+LOCAL: Final = ""
+"""The lane of a chunk that goes nowhere: its topics stay at the gateway."""
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Consecutive PUBLISH packets of one connection for one lane, as they came in (``raw``), to be stored whole.
@@ -31,6 +37,9 @@ class Chunk:
     ``keep``: how many of this client's remembered earlier publishes were not proven acknowledged at this arrival (O1,
     O3).
     ``count``: packets in ``raw``. ``version``: MQTT protocol level of the packets (4 or 5).
+    ``remembered``: how many of them the resend memory is about: QoS 1 or 2 with a packet id other than 0.
+    ``lane`` LOCAL: the messages stay here; only the resend memory of their client is kept, with ``raw`` holding just
+    what has a packet id.
     """
 
     lane: str
@@ -41,6 +50,7 @@ class Chunk:
     keep: int
     count: int
     raw: bytes
+    remembered: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +75,8 @@ class CommandResult:
 class Commit:
     """One transaction of the writer.
 
-    What devices published, what it did to sessions, answers to commands, own messages.
+    What devices published, what it did to sessions, answers to commands, own messages. ``at`` of a ResendFrozen among
+    ``changes`` is an index of ``chunks`` here: in force just before that chunk.
     """
 
     chunks: list[Chunk] = field(default_factory=list)
@@ -74,8 +85,7 @@ class Commit:
     own: list[Own] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """A message as it is read back from the buffer. ``flags``: bits 0-1 QoS, 2 retain, 3 replayed (DUP was set)."""
 
     topic: str

@@ -1,0 +1,162 @@
+"""The one connection to the database: writing, reading and checkpointing, each transaction in one hop to its thread.
+
+One connection, because two that write or checkpoint can corrupt a WAL in SQLite 3.7.0 to 3.51.2 (the WAL-reset bug);
+``locking_mode=EXCLUSIVE`` keeps everybody else's out. Checkpoints are asked for and never automatic: SQLite swallows
+the errors of automatic ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Concatenate, Final, Literal, ParamSpec, TypeVar, cast
+
+import aiosqlite
+
+from edge_agent.buffer.sql import SCHEMA, SCHEMA_VERSION
+from waybill.errors import ConfigError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+APPLICATION_ID: Final = 0x57425546
+"""``WBUF``: tells the buffer's file from any other database."""
+
+Trouble = Literal["full", "io", "corrupt"]
+
+_FULL: Final = frozenset({sqlite3.SQLITE_FULL})
+_CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_IO: Final = frozenset(
+    {
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PERM,
+    }
+)
+
+
+def trouble_of(error: BaseException) -> Trouble | None:
+    """Return what an error says about the disk; None: nothing, it is a mistake of this program."""
+    if isinstance(error, sqlite3.Error):
+        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        if code in _FULL:
+            return "full"
+        if code in _CORRUPT:
+            return "corrupt"
+        if code in _IO:
+            return "io"
+    return "io" if isinstance(error, OSError) else None
+
+
+class Connection(aiosqlite.Connection):
+    """An aiosqlite connection that runs whole functions in its thread."""
+
+    async def run(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run ``work(connection, …)`` in the connection's thread and return its result; its errors come through."""
+        return cast("T", await self._execute(work, self._conn, *args, **kwargs))  # type: ignore[no-untyped-call]
+
+
+async def connect(path: Path, synchronous: str) -> Connection:
+    """Open the database ``path``, making it where it is missing or empty, and make what its log holds durable.
+
+    Raises ConfigError where the file is not the buffer's or newer than this program; sqlite3.Error otherwise.
+    """
+    connection = Connection(lambda: _open(path, synchronous), 64)
+    try:
+        await connection
+    except sqlite3.DatabaseError as error:
+        if trouble_of(error) == "corrupt":
+            raise not_a_database(path, error) from error
+        raise
+    return connection
+
+
+def not_a_database(path: Path, error: object) -> ConfigError:
+    """Say what to do with a file that SQLite cannot read."""
+    return ConfigError(
+        f"{path}: not a readable database ({error}); it was left as it is: move it away to begin with an empty buffer,"
+        " and keep it if it may hold messages"
+    )
+
+
+def _open(path: Path, synchronous: str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, isolation_level=None, cached_statements=256, check_same_thread=False)
+    try:
+        _prepare(db, path, synchronous)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _prepare(db: sqlite3.Connection, path: Path, synchronous: str) -> None:
+    db.execute("PRAGMA locking_mode = EXCLUSIVE")
+    tables = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    if not tables:
+        path.chmod(0o600)
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute(f"PRAGMA synchronous = {synchronous}")
+    db.execute("PRAGMA wal_autocheckpoint = 0")
+    db.execute("PRAGMA temp_store = MEMORY")
+    db.execute("PRAGMA cache_size = -4096")
+    db.execute("PRAGMA trusted_schema = OFF")
+    db.execute("PRAGMA cell_size_check = ON")
+    if not tables:
+        with transaction(db):
+            for statement in SCHEMA.split(";\n"):
+                db.execute(statement)
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    elif db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise ConfigError(f"{path}: a database, but not a buffer of this program; use another --data")
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path}: schema version {version}; this program reads {SCHEMA_VERSION}: install a newer one"
+            " or use another --data"
+        )
+    # What a killed agent's last transaction left in the log may be visible without being on the disk. It must be
+    # before its messages count as stored, because a device's copy of them is acknowledged at once (O1).
+    checkpoint(db, "TRUNCATE")
+
+
+def checkpoint(db: sqlite3.Connection, mode: Literal["PASSIVE", "TRUNCATE"]) -> None:
+    """Move the log into the database and sync both. Raises sqlite3.OperationalError where not all of it went."""
+    busy, _, _ = db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+    if busy:
+        error = sqlite3.OperationalError("the checkpoint found the database busy")
+        error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+        raise error
+
+
+class transaction:  # noqa: N801 - used as a statement
+    """``with transaction(db):`` BEGIN IMMEDIATE … COMMIT, or ROLLBACK where the body or the COMMIT raises."""
+
+    __slots__ = ("_db",)
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            try:
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._roll_back()
+                raise
+        else:
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        with contextlib.suppress(sqlite3.Error):  # SQLite may have done it already; the first error is what counts
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")

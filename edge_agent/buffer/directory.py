@@ -1,0 +1,120 @@
+"""The data directory: one process at a time (B3), the current database file, the ballast, and how much room there is.
+
+::
+
+    DATA/lock          held with flock by the agent; its process id inside
+    DATA/buffer.db     the database, with buffer.db-wal beside it
+    DATA/buffer.2.db   its successor, where an I/O error made the agent go on in a new file (B2); the highest number is
+                       current, the others are left for people to look at and never deleted
+    DATA/ballast       space that is given up when the disk is full
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from waybill.errors import ConfigError, Locked
+
+_FILE: Final = re.compile(r"buffer(?:\.(\d+))?\.db")
+_UNFINISHED: Final = re.compile(r"buffer\.\d+\.db\.new(-wal|-journal|-shm)?")
+
+
+class Directory:
+    """A locked data directory. Raises Locked, or ConfigError where it cannot be used."""
+
+    def __init__(self, path: Path, ballast_bytes: int) -> None:
+        self.path = path
+        self._ballast = path / "ballast"
+        self._ballast_bytes = ballast_bytes
+        try:
+            if not path.exists():
+                path.mkdir(mode=0o700, parents=True)
+            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be used as data directory: {error.strerror}; choose another") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(self._lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(self._lock)
+            raise Locked(f"{path}: in use by another agent, process {holder}; stop it or use another --data") from error
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without its number
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        for entry in path.iterdir():
+            if _UNFINISHED.fullmatch(entry.name):  # a move into a new file that did not end; its source is current
+                entry.unlink()
+
+    def close(self) -> None:
+        """Let another process in."""
+        os.close(self._lock)
+
+    def current(self) -> Path:
+        """Return the database file to use, whether it exists or not."""
+        numbers = [int(found[1] or 1) for entry in self.path.iterdir() if (found := _FILE.fullmatch(entry.name))]
+        return self._file(max(numbers, default=1))
+
+    def successor(self) -> tuple[Path, Path]:
+        """Return the name of the next file while it is written, and its name from then on."""
+        found = _FILE.fullmatch(self.current().name)
+        path = self._file(int(found[1] or 1) + 1 if found else 2)
+        return path.with_name(path.name + ".new"), path
+
+    def promote(self, written: Path, path: Path) -> None:
+        """Make the finished file ``written`` the current one, in one step."""
+        written.rename(path)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _file(self, number: int) -> Path:
+        return self.path / ("buffer.db" if number == 1 else f"buffer.{number}.db")
+
+    def free(self) -> int:
+        """Return the free bytes of the file system."""
+        state = os.statvfs(self.path)
+        return state.f_bavail * state.f_frsize
+
+    def ballast(self) -> int:
+        """Return the bytes that the ballast takes at present."""
+        try:
+            return self._ballast.stat().st_size
+        except OSError:
+            return 0
+
+    def drop_ballast(self) -> bool:
+        """Give the ballast up; False where there was none."""
+        if not self.ballast():
+            return False
+        self._ballast.unlink()
+        return True
+
+    def take_ballast(self, floor: int) -> None:
+        """Make the ballast where there is room for it twice above ``floor`` free bytes; otherwise do nothing."""
+        if self.ballast() >= self._ballast_bytes or self.free() < floor + 2 * self._ballast_bytes:
+            return
+        try:
+            with self._ballast.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, self._ballast_bytes)
+        except OSError:  # next time
+            self._ballast.unlink(missing_ok=True)
+
+
+def size(path: Path) -> int:
+    """Return a file's size in bytes, 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def log_of(path: Path) -> Path:
+    """Return the write-ahead log of a database file."""
+    return path.with_name(path.name + "-wal")

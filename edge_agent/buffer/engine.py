@@ -1,0 +1,398 @@
+"""How a transaction of the buffer runs: one lock, one hop to the connection's thread, and what an error means.
+
+::
+
+    job ─▶ lock ─▶ BEGIN … COMMIT ─▶ index ─▶ return (B1)
+                     ├─ no room, disk full ─▶ checkpoint, give the ballast up if the job makes room; else Unavailable
+                     └─ I/O error ─▶ repair (B2), once more; else Unavailable
+
+The index in memory is changed after a transaction returned and never before, so that an error leaves it right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final, TypeVar
+
+from edge_agent.buffer import repair
+from edge_agent.buffer.connection import Connection, checkpoint, connect, transaction, trouble_of
+from edge_agent.buffer.directory import Directory
+from edge_agent.buffer.index import Outcome, Track
+from edge_agent.buffer.port import Position
+from edge_agent.buffer.reader import Damaged, Missing, Reader, Run
+from edge_agent.buffer.room import NoRoom, Room
+from edge_agent.buffer.settings import BufferSettings
+from edge_agent.buffer.writer import Context, Transaction
+from waybill.errors import ConfigError, Unavailable
+from waybill.wire import Receipt
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LOG_BYTES: Final = 8 << 20
+"""Bytes written to the log after which it is moved into the database."""
+
+_PER_TRANSACTION: Final = 16 << 10
+"""What a transaction writes to the log beside its content, about."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the start. ``seconds``: within commits that returned. ``faults``: attempts that failed."""
+
+    commits: int = 0
+    seconds: float = 0.0
+    transactions: int = 0
+    messages: int = 0
+    bytes: int = 0
+    blocks: int = 0
+    blocks_deleted: int = 0
+    settled: int = 0
+    damaged: int = 0
+    faults: int = 0
+    repairs: int = 0
+
+
+@dataclass(slots=True)
+class Job:
+    """One transaction on its way. ``size``: bytes a commit brings; 0 for what must go through even at the cap.
+
+    ``result`` and ``outcome`` are set before COMMIT: where that fails with an I/O error the transaction may be there
+    nevertheless; ``present`` says that it is.
+    """
+
+    work: Callable[[Transaction], Any]
+    size: int = 0
+    result: Any = None
+    outcome: Outcome | None = None
+    leaving: int = 0
+    present: bool = False
+
+
+class Engine:
+    """The file and the index of one buffer. Every method but ``close`` may be called at any time."""
+
+    synchronous: ClassVar[str] = "FULL"
+
+    def __init__(
+        self, directory: Directory, settings: BufferSettings, db: Connection, path: Path, context: Context
+    ) -> None:
+        self.counters = Counters()
+        self.index = context.index
+        self.path = path
+        self.fault = ""
+        self.leaving: list[tuple[str, int, int, int]] = []
+        """(lane, ordinal, first, last) that are settled and to be deleted with the next transaction."""
+        self.appended = asyncio.Event()
+        self.closing = asyncio.Event()
+        self._directory = directory
+        self._settings = settings
+        self._db: Connection | None = db
+        self._context = context
+        self._room = Room(directory, settings)
+        self._held_back = False
+        self._readers: dict[str, Reader] = {}
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._logged = 0
+        self._broken = False
+        self._bad_reads = 0
+        self._doubt: Job | None = None
+
+    # --- for the buffer ---
+
+    async def write(self, job: Job) -> Any:  # noqa: ANN401 - what the job's work returns
+        """Run ``job`` as one transaction; return what its work returned.
+
+        Raises Unavailable: it is not there, or, where ``job`` is given again, that will be found out first.
+        """
+        await self.guarded("buffer: write", self._run(job))
+        return job.result
+
+    async def read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        """Run ``read`` in the connection's thread. Raises Unavailable."""
+        return await self.guarded("buffer: read", self._read(read))
+
+    async def lease(
+        self, lane: str, after: Position | None, count: int, size: int
+    ) -> tuple[Track, Run | Damaged | Missing] | None:
+        """Read on in a lane; None where nothing waits. Raises Unavailable."""
+
+        async def locked() -> tuple[Track, Run | Damaged | Missing] | None:
+            found = self.index.next_unsettled(lane, after)
+            if found is None:
+                return None
+            track, first, last = found
+            reader = self._readers.setdefault(lane, Reader(lane))
+            return track, await self._read(lambda db: reader.read(db, track, first, last, count, size))
+
+        return await self.guarded("buffer: lease", locked())
+
+    async def guarded(self, name: str, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` in a task of its own: a caller that is cancelled must not leave file and index apart."""
+        return await asyncio.shield(self.spawn(name, work))
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a task that ``close`` waits for."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error and not isinstance(error, Unavailable):
+            log.error("%s failed: %r", task.get_name(), error)
+
+    def declare(
+        self, transaction: Transaction, lane: str, track: Track, first: int, last: int, *, size: int = 0, why: str
+    ) -> None:
+        """Write the receipt of a loss within a transaction (E5). ``size``: bytes, where known."""
+        prev = track.prev_epoch, track.prev_last
+        transaction.receipt(Receipt(track.epoch, lane, *prev, first, last, last - first + 1, size, why))
+
+    async def close(self) -> None:
+        """Delete what is settled, checkpoint, close, unlock."""
+        self.closing.set()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        async with self._lock:
+            try:
+                if self._db is not None and not self._broken:
+                    if self.leaving:
+                        await self._transact(self._db, Job(lambda _: None))
+                    await self._db.run(checkpoint, "TRUNCATE")
+            except (sqlite3.Error, OSError) as error:
+                log.warning("%s: not tidied at its close: %s", self.path, error)
+            finally:
+                await self._shut()
+                self._directory.close()
+
+    # --- one transaction ---
+
+    async def _run(self, job: Job) -> None:
+        async with self._lock:
+            for attempt in (1, 2):
+                db = await self._usable()
+                if job.present:
+                    break
+                try:
+                    await self._transact(db, job)
+                    break
+                except (sqlite3.Error, OSError, NoRoom) as error:
+                    await self._trouble(error, job, again=attempt == 1)
+            if job.size or not self._held_back:
+                self._note("")
+            if self._logged >= LOG_BYTES:
+                self._logged = 0
+                self.spawn("buffer: checkpoint", self._checkpoint())
+            self._directory.take_ballast(self._settings.min_free_bytes)
+
+    async def _transact(self, db: Connection, job: Job) -> None:
+        job.leaving = len(self.leaving)
+        await db.run(self._work, job, tuple(self.leaving))
+        self._apply(job)
+
+    def _work(self, db: sqlite3.Connection, job: Job, leaving: tuple[tuple[str, int, int, int], ...]) -> None:
+        if job.size:
+            self._room.check(db, self.path, job.size)
+        job.outcome = None
+        with transaction(db):
+            writer = Transaction(db, self._context)
+            job.result = job.work(writer)
+            for lane, ordinal, first, last in leaving:
+                writer.settle(lane, ordinal, first, last)
+            job.outcome = writer.finish()
+
+    def _apply(self, job: Job) -> None:
+        outcome = job.outcome
+        if outcome is None:
+            return
+        self.index.apply(outcome)
+        del self.leaving[: job.leaving]
+        counters = self.counters
+        counters.transactions += 1
+        counters.messages += outcome.messages
+        counters.blocks += outcome.blocks
+        counters.blocks_deleted += outcome.deleted
+        counters.bytes += sum(outcome.added.values())
+        self._logged += sum(outcome.added.values()) + _PER_TRANSACTION
+        self._bad_reads = 0
+        if outcome.messages:
+            self.appended.set()
+
+    async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        async with self._lock:
+            for attempt in (1, 2):
+                db = await self._usable()
+                try:
+                    return await db.run(read)
+                except (sqlite3.Error, OSError) as error:
+                    self._bad_reads += 1
+                    await self._trouble(error, None, again=attempt == 1)
+        raise Unavailable(self.fault)
+
+    async def _checkpoint(self) -> None:
+        async with self._lock:
+            with contextlib.suppress(Unavailable):
+                db = await self._usable()
+                try:
+                    await db.run(checkpoint, "PASSIVE")
+                except (sqlite3.Error, OSError) as error:
+                    await self._trouble(error, None, again=True)
+
+    # --- trouble ---
+
+    async def _trouble(self, error: Exception, job: Job | None, *, again: bool) -> None:
+        """Return where trying once more makes sense. Raises Unavailable, or ``error`` where it is our own mistake."""
+        trouble = "full" if isinstance(error, NoRoom) else trouble_of(error)
+        if trouble is None:
+            raise error
+        self.counters.faults += 1
+        if trouble == "full":
+            makes_room = job is None or not job.size
+            if again and await self._make_room(give_ballast=makes_room):
+                return
+            text = str(error) if isinstance(error, NoRoom) else f"disk full: {self.path}"
+            self._held_back = not makes_room
+            self._note(text)
+            raise Unavailable(text) from error
+        self._broken = True
+        self._doubt = job
+        self._note(f"{self.path}: {say(error)}")
+        if not again:
+            raise Unavailable(self.fault) from error
+
+    async def _make_room(self, *, give_ballast: bool) -> bool:
+        """Shorten the log and, for a job that makes room itself, give the ballast up."""
+        if give_ballast:
+            self._directory.drop_ballast()
+        if self._db is not None:
+            with contextlib.suppress(sqlite3.OperationalError):
+                await self._db.run(checkpoint, "TRUNCATE")
+        return True
+
+    def _note(self, fault: str) -> None:
+        """Say what is wrong, once a change."""
+        if fault and fault != self.fault:
+            log.error("buffer: nothing is acknowledged: %s", fault)
+        elif self.fault and not fault:
+            log.info("buffer: writing again")
+        self.fault = fault
+        if not fault:
+            self._held_back = False
+
+    # --- B2 ---
+
+    async def _usable(self) -> Connection:
+        """Return the connection, after a repair where one is due. Raises Unavailable."""
+        if self._broken or self._db is None:
+            try:
+                await self._repair()
+            except (sqlite3.Error, OSError) as error:
+                if trouble_of(error) == "full":
+                    self._directory.drop_ballast()
+                self._note(f"{self.path}: {say(error)}")
+                raise Unavailable(self.fault) from error
+        if self._db is None:
+            raise Unavailable("the buffer is closed")
+        return self._db
+
+    async def _repair(self) -> None:
+        await self._shut()
+        self._readers.clear()
+        self.counters.repairs += 1
+        unreadable = self._bad_reads > 1  # opening it helped once and not again
+        try:
+            db = None if unreadable else await connect(self.path, self.synchronous)
+        except (sqlite3.Error, OSError, ConfigError) as error:
+            if trouble_of(error) == "full":
+                raise
+            log.error("buffer: %s cannot be used any more: %s", self.path, say(error))  # noqa: TRY400
+            db = None
+        if db is None:
+            db = await self._move()
+            damaged = True
+        else:
+            count = await self._tried(db, repair.transactions)
+            self._resolve(count)
+            damaged = count < self.index.transactions
+        if damaged:
+            await self._tried(db, repair.align, self.index)
+            await self._declare_lost(db)
+        self._db = db
+        self._broken = False
+        self._bad_reads = 0
+
+    async def _tried(self, db: Connection, work: Callable[..., T], *args: object) -> T:
+        try:
+            return await db.run(work, *args)
+        except BaseException:
+            await db.close()
+            raise
+
+    def _resolve(self, count: int | None) -> None:
+        """Find out whether the transaction in doubt is in the file, whose count of transactions this is."""
+        job, self._doubt = self._doubt, None
+        if job is not None and job.outcome is not None and count == self.index.transactions + 1:
+            self._apply(job)
+            job.present = True
+
+    async def _move(self) -> Connection:
+        """Go on in a new file with what can be read of the old one."""
+        written, path = self._directory.successor()
+        written.unlink(missing_ok=True)
+        db = await connect(written, self.synchronous)
+        try:
+            self._resolve(await db.run(lambda _: repair.count_in(self.path)))
+            await db.run(repair.copy, self.path, self.index)
+        finally:
+            await db.close()
+        self._directory.promote(written, path)
+        log.error("buffer: going on in %s; %s is left as it is", path, self.path)
+        self.path = path
+        return await connect(path, self.synchronous)
+
+    async def _declare_lost(self, db: Connection) -> None:
+        """Write receipts for what a repaired file has not, and take over what it has."""
+        found = await self._tried(db, repair.places)
+        lost = repair.missing(found, self.index)
+        tracks = {(name, t.ordinal): t for name, lane in self.index.lanes.items() for t in lane.tracks}
+
+        def write(db: sqlite3.Connection) -> Outcome:
+            with transaction(db):
+                writer = Transaction(db, self._context)
+                for lane, ordinal, first, last in lost:
+                    why = "lost: the buffer's file was damaged"
+                    self.declare(writer, lane, tracks[lane, ordinal], first, last, why=why)
+                return writer.finish()
+
+        for name, lane in self.index.lanes.items():
+            there = [place for place in found if place[0] == name]
+            lane.bytes = sum(place[4] for place in there)
+            lane.oldest_ms = there[0][5] if there else None
+        self.index.apply(await self._tried(db, write))
+        for lane_name, ordinal, first, last in lost:
+            tracks[lane_name, ordinal].settled.add(first, last)
+
+    async def _shut(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            with contextlib.suppress(sqlite3.Error, OSError):
+                await db.close()
+
+
+def say(error: BaseException) -> str:
+    """Return an error of SQLite or of the operating system as a person reads it."""
+    if isinstance(error, sqlite3.Error):
+        name = getattr(error, "sqlite_errorname", None)
+        return f"{error} ({name})" if name else str(error)
+    return str(error)

@@ -1,0 +1,250 @@
+"""One write transaction: what it does to the file, and the :class:`Outcome` that the index takes over afterwards.
+
+Everything here runs in the connection's thread, between BEGIN and COMMIT.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from edge_agent.buffer import changes as sessions
+from edge_agent.buffer.blocks import BLOCK_BYTES, checksum, cut, pack
+from edge_agent.buffer.index import Index, Outcome, Tail
+from edge_agent.buffer.port import LOCAL, Chunk, CommandResult, Commit, Own
+from edge_agent.buffer.resend import pack_entries, readable_heads
+from edge_agent.buffer.sql import SQL
+from waybill.mqtt.codec import publish
+from waybill.mqtt.resend import entries_of
+from waybill.mqtt.state import Change, ResendFrozen
+from waybill.wire import COMMAND_STATUS_TOPIC, CONTROL_LANE, RECEIPT_TOPIC, CommandStatus, Envelope, Receipt
+
+_json = msgspec.json.Encoder().encode
+_MQTT_3_1_1 = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a transaction needs besides the file. ``clock`` returns wall time in ms and monotonic time in ns."""
+
+    gateway: str
+    index: Index
+    window: int
+    clock: Callable[[], tuple[int, int]]
+
+
+class Transaction:
+    """The statements of one transaction. Call any of the methods, then ``finish`` last."""
+
+    def __init__(self, db: sqlite3.Connection, context: Context) -> None:
+        self._db = db
+        self._context = context
+        self._index = context.index
+        self.outcome = Outcome()
+        self._lanes: dict[str, list[tuple[Chunk, int]]] = {}
+
+    # --- what devices and the agent bring ---
+
+    def commit(self, commit: Commit) -> None:
+        """Take in all of ``commit``."""
+        frozen = [change for change in commit.changes if isinstance(change, ResendFrozen)]
+        if frozen:
+            self._chunks(commit.chunks, frozen)
+            self._changes(change for change in commit.changes if not isinstance(change, ResendFrozen))
+        else:
+            self._chunks(commit.chunks, ())
+            self._changes(commit.changes)
+        for result in commit.results:
+            self.command_result(result)
+        for own in commit.own:
+            self.own(own)
+
+    def _changes(self, changes: Iterable[Change]) -> None:
+        sessions.apply(self._db, changes)
+
+    def _chunks(self, chunks: Sequence[Chunk], frozen: Sequence[ResendFrozen]) -> None:
+        due = 0
+        for at, chunk in enumerate(chunks):
+            while due < len(frozen) and frozen[due].at <= at:
+                self._freeze(frozen[due])
+                due += 1
+            self._chunk(chunk)
+        for freeze in frozen[due:]:
+            self._freeze(freeze)
+
+    def _chunk(self, chunk: Chunk) -> None:
+        start = 0
+        tail = self._tail(chunk.client, make=chunk.remembered > 0)
+        if tail is not None:
+            start = tail.total
+            tail.total += chunk.remembered
+            tail.low = max(tail.low, start - chunk.keep, tail.total - self._context.window)
+        if chunk.lane != LOCAL:
+            if tail is not None and (chunk.remembered or start):
+                tail.blocks += 1
+            self._lanes.setdefault(chunk.lane, []).append((chunk, start))
+        elif tail is not None and chunk.remembered:
+            self._keep(chunk.client, start, entries_of(chunk.raw), tail)
+
+    def own(self, own: Own) -> None:
+        """Append a message of the agent itself to the control lane."""
+        wall_ms, mono_ns = self._context.clock()
+        raw = publish(own.topic.encode(), own.payload, 0)
+        self._chunk(Chunk(CONTROL_LANE, "", _MQTT_3_1_1, wall_ms, mono_ns, 0, 1, raw))
+
+    def receipt(self, receipt: Receipt) -> None:
+        """Declare a loss on the control lane."""
+        self.own(Own(RECEIPT_TOPIC, _json(receipt)))
+
+    # --- commands (C2) ---
+
+    def receive(self, envelope: Envelope, now_ms: int, limit: int) -> bool | None:
+        """Take a command in, with its ``delivered`` status. False: known; None: the outbox holds ``limit`` ids."""
+        if self._db.execute(SQL["command"], (envelope.id,)).fetchone():
+            return False
+        if self._db.execute(SQL["commands"]).fetchone()[0] >= limit:
+            return None
+        row = (envelope.id, envelope.device, envelope.name, envelope.payload, envelope.expires_ms)
+        self._db.execute(SQL["add_command"], row)
+        self._status(CommandStatus(envelope.id, self._context.gateway, envelope.device, "delivered", now_ms))
+        return True
+
+    def command_result(self, result: CommandResult) -> None:
+        """Mark a command done and say so, once."""
+        row = self._db.execute(SQL["command"], (result.id,)).fetchone()
+        if row is None or row[0] != result.device or row[1]:
+            return
+        self._db.execute(SQL["command_done"], (result.id,))
+        done = CommandStatus(result.id, self._context.gateway, result.device, "done", result.at_ms, result.payload)
+        self._status(done)
+
+    def forget_commands(self, before_ms: int) -> None:
+        """Forget the ids of commands that expired before ``before_ms``."""
+        self._db.execute(SQL["forget_commands"], (before_ms,))
+
+    def _status(self, status: CommandStatus) -> None:
+        self.own(Own(COMMAND_STATUS_TOPIC, _json(status)))
+
+    # --- what leaves ---
+
+    def settle(self, lane: str, ordinal: int, first: int, last: int) -> None:
+        """Delete the blocks that lie wholly within ``first..last``; their resend memory stays (O3)."""
+        leaving: dict[str, list[tuple[int, bytes]]] = {}
+        removed = 0
+        rows = self._db.execute(SQL["blocks_within"], (lane, ordinal, first, last, last)).fetchall()
+        for block, size, head in rows:
+            if ordinal == self._index.ordinal:
+                self._leave(block, head, leaving)
+            self._db.execute(SQL["delete_block"], (block,))
+            removed += size
+            self.outcome.deleted += 1
+        for client, kept in leaving.items():
+            self._left(client, kept)
+        if removed:
+            self.outcome.removed[lane] = self.outcome.removed.get(lane, 0) + removed
+            self.outcome.oldest[lane] = None
+
+    def _leave(self, block: int, head: bytes, leaving: dict[str, list[tuple[int, bytes]]]) -> None:
+        """Note what of a block that is about to go must be remembered."""
+        body = b""
+        at = 0
+        for chunk in readable_heads(head):
+            if chunk.remembered or chunk.start:
+                tail = self._tail(chunk.client, make=True)
+                kept = leaving.setdefault(chunk.client, [])
+                if tail is not None:
+                    tail.blocks -= 1
+                    if chunk.start + chunk.remembered > tail.low:
+                        body = body or self._db.execute(SQL["block_body"], (block,)).fetchone()[0]
+                        kept.append((chunk.start, body[at : at + chunk.size]))
+            at += chunk.size
+
+    def _left(self, client: str, kept: Sequence[tuple[int, bytes]]) -> None:
+        tail = self._tail(client, make=True)
+        if tail is None:
+            return
+        for start, raw in kept:
+            self._keep(client, start, entries_of(raw), tail)
+        self._db.execute(SQL["trim_tail"], (client, tail.low))
+        if tail.remembers or tail.blocks:
+            self._db.execute(SQL["set_low"], (client, tail.low))
+        else:
+            self._forget(client)
+
+    # --- resend memory (O3) ---
+
+    def _tail(self, client: str, *, make: bool) -> Tail | None:
+        """Return this transaction's copy of a client's counters."""
+        tails = self.outcome.tails
+        tail = tails.get(client)
+        if tail is None:
+            known = self._index.tails.get(client) if client not in tails else None
+            if known is None and not make:
+                return None
+            tail = tails[client] = replace(known) if known else Tail()
+        return tail
+
+    def _keep(self, client: str, start: int, entries: Sequence[tuple[int, bytes]], tail: Tail) -> None:
+        skip = max(0, tail.low - start)
+        if skip < len(entries):
+            row = (client, start + skip, len(entries) - skip, pack_entries(entries[skip:]))
+            self._db.execute(SQL["add_tail"], row)
+
+    def _freeze(self, frozen: ResendFrozen) -> None:
+        tail = self._tail(frozen.client, make=True)
+        if tail is None:
+            return
+        tail.low = tail.total
+        tail.frozen = bool(frozen.entries)
+        self._db.execute(SQL["trim_tail"], (frozen.client, tail.low))
+        if tail.frozen or tail.blocks:
+            self._db.execute(SQL["set_resend"], (frozen.client, tail.low, pack_entries(frozen.entries)))
+        else:
+            self._forget(frozen.client)
+
+    def _forget(self, client: str) -> None:
+        self._db.execute(SQL["forget_resend"], (client,))
+        self.outcome.tails[client] = None
+
+    # --- the end ---
+
+    def set_aside(self, lane: str, epoch: int, block: int, size: int) -> None:
+        """Move a damaged block out of its lane."""
+        self._db.execute(SQL["set_aside"], (epoch, block))
+        self._db.execute(SQL["delete_block"], (block,))
+        self.outcome.removed[lane] = self.outcome.removed.get(lane, 0) + size
+        self.outcome.oldest[lane] = None
+
+    def finish(self) -> Outcome:
+        """Write the blocks with their numbers (B1) and the transaction's own (B2)."""
+        for lane, chunks in self._lanes.items():
+            self._append(lane, chunks)
+        for lane in self.outcome.oldest:
+            row = self._db.execute(SQL["oldest_wall_ms"], (lane,)).fetchone()
+            self.outcome.oldest[lane] = row[0] if row else None
+        self._db.execute(SQL["count_transaction"], (self._index.transactions + 1,))
+        return self.outcome
+
+    def _append(self, lane: str, chunks: Sequence[tuple[Chunk, int]]) -> None:
+        track = self._index.upcoming(lane)
+        last = track.last
+        stored = 0
+        for part in cut(chunks, BLOCK_BYTES):
+            count, head, body = pack(part)
+            crc = checksum(lane, track.epoch, last + 1, count, head, body)
+            size = len(head) + len(body)
+            row = (lane, track.ordinal, last + 1, count, size, part[0][0].wall_ms, crc, head, body)
+            self._db.execute(SQL["add_block"], row)
+            last += count
+            stored += size
+            self.outcome.blocks += 1
+        self.outcome.messages += last - track.last
+        self.outcome.added[lane] = stored
+        self.outcome.lasts[lane] = last
+        known = self._index.lanes.get(lane)
+        if known is None or known.oldest_ms is None:
+            self.outcome.oldest[lane] = None
+        self._db.execute(SQL["set_lane"], (lane, track.ordinal, last, track.prev_epoch, track.prev_last))

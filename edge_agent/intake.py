@@ -1,0 +1,151 @@
+"""From the MQTT server to the buffer: each batch becomes one commit.
+
+What goes up is configured as filters; it goes as whole runs of packets, as they came in. What stays at the gateway
+(commands, and what the filters leave out) is not stored in a lane; what the resend memory needs of it is (O3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from edge_agent.buffer.port import LOCAL, Buffer, Chunk, CommandResult, Commit
+from waybill.mqtt.state import Arrival, Batch, Change, Publish, ResendFrozen, SavedState
+from waybill.mqtt.topics import matcher
+from waybill.wire import TELEMETRY_LANE
+
+MAX_TOPICS: Final = 50_000
+"""Topics whose lane is remembered; beyond that the memory begins anew."""
+
+_RESULT_LEVELS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Which topics go up: those that match one of ``filters`` and none of ``exclude``; never those of ``$…``."""
+
+    filters: Sequence[str] = ("#",)
+    exclude: Sequence[str] = ("cmd/#",)
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the start: messages that go up, messages that stay."""
+
+    forwarded: int = 0
+    local: int = 0
+
+
+class Intake:
+    """A :class:`waybill.mqtt.state.Sink` on a buffer."""
+
+    def __init__(self, buffer: Buffer, forward: Forward | None = None) -> None:
+        forward = forward or Forward()
+        self.counters = Counters()
+        self._buffer = buffer
+        self._go = [matcher(pattern) for pattern in forward.filters]
+        self._stay = [matcher(pattern) for pattern in forward.exclude]
+        self._lanes: dict[bytes, str] = {}
+
+    async def restore(self) -> SavedState:
+        """Return the state as of the last commit."""
+        return await self._buffer.restore()
+
+    async def commit(self, batch: Batch) -> None:
+        """Store the batch. Raises Unavailable only when the buffer is closed."""
+        await self._buffer.commit(self.translate(batch))
+
+    def lane_of(self, topic: bytes) -> str:
+        """Return the lane of a topic, LOCAL for what stays."""
+        lane = self._lanes.get(topic)
+        if lane is None:
+            if len(self._lanes) >= MAX_TOPICS:
+                self._lanes.clear()
+            lane = self._lanes[topic] = self._choose(topic)
+        return lane
+
+    def _choose(self, topic: bytes) -> str:
+        if topic.startswith(b"$") or any(pattern.fullmatch(topic) for pattern in self._stay):
+            return LOCAL
+        return TELEMETRY_LANE if any(pattern.fullmatch(topic) for pattern in self._go) else LOCAL
+
+    def translate(self, batch: Batch) -> Commit:
+        """Return the batch as a commit."""
+        chunks: list[Chunk] = []
+        results: list[CommandResult] = []
+        begins: list[int] = []  # the chunk with which each arrival begins
+        for arrival in batch.arrivals:
+            begins.append(len(chunks))
+            self._arrival(arrival, chunks, results)
+        begins.append(len(chunks))
+        changes: list[Change] = batch.changes
+        if any(type(change) is ResendFrozen for change in changes):
+            changes = [
+                msgspec.structs.replace(change, at=begins[change.at]) if isinstance(change, ResendFrozen) else change
+                for change in changes
+            ]
+        return Commit(chunks, changes, results)
+
+    def _arrival(self, arrival: Arrival, chunks: list[Chunk], results: list[CommandResult]) -> None:
+        publishes = arrival.publishes
+        lanes = self._lanes
+        # One pass over the common case: every topic known, one lane for all.
+        found = {lanes.get(publish[0]) for publish in publishes}
+        if None in found:
+            found = {self.lane_of(publish[0]) for publish in publishes}
+        if len(found) == 1 and LOCAL not in found:
+            lane = found.pop() or TELEMETRY_LANE
+            self.counters.forwarded += len(publishes)
+            remembered = sum([publish[3] is not None for publish in publishes])
+            if publishes[0][3] == _NO_ID:  # a will, which is an arrival of its own
+                remembered = 0
+            chunks.append(_chunk(arrival, lane, arrival.keep, len(publishes), arrival.raw, remembered))
+            return
+        keep = arrival.keep
+        for lane, run in _runs(publishes, self.lane_of):
+            remembered = sum([publish[3] is not None and publish[3] != _NO_ID for publish in run])
+            if lane == LOCAL:
+                self.counters.local += len(run)
+                kept = [arrival.raw[p[4] : p[5]] for p in run if p[3] is not None and p[3] != _NO_ID]
+                results += [result for publish in run if (result := _result(arrival, publish))]
+                raw, count = b"".join(kept), len(kept)
+            else:
+                self.counters.forwarded += len(run)
+                raw, count = arrival.raw[run[0][4] : run[-1][5]], len(run)
+            chunks.append(_chunk(arrival, lane, keep, count, raw, remembered))
+            keep += remembered
+
+
+_NO_ID: Final = b"\0\0"
+"""The packet id of a message that no client sent: the resend memory is not about it."""
+
+
+def _chunk(arrival: Arrival, lane: str, keep: int, count: int, raw: bytes, remembered: int) -> Chunk:
+    a = arrival
+    return Chunk(lane, a.client_id, a.version, a.wall_ms, a.mono_ns, keep, count, raw, remembered)
+
+
+def _runs(publishes: Sequence[Publish], lane_of: Callable[[bytes], str]) -> list[tuple[str, list[Publish]]]:
+    """Cut publishes into runs of one lane each, in order."""
+    runs: list[tuple[str, list[Publish]]] = []
+    for publish in publishes:
+        lane = lane_of(publish[0])
+        if runs and runs[-1][0] == lane and runs[-1][1][-1][5] == publish[4]:
+            runs[-1][1].append(publish)
+        else:
+            runs.append((lane, [publish]))
+    return runs
+
+
+def _result(arrival: Arrival, publish: Publish) -> CommandResult | None:
+    """Return a device's answer to a command, if ``publish`` is one: ``cmd/{device}/{id}/res``."""
+    topic = publish[0]
+    if not topic.startswith(b"cmd/") or not topic.endswith(b"/res"):
+        return None
+    levels = topic.decode().split("/")
+    if len(levels) != _RESULT_LEVELS:
+        return None
+    return CommandResult(levels[2], levels[1], bytes(publish[1]), arrival.wall_ms)
