@@ -15,14 +15,14 @@ import contextlib
 import secrets
 import time
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from fleet_simulator.deployment import Deployment, Plan, Site
 from fleet_simulator.fleet import Fleet
-from fleet_simulator.verdict import Comparison, Verdict
+from fleet_simulator.verdict import Verdict
 from waybill.errors import Unavailable
 
 CUT: Final = 15.0
@@ -140,13 +140,13 @@ class Demo:
                     self._tell("the vehicles stop; what is under way arrives")
                     with contextlib.suppress(Unavailable):  # the verdict tells
                         await fleet.settled(DRAIN)
-                    comparison = await self._drained(fleet)
+                    verdict = await deployment.compared(fleet.into, DRAIN)
             finally:
                 watching.cancel()
                 await asyncio.wait({watching})
             self._stage = "compared"
             self._look()
-            return self._outcome(comparison.verdict(), fleet)
+            return self._outcome(verdict, fleet)
 
     # -- what happens --
 
@@ -210,20 +210,6 @@ class Demo:
         last = said.splitlines()[-1] if said else "nothing came back"
         self._tell(f"command {self._command_id} after {time.monotonic() - sent:.1f} s: {last}")
 
-    async def _drained(self, fleet: Fleet) -> Comparison:
-        """Read the topic back until it holds what was acknowledged, or the time is over."""
-        end = time.monotonic() + DRAIN
-        while True:
-            comparison = Comparison()
-            fleet.into(comparison)
-            try:
-                self._seen.records = await self._deployment.read_back(comparison)
-            except Unavailable as error:
-                self._tell(f"the topic could not be read: {error}")
-            if not comparison.verdict().lost or time.monotonic() > end:
-                return comparison
-            await asyncio.sleep(1.0)
-
     # -- what is seen of it --
 
     def _tell(self, event: str) -> None:
@@ -233,9 +219,8 @@ class Demo:
     async def _watch(self) -> None:
         while True:
             for site in self._deployment.sites.values():
-                self._seen.backlog[site.name] = await _asked(site.snapshot(), backlog_of)
-            if self._stage != "compared":
-                self._seen.records = await _asked(self._deployment.snapshot(), records_of) or self._seen.records
+                self._seen.backlog[site.name] = await _asked(site.backlog())
+            self._seen.records = await _asked(self._deployment.routed()) or self._seen.records
             self._look()
             await asyncio.sleep(_LOOK)
 
@@ -289,19 +274,9 @@ class Demo:
         return Outcome(verdict, self._command_state, facts)
 
 
-def backlog_of(answer: dict[str, Any]) -> int:
-    """Return how many messages an agent's snapshot says are waiting, over all lanes."""
-    return sum(int(lane["count"]) for lane in answer["lanes"])
-
-
-def records_of(answer: dict[str, Any]) -> int:
-    """Return how many messages a cloud ingest's snapshot says it routed."""
-    return sum(int(partition["routed"]) for partition in answer["partitions"])
-
-
-async def _asked(asking: Any, what: Callable[[dict[str, Any]], int]) -> int | None:  # noqa: ANN401 - a coroutine
+async def _asked(asking: Coroutine[Any, Any, int]) -> int | None:
     try:
-        return what(await asking)
+        return await asking
     except Unavailable:
         return None
 

@@ -9,12 +9,14 @@ Everything but Kafka's topics is below one directory; every process is stopped b
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime as dt
 import json
 import secrets
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -23,8 +25,9 @@ from fleet_simulator.devices import Broker
 from fleet_simulator.link import Link
 from fleet_simulator.processes import Process, waybill
 from fleet_simulator.readback import read_topic
-from fleet_simulator.verdict import Comparison
+from fleet_simulator.verdict import Comparison, Verdict
 from waybill import pki, snapshot
+from waybill.errors import Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,10 @@ class Site:
         """Ask the agent how it is. Raises Unavailable."""
         answer: dict[str, Any] = await snapshot.request(self.data / "agent.sock", "snapshot")
         return answer
+
+    async def backlog(self) -> int:
+        """Return how many messages the agent has that are not in the cloud yet. Raises Unavailable."""
+        return sum(int(lane["count"]) for lane in (await self.snapshot())["lanes"])
 
 
 class Deployment:
@@ -91,10 +98,10 @@ class Deployment:
                 await site.agent.start()
             yield self
 
-    async def snapshot(self) -> dict[str, Any]:
-        """Ask the cloud ingest how it is. Raises Unavailable."""
-        answer: dict[str, Any] = await snapshot.request(self.data / "cloud.sock", "snapshot")
-        return answer
+    async def routed(self) -> int:
+        """Return how many messages the cloud ingest has routed since it started. Raises Unavailable."""
+        answer = await snapshot.request(self.data / "cloud.sock", "snapshot")
+        return sum(int(partition["routed"]) for partition in answer["partitions"])
 
     def tool(self, *arguments: str) -> list[str]:
         """Return the command line of a tool that works on this deployment."""
@@ -103,6 +110,33 @@ class Deployment:
     async def read_back(self, comparison: Comparison) -> int:
         """Read the routed topic into ``comparison``; return the number of records. Raises Unavailable."""
         return await read_topic(comparison, self.tool("cloud", "tail", self.topic, "--json", "--end"))
+
+    async def compared(self, acked: Callable[[Comparison], None], patience: float) -> Verdict:
+        """Wait until the agents have nothing left, then read back until nothing is missing and nothing more comes.
+
+        ``acked`` tells a comparison what was acknowledged. After ``patience`` seconds the verdict is what it is.
+        Raises Unavailable where the topic cannot be read then.
+        """
+        end = time.monotonic() + patience
+        with contextlib.suppress(Unavailable):  # then messages are missing, and the verdict says which
+            for site in self.sites.values():
+                while await site.backlog() and time.monotonic() < end:  # noqa: ASYNC110 - another process
+                    await asyncio.sleep(0.1)
+        before = -1
+        while True:
+            comparison = Comparison()
+            acked(comparison)
+            try:
+                count = await self.read_back(comparison)
+            except Unavailable:
+                if time.monotonic() > end:
+                    raise
+                count = -1
+            verdict = comparison.verdict()
+            if (not verdict.lost and count == before) or time.monotonic() > end:
+                return verdict
+            before = count
+            await asyncio.sleep(0.5)
 
     @staticmethod
     def _command(command: Sequence[str], config: Path) -> list[str]:

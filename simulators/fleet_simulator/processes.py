@@ -33,7 +33,7 @@ async def until(what: str, said: Callable[[], object], patience: float, poll: fl
 
 def waybill(*arguments: str) -> list[str]:
     """Return the command line of ``waybill ARGUMENTS`` in this Python."""
-    return [sys.executable, "-m", "waybill.console.main", *arguments]
+    return [sys.executable, "-m", "waybill", *arguments]
 
 
 class Process:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from fleet_simulator.demo import GatewayView, Outcome, View, backlog_of, records_of
+from fleet_simulator.demo import GatewayView, Outcome, View
 from fleet_simulator.demo_view import live, plain, table
 from fleet_simulator.verdict import Comparison
 
@@ -68,8 +68,3 @@ def test_the_outcome_fails_with_the_verdict_or_the_command() -> None:
     with console.capture() as capture:
         console.print(table(good))
     assert capture.get().split() == ["lost", "0"]
-
-
-def test_figures_from_snapshots() -> None:
-    assert backlog_of({"lanes": [{"count": 3}, {"count": 4}]}) == 7
-    assert records_of({"partitions": [{"routed": 3}, {"routed": 5}]}) == 8
