@@ -13,6 +13,7 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from cloud_ingest.config import Topics
 from cloud_ingest.following import Readable, following
 from cloud_ingest.journal.port import CaughtUp
 from cloud_ingest.router.entry import Alarm, Entry, Key, Offsets, decode_key, is_partition_key
@@ -63,14 +64,19 @@ class AuditReport(msgspec.Struct, frozen=True):
         """Messages in undeclared gaps; anything but 0 is what must never be."""
         return sum(lane.missing_count for lane in self.lanes)
 
+    @property
+    def complete(self) -> bool:
+        """Whether every message is delivered, declared or pending."""
+        return not self.missing
 
-async def audit(source: Readable, ledger: str, gateway: str | None = None) -> AuditReport:
-    """Read the topic ``ledger`` of ``source`` to its end and report, of ``gateway`` alone where given.
+
+async def audit(source: Readable, topics: Topics, gateway: str | None = None) -> AuditReport:
+    """Read the ledger in ``source`` to its end and report, of ``gateway`` alone where given.
 
     Raises Unavailable, Corrupt, UnknownVersion.
     """
     values: dict[bytes, bytes] = {}
-    async with following(source, (ledger,), end=True) as records:
+    async with following(source, (topics.ledger,), end=True) as records:
         async for record in records:
             if isinstance(record, CaughtUp) or record.key is None:
                 continue
@@ -129,12 +135,12 @@ def _count(intervals: Iterable[Interval]) -> int:
     return sum(last - first + 1 for first, last in intervals)
 
 
-def to_json(found: AuditReport) -> bytes:
+def as_json(found: AuditReport) -> str:
     """Return the report as JSON, with its total ``missing``."""
-    return msgspec.json.encode({"missing": found.missing, **msgspec.to_builtins(found)})
+    return msgspec.json.encode({"missing": found.missing, **msgspec.to_builtins(found)}).decode()
 
 
-def to_table(found: AuditReport) -> Table:
+def as_table(found: AuditReport) -> Table:
     """Return the report as a table for a terminal."""
     table = Table(title="audit", title_justify="left")
     for name in ("gateway", "lane", "epoch"):

@@ -234,10 +234,11 @@ class _Planner:
             self.counters.frames += 1
             self.counters.frames_held += 1
             return True
-        if not self._route(record, header):
-            return False
-        self.counters.frames += 1
-        return True
+        done = self._route(record, header)
+        if self.held.queues(lane):
+            self.unfinished[lane] = None  # it may have been what others waited for
+        self.counters.frames += done
+        return done
 
     def _is_ahead(self, key: Key, header: FrameHeader) -> bool:
         return self.ledger.waits(key, header.first) and bool(self.ledger.news(key, header.first, header.last))
