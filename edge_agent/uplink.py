@@ -238,6 +238,8 @@ class _Client(aiomqtt.Client):
 
     def __init__(self, hostname: str, port: int, **options: Any) -> None:  # noqa: ANN401 - passed on
         self._words = _LastWords()
+        self._tls = options.get("tls_context") is not None
+        self._closed_early = False
         logger = logging.Logger("uplink")  # noqa: LOG001 - not in the tree: its lines become the state
         logger.addHandler(self._words)
         super().__init__(hostname, port, logger=logger, **options)
@@ -245,13 +247,20 @@ class _Client(aiomqtt.Client):
     def _on_disconnect(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
         # aiomqtt would wait for the CONNACK until its time-out, although the connection is closed.
         if not self._connected.done():
+            self._closed_early = True
             self._connected.set_exception(aiomqtt.MqttError("the connection was closed before it was accepted"))
             return
         super()._on_disconnect(*args, **kwargs)
 
     def why(self, error: BaseException) -> str:
         """Return the reason of a failure in one line."""
-        return explain(self._words.last or str(error), self._hostname, self._port)
+        if self._closed_early and self._tls and "ALERT" not in self._words.last:
+            # TLS 1.3: this side's handshake is done before the other side has looked at the certificate.
+            return (
+                "certificate refused by the cloud, most likely: it closed the connection right after the handshake; "
+                "check [uplink] certificate and key"
+            )
+        return explain(self._words.last or str(error.__cause__ or error), self._hostname, self._port)
 
     def abort(self) -> None:
         """Close the socket now, if it is open; nothing is sent."""
@@ -301,6 +310,8 @@ def explain(text: str, host: str, port: int) -> str:
         return f"{host}:{port} refuses the connection"
     if "name or service not known" in lower or "name resolution" in lower or "nodename nor servname" in lower:
         return f"the name {host!r} is not known: {short}"
+    if "unspecified error" in lower:  # what paho says of an end of file
+        return "connection lost"
     if "keep alive" in lower:
         return "no answer from the cloud within the keepalive"
     if "code:5" in lower or "not authorized" in lower or "code:135" in lower:
