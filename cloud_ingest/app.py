@@ -123,7 +123,6 @@ class Ingest:
 
     async def stop(self) -> None:
         """Stop everything, in the order of the data; bounded."""
-        self._fault = "the ingest is shutting down"
         await self.listener.close(PATIENCE)
         for name in ("commands: send", "credit", "sampling", "commands: read", "routing"):
             await self.tasks.cancel(name)

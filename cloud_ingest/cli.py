@@ -113,6 +113,8 @@ def audit(
         from rich.console import Console
 
         Console().print(audits.as_table(found))
+    if gateway is not None and not found.lanes:
+        raise ConfigError(f"nothing is known of gateway {gateway!r}; leave the name out to see all that are")
     raise typer.Exit(0 if found.complete else 1)
 
 

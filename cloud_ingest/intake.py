@@ -120,6 +120,7 @@ class Intake:
         self.counters = IntakeCounters()
         self.pending = 0
         self.fault = ""
+        self._closing = False
 
     async def restore(self) -> SavedState:
         """Nothing outlives a restart: a gateway's session is clean, and what it published is in the journal."""
@@ -141,6 +142,10 @@ class Intake:
                 done = loop.create_future() if message[2] & 0x06 else None
                 if done:
                     acknowledged.append((arrival.client_id, done))
+                    if self._closing:
+                        done.set_result(False)
+                if self._closing:
+                    continue
                 self._enqueue(arrival.client_id, _Waiting(bytes(message[1]), done))
         for gateway, done in acknowledged:
             if not await done:
@@ -251,7 +256,11 @@ class Intake:
                 self._send(gateway, Ack(credit=self.credit()))
 
     async def close(self, patience: float) -> None:
-        """Wait ``patience`` seconds at most until what is queued is journaled and answered; give up on the rest."""
+        """Take nothing more; wait ``patience`` seconds at most until what was taken is journaled and answered.
+
+        What is left then, and what comes later, is not answered: gateways send it again.
+        """
+        self._closing = True
         tasks = [queue.task for queue in self._queues.values() if queue.task]
         if not tasks:
             return

@@ -131,6 +131,7 @@ class Listener:
         """Answer what was taken, within ``patience`` seconds, then stop. What is not answered is sent again."""
         await self.intake.close(patience)
         if self._running:
+            self._running = False
             await self.server.close()
 
     def send_envelope(self, gateway: str, envelope: Envelope) -> None:

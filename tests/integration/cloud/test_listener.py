@@ -1,0 +1,277 @@
+"""The listener with real certificates and real sockets, on the embedded log: who may connect, and do what."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+import paho.mqtt.client as paho
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+
+from cloud_ingest import config
+from cloud_ingest.app import Ingest
+from cloud_ingest.journal.embedded import EmbeddedLog
+from tests.integration.cloud.gateway import (
+    Pki,
+    connected,
+    embedded,
+    frame,
+    records,
+    running,
+    span,
+    until,
+)
+from waybill import pki, wire
+from waybill.errors import Unavailable
+from waybill.frames.header import VERSIONS
+from waybill.wire import Ack, State
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    return Pki(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture
+async def ingest(tmp_path: Path, certificates: Pki) -> AsyncIterator[Ingest]:
+    async with running(embedded(tmp_path / "data", certificates.listener())) as one:
+        yield one
+
+
+def client(ingest: Ingest, name: str, context: Any, **options: Any) -> aiomqtt.Client:
+    host, _, port = ingest.listener.address.rpartition(":")
+    return aiomqtt.Client(host, int(port), identifier=name, tls_context=context, timeout=2, **options)
+
+
+async def refusal(ingest: Ingest, name: str, context: Any, **options: Any) -> str:
+    with pytest.raises(aiomqtt.MqttError) as caught:
+        async with client(ingest, name, context, **options):
+            pass
+    return str(caught.value)
+
+
+def journal(ingest: Ingest) -> int:
+    return ingest.listener.intake.counters.journaled
+
+
+async def test_a_frame_is_journaled_acked_and_routed(ingest: Ingest, certificates: Pki) -> None:
+    async with connected(ingest, "g1", certificates.gateway("g1")) as gateway:
+        await gateway.send(frame(1, 3))
+        ack = await gateway.ack()
+        assert ack.journaled == (span(1, 3),)
+        assert ack.credit
+    found = await records(ingest, "fleet.telemetry", 3)
+    assert [(one.key, one.value) for one in found] == [(b"V1", b'{"n":%d}' % n) for n in (1, 2, 3)]
+    assert dict(found[0].headers)["ce_source"] == b"/gateways/g1/devices/V1"
+
+
+async def test_u3_credit_is_told_right_after_suback(ingest: Ingest, certificates: Pki) -> None:
+    async with connected(ingest, "g1", certificates.gateway("g1")) as gateway:
+        async with asyncio.timeout(10):
+            assert await gateway.acks.get() == Ack(credit=4 << 20)
+
+
+async def test_a_gateway_that_publishes_under_anothers_topic_is_cut_off(ingest: Ingest, certificates: Pki) -> None:
+    for topic in (wire.up_topic("g2"), wire.state_topic("g2"), wire.ack_topic("g1"), "anything"):
+        async with connected(ingest, "g1", certificates.gateway("g1")) as gateway:
+            await gateway.client.publish(topic, frame(), qos=0)
+            async with asyncio.timeout(10):
+                await gateway.closed.wait()
+    assert ingest.listener.server.counters.denied == 4
+    assert journal(ingest) == 0
+
+
+async def test_a_will_under_anothers_topic_is_refused(ingest: Ingest, certificates: Pki) -> None:
+    will = aiomqtt.Will(wire.state_topic("g2"), b"{}", 1, retain=True)
+    assert "authori" in (await refusal(ingest, "g1", certificates.gateway("g1"), will=will)).lower()
+
+
+async def test_a_gateway_that_subscribes_under_anothers_topics_is_refused(ingest: Ingest, certificates: Pki) -> None:
+    async with client(ingest, "g1", certificates.gateway("g1")) as one:
+        for pattern in (wire.ack_topic("g2"), wire.down_topic("g2"), "wb/v1/+/ack", "#", wire.up_topic("g1")):
+            codes = await one.subscribe(pattern, qos=0)
+            assert [getattr(code, "value", code) for code in codes] == [0x80], pattern
+        codes = await one.subscribe(wire.ack_topic("g1"))
+        assert [getattr(code, "value", code) for code in codes] == [0]
+    assert ingest.listener.server.counters.denied == 5
+
+
+async def test_the_client_id_must_be_the_certificates(ingest: Ingest, certificates: Pki) -> None:
+    assert "identifier" in (await refusal(ingest, "g2", certificates.gateway("g1"))).lower()
+    assert ingest.listener.connected == {}
+    assert ingest.listener.server.counters.refused == 1
+
+
+async def test_a_session_that_outlives_its_connection_is_refused(ingest: Ingest, certificates: Pki) -> None:
+    assert "authori" in (await refusal(ingest, "g1", certificates.gateway("g1"), clean_session=False)).lower()
+
+
+async def test_another_cas_certificate_or_none_fails_the_handshake_and_is_counted(
+    ingest: Ingest, certificates: Pki, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = dt.datetime.now(dt.UTC)
+    pki.ca_init(tmp_path / "other", now=now)
+    made = pki.issue_gateway(tmp_path / "other", tmp_path / "g1", "g1", now=now)
+    ours = certificates.server.ca
+    await refusal(ingest, "g1", pki.client_context(ours, made.certificate, made.key))
+    await refusal(ingest, "g1", pki.client_context(ours))
+    await until(lambda: ingest.listener.handshakes_failed == 2)
+    assert caplog.text.count("a TLS handshake failed") == 2
+    assert "Traceback" not in caplog.text
+    async with connected(ingest, "g1", certificates.gateway("g1")) as gateway:
+        await gateway.send(frame())
+        await gateway.journaled(1, 1)
+
+
+async def test_a_certificate_without_a_gateway_is_refused(ingest: Ingest, certificates: Pki) -> None:
+    server = certificates.server
+    context = pki.client_context(server.ca, server.certificate, server.key)
+    await refusal(ingest, "g1", context)
+    assert ingest.listener.connected == {}
+
+
+async def test_u4_corrupt_frames_and_unknown_versions_are_answered_and_not_journaled(
+    ingest: Ingest, certificates: Pki
+) -> None:
+    good = frame(5, 2)
+    async with connected(ingest, "g1", certificates.gateway("g1")) as gateway:
+        await gateway.send(good[:-1] + bytes([good[-1] ^ 1]))
+        (refused,) = (await gateway.ack()).refused
+        assert (refused.epoch, refused.lane, refused.first, refused.last) == (4711, "telemetry", 5, 6)
+        assert "checksum" in refused.reason
+        await gateway.send(good[:2] + b"\x63" + good[3:])
+        assert (await gateway.ack()).versions == VERSIONS
+        assert journal(ingest) == 0
+        await gateway.send(good)
+        assert (await gateway.ack()).journaled == (span(5, 6),)
+
+
+async def test_a_second_connection_of_a_gateway_takes_over(ingest: Ingest, certificates: Pki) -> None:
+    context = certificates.gateway("g1")
+    async with connected(ingest, "g1", context) as first, connected(ingest, "g1", context) as second:
+        async with asyncio.timeout(10):
+            await first.closed.wait()
+        await second.send(frame())
+        await second.journaled(1, 1)
+        assert list(ingest.listener.connected) == ["g1"]
+        ingest.listener.intake.counters.journaled = 0
+    await until(lambda: not ingest.listener.connected)
+
+
+async def test_the_state_and_the_will_of_a_gateway_are_seen(ingest: Ingest, certificates: Pki) -> None:
+    async with connected(ingest, "g1", certificates.gateway("g1")) as gateway:
+        await gateway.client.publish(wire.state_topic("g1"), b'{"state":"online","version":"9"}', qos=1, retain=True)
+        assert ingest.listener.connected["g1"].state == State("online", version="9")
+        (seen,) = ingest.snapshot().gateways
+        assert (seen.gateway, seen.state, seen.version) == ("g1", "online", "9")
+        await gateway.client.publish(wire.state_topic("g1"), b"{", qos=1, retain=True)
+    await until(lambda: not ingest.snapshot().gateways)
+
+
+async def test_b1_qos_1_is_acked_after_the_journal_and_never_without_it(
+    ingest: Ingest, certificates: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A PUBLISH whose frame could not be journaled gets no PUBACK, and its resend with DUP is journaled (D7)."""
+    away = True
+    append = ingest.log.append_frame
+
+    async def append_frame(gateway: str, data: bytes) -> None:
+        if away:
+            raise Unavailable("the disk is full")
+        await append(gateway, data)
+
+    monkeypatch.setattr(ingest.log, "append_frame", append_frame)
+    done = threading.Event()
+    losses: list[int] = []
+    device = paho.Client(CallbackAPIVersion.VERSION2, client_id="g1", clean_session=True)
+    device.tls_set_context(certificates.gateway("g1"))
+    device.reconnect_delay_set(1, 1)
+    device.on_publish = lambda *_: done.set()
+    device.on_disconnect = lambda *_: losses.append(1)
+    host, _, port = ingest.listener.address.rpartition(":")
+    device.connect_async(host, int(port))
+    device.loop_start()
+    try:
+        await until(lambda: ingest.listener.connected)
+        device.publish(wire.up_topic("g1"), frame(), qos=1)
+        await until(lambda: losses)
+        assert not done.is_set()
+        assert journal(ingest) == 0
+        away = False
+        await until(done.is_set)
+        assert journal(ingest) == 1
+    finally:
+        device.disconnect()
+        device.loop_stop()
+    assert len(await records(ingest, "fleet.telemetry", 1)) == 1
+
+
+async def test_frames_of_qos_1_and_2_are_journaled_before_they_are_acked(ingest: Ingest, certificates: Pki) -> None:
+    async with connected(ingest, "g1", certificates.gateway("g1")) as gateway:
+        for n, qos in enumerate((1, 2, 1), 1):
+            await gateway.send(frame(n), qos=qos)
+            assert journal(ingest) == n
+        await gateway.journaled(1, 3)
+
+
+async def test_frames_of_many_gateways_at_once(ingest: Ingest, certificates: Pki) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        names = [f"g{n}" for n in range(8)]
+        gateways = [
+            await stack.enter_async_context(connected(ingest, name, certificates.gateway(name))) for name in names
+        ]
+        for first in range(1, 101, 10):
+            await asyncio.gather(*(gateway.send(frame(first, 10)) for gateway in gateways))
+        await asyncio.gather(*(gateway.journaled(1, 100) for gateway in gateways))
+    found = await records(ingest, "fleet.telemetry", 800)
+    assert len(found) == 800
+    for name in names:
+        of_one = [
+            one.value for one in found if dict(one.headers)["ce_source"].startswith(f"/gateways/{name}/".encode())
+        ]
+        assert of_one == [b'{"n":%d}' % n for n in range(1, 101)]
+
+
+async def test_a_log_that_cannot_write_is_answered_with_retry(tmp_path: Path, certificates: Pki) -> None:
+    """R8: at the embedded log's cap nothing is acked; where there is room again, the same frame is."""
+    settings = embedded(tmp_path / "data", certificates.listener())
+    async with running(settings) as ingest:
+        assert isinstance(ingest.log, EmbeddedLog)
+        limit, ingest.log._max_bytes = ingest.log._max_bytes, 0
+        async with connected(ingest, "g1", certificates.gateway("g1")) as gateway:
+            await gateway.send(frame(1, 2))
+            ack = await gateway.ack()
+            assert (ack.retry, ack.journaled) == ((span(1, 2),), ())
+            assert "cap" in ingest.snapshot().frames.fault
+            ingest.log._max_bytes = limit
+            await gateway.send(frame(1, 2))
+            assert (await gateway.ack()).journaled == (span(1, 2),)
+            assert ingest.snapshot().frames.fault == ""
+
+
+async def test_plain_tcp_on_loopback_takes_the_client_id_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(config.first_look("127.0.0.1:0", tmp_path / "data")) as ingest:
+        assert "anywhere else use certificates" in caplog.text
+        async with connected(ingest, "g1", None) as gateway:
+            await gateway.send(frame())
+            await gateway.journaled(1, 1)
+        for name in ("a b", "node:1"):
+            assert "identifier" in (await refusal(ingest, name, None)).lower()
+
+
+async def test_frames_taken_before_a_shutdown_are_answered(tmp_path: Path, certificates: Pki) -> None:
+    settings, context = embedded(tmp_path / "data", certificates.listener()), certificates.gateway("g1")
+    async with running(settings) as ingest, connected(ingest, "g1", context) as gateway:
+        await gateway.send(*[frame(n) for n in range(1, 51)], qos=0)
+        await until(lambda: ingest.listener.server.counters.received_0 == 50)
+        await ingest.stop()
+        await gateway.journaled(1, 50)
