@@ -79,7 +79,7 @@ class Counters:
 class Plan:
     """One step and the state after it. ``consumed``: how many of the records given are done with (routed or held).
 
-    ``cut``: offset of the frame that the limit cut off last, and how many of its messages were planned until then.
+    ``cut``: frames that a limit cut off: offset -> how many of their messages were planned so far.
     ``messages``: how many were planned, of the ``limit``. ``more``: whether there is more to plan without reading on.
     """
 
@@ -89,7 +89,7 @@ class Plan:
     unfinished: dict[Lane, None]
     position: int
     newest_ms: int
-    cut: tuple[int, int]
+    cut: dict[int, int]
     consumed: int = 0
     messages: int = 0
     more: bool = False
@@ -124,7 +124,7 @@ class Partition:
         self.unfinished: dict[Lane, None] = {}
         self.position = self.committed = start
         self.newest_ms = 0
-        self.cut = (-1, 0)
+        self.cut: dict[int, int] = {}
         self.lost: Interval | None = (start - lost + 1, start) if lost else None
 
     def plan(
@@ -176,7 +176,9 @@ class _Planner:
         self.unfinished = state.unfinished.copy()
         self.fresh: dict[str, str] = {}
         self.step = Step()
-        self.plan = Plan(self.step, self.ledger, self.held, self.unfinished, state.position, state.newest_ms, state.cut)
+        self.plan = Plan(
+            self.step, self.ledger, self.held, self.unfinished, state.position, state.newest_ms, state.cut.copy()
+        )
         self.counters = self.plan.counters
 
     @property
@@ -261,8 +263,9 @@ class _Planner:
         key = Key(record.gateway, header.epoch, header.lane)
         news = self.ledger.news(key, header.first, header.last)
         fresh = sum(last - first + 1 for first, last in news)
+        earlier = self.plan.cut.pop(record.offset, 0)
         if not news:
-            self.counters.copies += header.count
+            self.counters.copies += header.count - earlier
             return True
         if not self.ledger.has_room(key, header.first, header.last):
             self._emit(dead_frame(self.state.topics.dead_letters, record, header, "the lane has too many gaps"))
@@ -286,10 +289,8 @@ class _Planner:
             planned += last - first + 1
             self._spend(last - first + 1)
         self.bytes_left -= header.raw_size
-        offset, earlier = self.plan.cut
-        earlier = earlier if offset == record.offset else 0
         if planned < fresh:
-            self.plan.cut = (record.offset, earlier + planned)
+            self.plan.cut[record.offset] = earlier + planned
             return False
         self.counters.copies += header.count - fresh - earlier
         return True
