@@ -252,12 +252,10 @@ class Broker(Exchange):
             return
         if not all(topics.valid_filter(pattern, self.settings.max_levels) for pattern, _ in wanted):
             raise Malformed("not a topic filter")
-        granted = [(pattern, qos) for pattern, qos in wanted if self._grant(session, client, pattern, qos)]
+        codes = [qos if self._grant(session, client, pattern, qos) else codec.SUBACK_FAILURE for pattern, qos in wanted]
+        granted = [(pattern, qos) for (pattern, qos), code in zip(wanted, codes, strict=True) if code == qos]
         self.routes.clear()
-        allowed = dict(granted)
-        ticket = connection.owe()
-        ticket.out.append(codec.suback(pid, [allowed.get(pattern, codec.SUBACK_FAILURE) for pattern, _ in wanted]))
-        connection.charge(ticket, sum(len(pattern) for pattern, _ in wanted))
+        connection.answer(codec.suback(pid, codes), sum(len(pattern) for pattern, _ in wanted))
         kept: list[tuple[int, bytes, bytes]] = []
         for pattern, qos in granted:
             for topic, message in self.retained.matching(pattern):
@@ -301,9 +299,7 @@ class Broker(Exchange):
                 self.routes.clear()
                 if session.persistent:
                     self.pending.batch.changes.append(Unsubscribed(session.client_id, pattern))
-        ticket = connection.owe()
-        ticket.out.append(codec.unsuback(pid))
-        connection.charge(ticket, sum(map(len, patterns)))
+        connection.answer(codec.unsuback(pid), sum(map(len, patterns)))
 
     def done(self, session: Session, out: Outgoing | None) -> None:
         """A client acknowledged a message for good."""

@@ -282,7 +282,7 @@ class Connection:
             broker.counters.received_2 += 1
         else:
             broker.counters.received_1 += 1
-        ticket = self._owe(codec.acks(codec.PUBREC if h & 4 else codec.PUBACK, (pid,)))
+        ticket = self.answer(codec.acks(codec.PUBREC if h & 4 else codec.PUBACK, (pid,)))
         ticket.acks += 1
         if not isinstance(copy, bool):
             ticket.copies.append(copy)
@@ -310,11 +310,11 @@ class Connection:
         elif h == codec.PUBREC:
             pid = codec.parse_ack(body)
             broker.received(session, session.received(pid))
-            self._owe(codec.acks(codec.PUBREL, (pid,)))
+            self.answer(codec.acks(codec.PUBREL, (pid,)))
         elif h == codec.PUBREL:
             pid = codec.parse_ack(body)
             broker.release(session, pid)
-            self._owe(codec.acks(codec.PUBCOMP, (pid,)))
+            self.answer(codec.acks(codec.PUBCOMP, (pid,)))
         elif h == codec.PUBCOMP:
             broker.done(session, session.completed(codec.parse_ack(body)))
         elif h == codec.SUBSCRIBE:
@@ -325,7 +325,7 @@ class Connection:
             if self.ready:
                 self.push(codec.PINGRESP_PACKET)
             else:
-                self._owe(codec.PINGRESP_PACKET)
+                self.answer(codec.PINGRESP_PACKET)
         elif h == codec.DISCONNECT and not body:
             self.will = None
             broker.detach(self, "")
@@ -345,10 +345,11 @@ class Connection:
             pending.tickets.append(self.ticket)
         return self.ticket
 
-    def _owe(self, packet: bytes) -> Ticket:
+    def answer(self, packet: bytes, size: int = 0) -> Ticket:
+        """Owe a packet; what it answers counts as uncommitted with ``size`` bytes and a charge."""
         ticket = self.owe()
         ticket.out.append(packet)
-        self.charge(ticket, CHARGE + len(packet))
+        self.charge(ticket, CHARGE + size)
         return ticket
 
     def charge(self, ticket: Ticket, size: int) -> None:
