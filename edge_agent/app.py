@@ -24,7 +24,7 @@ from edge_agent.clock import Clock, boot_id
 from edge_agent.commands import Commands
 from edge_agent.config import LANES, EdgeConfig, ListenerSettings
 from edge_agent.forwarder import Forwarder
-from edge_agent.intake import Intake
+from edge_agent.intake import Forward, Intake
 from edge_agent.status import SOCKET, EdgeStatus, LaneState, LinkState, Rate
 from waybill import snapshot
 from waybill.lifecycle import Tasks
@@ -82,7 +82,7 @@ class Agent:
         )
         try:
             self._server = server = MqttServer(
-                Intake(buffer, settings.forward),
+                Intake(buffer, Forward(settings.forward.filters, settings.forward.exclude)),
                 Settings(
                     max_packet=settings.max_message_bytes,
                     dup_window=settings.buffer.dup_window,

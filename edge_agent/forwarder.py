@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
@@ -92,6 +93,8 @@ class Forwarder:
         self._lanes = {lane.name: lane for lane in ordered}
         self._wake = asyncio.Event()
         self.window = Window((lane.name for lane in ordered), settings.window_bytes)
+        self._link: Sender | None = None
+        self._queued: deque[tuple[Flight, int, int]] = deque()  # handed over: its place in that order, its mark
         self._owed: list[Span] = []
         self.counters = Counters()
         self.error = ""
@@ -112,27 +115,33 @@ class Forwarder:
         """Send over one connection, until it raises or this is cancelled."""
         self.window.reset()
         self.error = ""
+        self._queued.clear()
+        self._link = link
         await self._settle()
-        queued: list[tuple[Flight, int, int]] = []  # frame, its place in the order of sending, its mark on the link
         while True:
+            self._look()
             now = self._clock.mono()
-            while queued and link.has_left(queued[0][2]):
-                flight, order, _ = queued.pop(0)
-                if flight.order == order:
-                    self.window.left(flight, now)
-            flight_now = self.window.next(now)
-            if flight_now is not None:
-                order = flight_now.order
+            flight = self.window.next(now)
+            if flight is not None:
+                order = flight.order
                 self.counters.sent_frames += 1
-                self.counters.sent_bytes += len(flight_now.data)
-                queued.append((flight_now, order, await link.send(flight_now.data)))
+                self.counters.sent_bytes += len(flight.data)
+                self._queued.append((flight, order, await link.send(flight.data)))
             elif await self._read(now):
                 await asyncio.sleep(0)  # devices come first
             else:
-                await self._sleep(self._until(now, looking=bool(queued)))
+                await self._sleep(self._until(now))
+
+    def _look(self) -> None:
+        """Tell the window which frames have left the socket's queue."""
+        while self._queued and self._link is not None and self._link.has_left(self._queued[0][2]):
+            flight, order, _ = self._queued.popleft()
+            if flight.order == order:
+                self.window.left(flight, self._clock.mono())
 
     async def on_ack(self, ack: Ack) -> None:
         """Take an ack: settle what is journaled, cut anew what was refused (U4)."""
+        self._look()  # an ack of a frame that has not left is for an earlier sending of it
         before = self.window.unspoken
         settled = self.window.on_ack(ack, self._clock.mono())
         self._wake.set()
@@ -187,9 +196,9 @@ class Forwarder:
                 return count >= self._settings.frame_messages or size >= 2 * self._settings.frame_bytes
         return False
 
-    def _until(self, now: float, *, looking: bool) -> float | None:
+    def _until(self, now: float) -> float | None:
         """Return the seconds until there may be something to do; None: until something happens."""
-        times = [LOOK] if looking else []
+        times = [LOOK] if self._queued else []
         if (probe := self.window.wake_at()) is not None:
             times.append(probe - now)
         times += [

@@ -1,0 +1,102 @@
+"""Agents for tests: in this process, and as processes of their own; devices that publish to them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+import aiomqtt
+
+from edge_agent.app import Agent
+from edge_agent.config import EdgeConfig, ForwardSettings, ListenerSettings, UplinkSettings
+from tests.integration.edge.peer import GATEWAY, until
+from waybill.config import address
+
+ANY = ListenerSettings(port=0)
+
+
+class Running:
+    """An agent in this process."""
+
+    def __init__(self, settings: EdgeConfig) -> None:
+        self.said: list[str] = []
+        self.agent = Agent(settings, self.said.append)
+        self.task = asyncio.create_task(self.agent.run())
+
+    @property
+    def port(self) -> int:
+        return address(self.said[0].removeprefix("listening on "))[1]
+
+    def waiting(self, lane: str = "telemetry") -> int:
+        return next(one.count for one in self.agent.status().lanes if one.lane == lane)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    data: Path, uplink: UplinkSettings | None, forward: ForwardSettings | None = None
+) -> AsyncIterator[Running]:
+    """Run an agent for gateway ``gw1`` in this process; it must end with exit code 0."""
+    settings = EdgeConfig(GATEWAY, data, (ANY,), uplink, forward or ForwardSettings(linger_ms=20))
+    agent = Running(settings)
+    try:
+        await until(lambda: agent.said or agent.task.done())
+        if agent.task.done():
+            agent.task.result()
+        yield agent
+    finally:
+        if not agent.task.done():
+            agent.agent.stop()
+        assert await asyncio.wait_for(agent.task, 20) == 0
+
+
+async def publish(port: int, payloads: Iterable[bytes], topic: str = "vehicles/V7/telemetry", qos: int = 1) -> None:
+    """Publish as one device; returns when all is acknowledged."""
+    async with aiomqtt.Client("127.0.0.1", port, identifier="V7", clean_session=True) as client:
+        for payload in payloads:
+            await client.publish(topic, payload, qos=qos)
+
+
+class Process:
+    """An agent as a process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.port = 0
+
+    async def ready(self) -> None:
+        """Wait until it listens."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(30):
+            line = (await self.process.stdout.readline()).decode().strip()
+        assert line.startswith("listening on "), line
+        self.port = address(line.removeprefix("listening on "))[1]
+
+    async def end(self, number: int) -> int:
+        """Send it a signal and return its exit code."""
+        self.process.send_signal(number)
+        async with asyncio.timeout(30):
+            await self.process.communicate()
+        assert self.process.returncode is not None
+        return self.process.returncode
+
+
+@contextlib.asynccontextmanager
+async def process(*arguments: str) -> AsyncIterator[Process]:
+    """Run ``waybill edge ARGUMENTS`` as a process; it is killed at the end, if it still runs."""
+    code = "import sys; from waybill.console.main import main; sys.exit(main())"
+    started = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, "edge", *arguments,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=os.environ | {"NO_COLOR": "1"},
+    )  # fmt: skip
+    try:
+        yield Process(started)
+    finally:
+        if started.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                started.send_signal(signal.SIGKILL)
+            await started.communicate()
