@@ -60,6 +60,10 @@ class Connection(aiosqlite.Connection):
         """Run ``work(connection, …)`` in the connection's thread and return its result; its errors come through."""
         return cast("T", await self._execute(work, self._conn, *args, **kwargs))  # type: ignore[no-untyped-call]
 
+    def ended(self) -> None:
+        """Wait for the thread of a connection that could not be opened; it is on its way out."""
+        self._thread.join()
+
 
 async def connect(path: Path, synchronous: str) -> Connection:
     """Open the database ``path``, making it where it is missing or empty, and make what its log holds durable.
@@ -69,7 +73,8 @@ async def connect(path: Path, synchronous: str) -> Connection:
     connection = Connection(lambda: _open(path, synchronous), 64)
     try:
         await connection
-    except sqlite3.DatabaseError as error:
+    except BaseException as error:
+        connection.ended()
         if trouble_of(error) == "corrupt":
             raise not_a_database(path, error) from error
         raise
