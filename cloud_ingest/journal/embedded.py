@@ -164,6 +164,7 @@ class EmbeddedLog:
             await self._writer.run(lambda db: self._apply(db, jobs, known, heads))
         except (sqlite3.Error, Unavailable, ValueError) as error:
             self._broken = self._broken or not isinstance(error, Unavailable)
+            self._prune_at = 0.0  # perhaps that makes room
             self._fail(jobs, f"{self.path}: {error}")
             return
         except Exception as error:  # one bad job must not end the writer, which all depend on
@@ -332,8 +333,8 @@ class EmbeddedLog:
             return gone
 
         try:
-            if await writer.run(work):
-                self._prune_at = time.monotonic() + 1.0  # there may be more
+            if await writer.run(work) >= PRUNED_AT_ONCE:
+                self._prune_at = 0.0  # there may be more
         except (sqlite3.Error, ValueError) as error:
             log.warning("%s: old frames cannot be pruned: %s", self.path, error)
 

@@ -25,6 +25,9 @@ T = TypeVar("T")
 VERSION: Final = 1
 """Schema version, in ``PRAGMA user_version``."""
 
+WAL_BYTES: Final = 4 << 20
+"""What the write-ahead log keeps of the disk after a checkpoint; it counts towards the cap."""
+
 OFFSET_BITS: Final = 36
 PARTITION_BITS: Final = 12
 MAX_PARTITIONS: Final = 1 << PARTITION_BITS
@@ -55,6 +58,10 @@ class Connection(aiosqlite.Connection):
         """Run ``work(connection)`` in the thread."""
         result: T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call] # aiosqlite's own hop
         return result
+
+    def ended(self) -> None:
+        """Wait for the thread of a connection that could not be opened; it is on its way out."""
+        self._thread.join()
 
 
 class Row(NamedTuple):
@@ -95,6 +102,17 @@ def offset_of(number: int) -> int:
     return number & _OFFSET_MASK
 
 
+async def _opened(connect: Callable[[], sqlite3.Connection]) -> Connection:
+    connection = Connection(connect, 64)
+    try:
+        await connection
+    except BaseException:
+        # Its thread has a last word for this loop; a process that ends now must not be gone before that.
+        connection.ended()
+        raise
+    return connection
+
+
 async def open_to_write(path: Path) -> Connection:
     """Open the one connection that writes. The file is made where there is none. Raises sqlite3.Error."""
 
@@ -103,14 +121,13 @@ async def open_to_write(path: Path) -> Connection:
         try:
             made.execute("PRAGMA journal_mode=WAL")
             made.execute("PRAGMA synchronous=FULL")
+            made.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
         except sqlite3.Error:
             made.close()
             raise
         return made
 
-    connection = Connection(connect, 64)
-    await connection
-    return connection
+    return await _opened(connect)
 
 
 async def open_to_read(path: Path) -> Connection:
@@ -119,9 +136,7 @@ async def open_to_read(path: Path) -> Connection:
     def connect() -> sqlite3.Connection:
         return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
 
-    connection = Connection(connect, 64)
-    await connection
-    return connection
+    return await _opened(connect)
 
 
 def check(db: sqlite3.Connection, path: Path) -> bool:

@@ -150,7 +150,7 @@ async def test_b4_a_frame_that_the_journal_will_never_take_is_refused(log: Log) 
 
 async def test_r5_a_record_refused_for_good_leaves_nothing_of_its_step(log: Log, fleet: str) -> None:
     good = OutRecord(fleet, b"V7", b"good", [])
-    large = OutRecord(fleet, b"V7", bytes(2 << 20), [])
+    large = OutRecord(fleet, b"V7", bytes(8 << 20), [])
     async with owned(log) as partitions:
         partition = partitions[0]
         await partition.load()

@@ -1,0 +1,282 @@
+"""The embedded log's own: one owner, its cap, its retention, its schema, readers in other processes, a kill (B3, R1, R8, D4)."""
+
+import asyncio
+import contextlib
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from cloud_ingest.config import Topics
+from cloud_ingest.following import following
+from cloud_ingest.journal import embedded
+from cloud_ingest.journal.embedded import EmbeddedLog
+from cloud_ingest.journal.embedded_partition import EmbeddedPartition
+from cloud_ingest.journal.embedded_reader import open_reader
+from cloud_ingest.journal.port import CaughtUp, OutRecord, Step, TopicRecord
+from tests.support.logs import read_to_end
+from waybill.errors import ConfigError, Fenced, Locked, Unavailable
+
+TOPICS = Topics(partitions=1)
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    path: Path, *, max_bytes: int = 1 << 30, clock_ms: Callable[[], int] | None = None
+) -> AsyncIterator[EmbeddedLog]:
+    log = EmbeddedLog(path, TOPICS, max_bytes=max_bytes, **({"clock_ms": clock_ms} if clock_ms else {}))
+    await log.start()
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "log.db"
+
+
+async def test_everything_is_there_after_a_restart(path: Path) -> None:
+    async with opened(path) as log:
+        await log.append_frame("gw", b"one")
+        partition = EmbeddedPartition(log, 0)
+        await partition.load()
+        await partition.commit(Step([OutRecord("t", b"k", b"v", [])], {b"l": b"1"}, 1))
+    async with opened(path) as log:
+        partition = EmbeddedPartition(log, 0)
+        loaded = await partition.load()
+        assert (dict(loaded.ledger), loaded.start, loaded.lost) == ({b"l": b"1"}, 1, 0)
+        await log.append_frame("gw", b"two")
+        records, end = await partition.read(10, 1)
+        assert ([record.frame for record in records], end) == ([b"two"], True)
+        assert [record.value for record in await read_to_end(log, ["t"])] == [b"v"]
+
+
+async def test_b3_a_second_process_is_refused_with_the_number_of_the_first(path: Path) -> None:
+    program = (
+        "import asyncio, sys, pathlib\n"
+        "from cloud_ingest.config import Topics\n"
+        "from cloud_ingest.journal.embedded import EmbeddedLog\n"
+        "asyncio.run(EmbeddedLog(pathlib.Path(sys.argv[1]), Topics(partitions=1)).start())\n"
+    )
+    async with opened(path):
+        other = await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False
+        )
+        assert "Locked" in other.stderr
+        with pytest.raises(Locked, match=r"in use by process \d+"):
+            await EmbeddedLog(path, TOPICS).start()
+    async with opened(path):
+        pass
+
+
+async def test_r1_the_newest_owner_of_a_partition_fences_the_one_before(path: Path) -> None:
+    async with opened(path) as log:
+        old, new = EmbeddedPartition(log, 0), EmbeddedPartition(log, 0)
+        await old.load()
+        await new.load()
+        with pytest.raises(Fenced):
+            await old.commit(Step([OutRecord("t", b"k", b"v", [])], {}, 1))
+        with pytest.raises(Fenced):
+            await old.read(1, 0)
+        assert await read_to_end(log, ["t"]) == []
+
+
+async def test_r1_a_commit_that_was_under_way_is_in_what_the_next_owner_loads_or_fenced(path: Path) -> None:
+    async with opened(path) as log:
+        for turn in range(20):
+            old, new = EmbeddedPartition(log, 0), EmbeddedPartition(log, 0)
+            await old.load()
+            commit = asyncio.create_task(old.commit(Step([], {b"turn": b"%d" % turn}, turn)))
+            for _ in range(turn % 4):
+                await asyncio.sleep(0)
+            loaded = await new.load()
+            try:
+                await commit
+                assert loaded.ledger[b"turn"] == b"%d" % turn
+            except Fenced:
+                assert loaded.ledger.get(b"turn") != b"%d" % turn
+
+
+async def test_r8_at_its_cap_nothing_is_written_and_the_error_says_what_to_do(path: Path) -> None:
+    async with opened(path, max_bytes=1 << 20) as log:
+        with pytest.raises(Unavailable, match=r"raise \[log\] max_bytes"):
+            for _ in range(20):
+                await log.append_frame("gw", bytes(100_000))
+        assert log.fault
+        kept = len(await read_to_end(log, [TOPICS.frames]))
+    async with opened(path, max_bytes=1 << 30) as log:
+        assert len(await read_to_end(log, [TOPICS.frames])) == kept
+        await log.append_frame("gw", bytes(100_000))
+        assert log.fault == ""
+
+
+async def test_r8_only_routed_frames_are_pruned(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "PRUNE_EVERY", 0.0)
+    now = 1_000_000
+    async with opened(path, clock_ms=lambda: now) as log:
+        partition = EmbeddedPartition(log, 0)
+        await partition.load()
+        for n in range(6):
+            await log.append_frame("gw", b"%d" % n)
+        await partition.commit(Step([], {}, 4))
+        assert await partition.log_start() == 0
+        now += embedded.KEEP_FRAMES_MS + 1
+        await log.append_frame("gw", b"new")
+
+        async with asyncio.timeout(10):
+            while await partition.log_start() < 4:
+                await asyncio.sleep(0.01)
+        loaded = await partition.load()
+        assert (loaded.start, loaded.log_start, loaded.lost) == (4, 4, 0)
+        records, _ = await partition.read(10, 0)
+        assert [record.frame for record in records] == [b"4", b"5", b"new"]
+
+
+async def test_frames_are_pruned_early_where_the_file_is_half_full(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "PRUNE_EVERY", 0.0)
+    async with opened(path, max_bytes=12 << 20) as log:
+        partition = EmbeddedPartition(log, 0)
+        await partition.load()
+        for n in range(100):
+            await log.append_frame("gw", bytes(500_000))
+            await partition.commit(Step([], {}, n + 1))
+        assert await partition.log_start() > 50
+
+
+async def test_many_appends_share_a_transaction(path: Path) -> None:
+    async with opened(path) as log:
+        transactions = 0
+        apply = log._apply
+
+        def counted(*arguments: object) -> None:
+            nonlocal transactions
+            transactions += 1
+            apply(*arguments)  # type: ignore[arg-type]
+
+        log._apply = counted  # type: ignore[method-assign,assignment]
+        async with asyncio.TaskGroup() as group:
+            for n in range(200):
+                group.create_task(log.append_frame(f"gw-{n}", b"x"))
+        assert transactions < 20
+        assert len(await read_to_end(log, [TOPICS.frames])) == 200
+
+
+async def test_another_process_reads_what_was_there_and_what_comes(path: Path) -> None:
+    async with opened(path) as log, open_reader(path) as reader:
+        await log.append(OutRecord("t", b"k", b"1", [("h", b"x")]))
+        seen: list[TopicRecord | CaughtUp] = []
+        async with asyncio.timeout(10), following(reader, ["t"]) as records:
+            async for record in records:
+                seen.append(record)
+                if isinstance(record, CaughtUp):
+                    await log.append(OutRecord("t", b"k", b"2", []))
+                elif record.value == b"2":
+                    break
+        assert [None if isinstance(each, CaughtUp) else each.value for each in seen] == [b"1", None, b"2"]
+        assert await reader.partitions() == 1
+
+
+async def test_a_log_that_is_not_there_or_no_log_is_an_error_that_names_it(path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such log"):
+        async with open_reader(path):
+            pass
+    path.parent.mkdir()
+    path.write_bytes(b"not a database, but long enough to look like one" * 100)
+    with pytest.raises(ConfigError, match="log.db"):
+        await EmbeddedLog(path, TOPICS).start()
+    with pytest.raises(ConfigError, match="log.db"):
+        async with open_reader(path):
+            pass
+    assert path.read_bytes().startswith(b"not a database"), "what is not ours is not touched"
+
+
+@pytest.mark.parametrize(
+    ("statement", "text"), [("PRAGMA user_version = 99", "newer program"), ("CREATE TABLE mine (x)", "something else")]
+)
+async def test_a_file_of_a_newer_program_or_of_another_is_refused(path: Path, statement: str, text: str) -> None:
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute(statement)
+        db.commit()
+    with pytest.raises(ConfigError, match=text):
+        await EmbeddedLog(path, TOPICS).start()
+
+
+async def test_another_number_of_partitions_is_refused_with_the_mend(path: Path) -> None:
+    async with opened(path):
+        pass
+    with pytest.raises(ConfigError, match=r"set \[topics\] partitions = 1"):
+        await EmbeddedLog(path, Topics(partitions=3)).start()
+
+
+async def test_after_close_nothing_hangs(path: Path) -> None:
+    async with opened(path) as log:
+        appends = [asyncio.create_task(log.append_frame("gw", b"x")) for _ in range(2_000)]
+        await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        results = await asyncio.gather(*appends, return_exceptions=True)
+    assert all(result is None or isinstance(result, Unavailable) for result in results)
+    with pytest.raises(Unavailable, match="closed"):
+        await log.append_frame("gw", b"x")
+
+
+async def test_b2_after_an_error_of_the_disk_the_file_is_opened_anew_before_anything_is_acked(path: Path) -> None:
+    async with opened(path) as log:
+        await log.append_frame("gw", b"1")
+        writer = log._writer
+        apply = log._apply
+
+        def failing(*_: object) -> None:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        log._apply = failing  # type: ignore[method-assign,assignment]
+        with pytest.raises(Unavailable, match="disk I/O error"):
+            await log.append_frame("gw", b"2")
+        log._apply = apply  # type: ignore[method-assign]
+        await log.append_frame("gw", b"3")
+        assert log._writer is not writer
+        found = await read_to_end(log, [TOPICS.frames])
+        assert [(record.offset, record.value) for record in found] == [(0, b"1"), (1, b"3")]
+
+
+async def test_what_was_acked_is_there_after_sigkill(path: Path) -> None:
+    """A child appends frames and says which were acked; it is killed under load; all acked ones are there, in order."""
+    program = (
+        "import asyncio, sys, pathlib\n"
+        "from cloud_ingest.config import Topics\n"
+        "from cloud_ingest.journal.embedded import EmbeddedLog\n"
+        "async def main():\n"
+        "    log = EmbeddedLog(pathlib.Path(sys.argv[1]), Topics(partitions=1))\n"
+        "    await log.start()\n"
+        "    async def sender(name):\n"
+        "        for n in range(100_000):\n"
+        "            await log.append_frame(name, b'%d' % n)\n"
+        "            print(name, n, flush=True)\n"
+        "    await asyncio.gather(*(sender(f'gw-{n}') for n in range(8)))\n"
+        "asyncio.run(main())\n"
+    )
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, str(path), stdout=asyncio.subprocess.PIPE
+    )
+    assert child.stdout is not None
+    lines = [await child.stdout.readline() for _ in range(300)]
+    child.send_signal(signal.SIGKILL)
+    rest = await child.stdout.read()
+    await child.wait()
+    complete = [*lines, *(line for line in rest.splitlines(keepends=True) if line.endswith(b"\n"))]
+    acked = {(name, int(number)) for name, number in (line.decode().split() for line in complete)}
+    async with opened(path) as log:
+        found = await read_to_end(log, [TOPICS.frames])
+    there = [((record.key or b"").decode(), int(record.value or b"")) for record in found]
+    assert len(acked) >= 300
+    assert acked <= set(there)
+    assert there == sorted(there, key=lambda each: there.index(each))
+    for name in {name for name, _ in there}:
+        numbers = [number for each, number in there if each == name]
+        assert numbers == list(range(len(numbers)))
