@@ -25,23 +25,28 @@ from waybill.wire import Ack, CommandStatus, Envelope, Span
 EPOCH = 4711
 
 
-def frame(first: int = 1, count: int = 1, *, lane: str = "telemetry", epoch: int = EPOCH) -> bytes:
-    """Make a frame of ``count`` messages of vehicle V1, whose payloads say their seq."""
+def frame(first: int = 1, count: int = 1, *, epoch: int = EPOCH, previous: tuple[int, int] = (0, 0)) -> bytes:
+    """Make a frame of ``count`` messages of vehicle V1, whose payloads say their seq.
+
+    ``previous``: the epoch before this one and its last seq.
+    """
     rows = [(0, n, 1, b'{"n":%d}' % (first + n), b"") for n in range(count)]
-    return _frame(first, [("vehicles/V1/telemetry", "V1")], rows, lane, epoch)
+    return _frame(first, [("vehicles/V1/telemetry", "V1")], rows, wire.TELEMETRY_LANE, epoch, previous)
 
 
-def status_frame(first: int, status: CommandStatus, epoch: int = EPOCH) -> bytes:
+def status_frame(first: int, status: CommandStatus) -> bytes:
     """Make a frame of the control lane that reports a command's state."""
     rows = [(0, 0, 1, msgspec.json.encode(status), b"")]
-    return _frame(first, [(wire.COMMAND_STATUS_TOPIC, "")], rows, wire.CONTROL_LANE, epoch)
+    return _frame(first, [(wire.COMMAND_STATUS_TOPIC, "")], rows, wire.CONTROL_LANE, EPOCH, (0, 0))
 
 
-def _frame(first: int, sources: Any, rows: Any, lane: str, epoch: int) -> bytes:
+def _frame(
+    first: int, sources: Any, rows: Any, lane: str, epoch: int, previous: tuple[int, int]
+) -> bytes:
     return encode_plain(
         epoch=epoch,
-        prev_epoch=0,
-        prev_last=0,
+        prev_epoch=previous[0],
+        prev_last=previous[1],
         oldest_epoch=epoch,
         lane=lane,
         order="fifo",

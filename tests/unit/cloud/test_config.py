@@ -1,0 +1,101 @@
+"""The ingest's configuration: defaults, and each mistake with its place and its mend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cloud_ingest import config
+from waybill.errors import ConfigError
+
+TLS = 'certificate = "s.pem"\nkey = "s.key"\nca = "ca.pem"\n'
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "cloud.toml"
+    path.write_text(text)
+    return path
+
+
+def error_of(tmp_path: Path, text: str) -> str:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        config.read(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_small_file_has_every_default(tmp_path: Path) -> None:
+    settings = config.read(written(tmp_path, f'data = "var"\n[listener]\n{TLS}'))
+    assert settings.data == tmp_path / "var"
+    assert settings.socket == tmp_path / "var" / "cloud.sock"
+    assert settings.log == config.Embedded(tmp_path / "var" / "log.db", 4 << 30)
+    assert settings.config.listener.address == "0.0.0.0:8883"
+    assert settings.config.listener.certificate == str(tmp_path / "s.pem")
+    assert settings.config.route == (config.Route("fleet.telemetry", "#", "{device}"),)
+    topics = settings.config.topics
+    assert (topics.frames, topics.ledger, topics.partitions) == ("waybill.frames", "waybill.ledger", 4)
+
+
+def test_kafka_settings_are_handed_on_under_kafkas_own_names(tmp_path: Path) -> None:
+    log = '[log]\nkind = "kafka"\n"bootstrap.servers" = "k:9092"\n'
+    text = f'data = "/d"\n[listener]\n{TLS}[topics]\nprefix = "x."\n{log}'
+    settings = config.read(written(tmp_path, text))
+    assert settings.log == config.Kafka({"bootstrap.servers": "k:9092"}, tmp_path)
+    assert settings.config.topics.commands == "x.waybill.commands"
+    assert settings.config.topics.command_status == "x.waybill.command-status"
+    assert settings.config.topics.dead_letters == "x.waybill.dlq"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ("'data' is missing",)),
+        ('data = "d"\nlistner = 1\n', ("did you mean 'listener'",)),
+        ('data = "d"\n', ("plain TCP is for loopback only", "ca init")),
+        ('data = "d"\n[listener]\naddress = "8883"\n', ("[listener] address", "HOST:PORT")),
+        ('data = "d"\n[listener]\ncertificate = "c"\n', ("ca, key is missing",)),
+        ('data = "d"\n[listener]\naddress = "127.0.0.1:1"\nmemory = 5\n', ("memory must hold two frames",)),
+        ('data = "d"\n[listener]\naddress = "127.0.0.1:1"\ncredit = 0\n', ("credit must be at least 1",)),
+        ('data = "d"\n[listener]\naddress = "127.0.0.1:1"\nconnect_timeout = 0.0\n', ("connect_timeout",)),
+        ('data = "d"\ndeployment = "a b"\n', ("deployment 'a b'",)),
+        ('data = "d"\n[listener]\naddress = "[::1]:1"\n[topics]\npartitions = 0\n', ("partitions 0", "1 to 1000")),
+        ('data = "d"\n[listener]\naddress = "[::1]:1"\n[topics]\nprefix = "a/"\n', ("prefix 'a/'",)),
+        ('data = "d"\n[listener]\naddress = "[::1]:1"\n[topics]\nreplication_factor = 0\n', ("replication_factor",)),
+        ('data = "d"\n[listener]\naddress = "[::1]:1"\n[log]\nkind = "redis"\n', ("kind 'redis'", '"kafka"')),
+        ('data = "d"\n[listener]\naddress = "[::1]:1"\n[log]\npaht = "x"\n', ("[log]", "did you mean 'path'")),
+        ('data = "d"\n[listener]\naddress = "[::1]:1"\n[log]\npath = 5\n', ("[log]", "path")),
+        ('data = "d"\n[listener]\naddress = "[::1]:1"\n[log]\nmax_bytes = 5\n', ("max_bytes 5", "at least")),
+        ('data = "d"\nroute = []\n[listener]\naddress = "[::1]:1"\n', ("no [[route]]",)),
+        ('data = "d"\n[listener]\naddress = "[::1]:1"\n[[route]]\ntopic = "a b"\n', ("[[route]] 1", "topic 'a b'")),
+        ('data = "d"\n[[route]]\nfilter = "a"\n', ("'topic' is missing",)),
+    ],
+)
+def test_each_mistake_names_its_place_and_its_mend(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:
+    said = error_of(tmp_path, text)
+    for part in parts:
+        assert part in said
+
+
+def test_a_first_look_is_plain_on_loopback_alone(tmp_path: Path) -> None:
+    settings = config.first_look("127.0.0.1:0", tmp_path)
+    assert not settings.config.listener.tls
+    assert settings.log == config.Embedded(tmp_path / "log.db", 4 << 30)
+    with pytest.raises(ConfigError, match="loopback only"):
+        config.first_look("0.0.0.0:1883", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("localhost", True),
+        ("10.0.0.1", False),
+        ("ingest", False),
+    ],
+)
+def test_loopback(host: str, *, expected: bool) -> None:
+    assert config.is_loopback(host) is expected
