@@ -115,5 +115,6 @@ class Commands:
         for entry in await self._buffer.outbox(self._clock.wall_ms()):
             topic = request_topic(entry.device, entry.id)
             if any(pattern.fullmatch(topic.encode()) for pattern in patterns):
+                self._filters.discard(topic)  # taken in while the outbox was read: this is its publication
                 await self._to_devices(topic, entry.payload)
                 self.counters.published += 1
