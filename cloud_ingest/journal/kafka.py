@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -24,13 +24,14 @@ from aiokafka.structs import ConsumerRecord
 from cloud_ingest.config import Topics
 from cloud_ingest.journal.kafka_admin import prepare, specs
 from cloud_ingest.journal.kafka_append import Appender
-from cloud_ingest.journal.kafka_batches import DEFAULT_LIMIT, Hashes, Shape
-from cloud_ingest.journal.kafka_client import discard, partitions_of, probe, quiet, started, translated
+from cloud_ingest.journal.kafka_batches import DEFAULT_LIMIT, Shape
+from cloud_ingest.journal.kafka_client import Client, discard, partitions_of, probe, quiet, started, translated
 from cloud_ingest.journal.kafka_config import parse
 from cloud_ingest.journal.kafka_owner import Owner
 from cloud_ingest.journal.kafka_partitions import KafkaPartition
+from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import CaughtUp, OutRecord, PartitionLog, TopicRecord
-from waybill.errors import TopicRefused, Unavailable
+from waybill.errors import ConfigError, TopicRefused, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +62,13 @@ class KafkaLog:
         self.group = f"{deployment}.router"
         self.frames = topics.frames
         self.ledger = topics.ledger
-        self.hashes = Hashes()
         self._topics = topics
         self._routed = tuple(routed)
         self._shapes: dict[str, Shape] = {}
         self._admin: AIOKafkaAdminClient | None = None
         self._asker: AIOKafkaConsumer | None = None
-        self._appender = Appender(lambda: self.producer(acks="all", enable_idempotence=True), self.config.delivery)
+        self._appender = Appender(self._appending, self.config.delivery)
+        quiet()
 
     # --- clients ---
 
@@ -81,6 +82,22 @@ class KafkaLog:
             **{"enable_auto_commit": False, "auto_offset_reset": "none", **self.config.connection, **options}
         )
 
+    async def _begin(self, client: Client) -> None:
+        """Start ``client``; where that fails, say why. Raises Unavailable."""
+        try:
+            await started(client, self.config.request, "connecting to Kafka")
+        except Unavailable:
+            try:
+                await probe(self.config)
+            except ConfigError as error:  # it was right once: a password was changed there
+                raise Unavailable(str(error)) from error
+            raise
+
+    async def _appending(self) -> AIOKafkaProducer:
+        producer = self.producer(acks="all", enable_idempotence=True)
+        await self._begin(producer)
+        return producer
+
     @property
     def partitions(self) -> int:
         """How many frames partitions (and ledger partitions) there are."""
@@ -88,10 +105,9 @@ class KafkaLog:
 
     async def start(self) -> None:
         """Connect; create the topics with the right settings, or check them. Raises ConfigError, Unavailable."""
-        quiet()
         await probe(self.config)
         admin = AIOKafkaAdminClient(**self.config.connection)
-        await started(admin, self.config.request, "connecting to Kafka")
+        await self._begin(admin)
         try:
             wanted = specs(self._topics, self._routed, self.config.frames_retention_ms)
             async with asyncio.timeout(60):
@@ -100,7 +116,7 @@ class KafkaLog:
                 )
             # read_uncommitted, so that its end is the high watermark
             asker = self.consumer(isolation_level="read_uncommitted")
-            await started(asker, self.config.request, "connecting to Kafka")
+            await self._begin(asker)
         except TimeoutError as error:
             await discard(admin)
             raise Unavailable("the topics could not be checked in time") from error
@@ -122,14 +138,14 @@ class KafkaLog:
     async def append_frame(self, gateway: str, frame: bytes) -> None:
         """Journal a frame; durable on return. Raises Unavailable (say ``retry``), Refused (too large for the topic)."""
         key = gateway.encode()
-        partition = self.hashes(key) % self.partitions
+        partition = partition_of(key, self.partitions)
         await self._appender.append(self.frames, (key, frame, []), partition, self._limit(self.frames))
 
     async def append(self, record: OutRecord) -> None:
         """Append one record; durable on return. Raises Unavailable, Refused (TopicRefused: no such topic)."""
         count = await self._appender.partitions(record.topic)
-        number = random.getrandbits(31) if record.key is None else self.hashes(record.key)
-        partition = number % count
+        key = record.key
+        partition = secrets.randbelow(count) if key is None else partition_of(key, count)
         await self._appender.append(record.topic, record[1:], partition, self._limit(record.topic))
 
     def _limit(self, topic: str) -> int:
@@ -200,7 +216,7 @@ class KafkaLog:
         Raises TopicRefused (no such topic or partition), Unavailable (until CaughtUp; later, silence may be just that).
         """
         consumer = self.consumer(isolation_level="read_committed")
-        await started(consumer, self.config.request, "connecting to Kafka")
+        await self._begin(consumer)
         try:
             async for item in self._follow(consumer, topics, only, end=end):
                 yield item
@@ -247,7 +263,8 @@ class KafkaLog:
             if not isinstance(error.__cause__, errors.OffsetOutOfRangeError):
                 raise
             for place in error.__cause__.args[0]:
-                first, _ = await self.bounds(place)
+                with translated("reading"):
+                    first = (await consumer.beginning_offsets([place]))[place]
                 log.warning("%s/%d: records were deleted before they were read here; going on at %d", *place, first)
                 consumer.seek(place, first)
             return {}

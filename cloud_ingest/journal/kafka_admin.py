@@ -73,11 +73,12 @@ def specs(topics: Topics, routed: Sequence[str], retention_ms: int) -> list[Spec
                 "retention.ms": str(retention_ms),
             },
             must={"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime", **replicated},
-            least={"max.message.bytes": FRAME_BYTES},
+            least={"max.message.bytes": FRAME_BYTES, "retention.ms": retention_ms},
             why={
                 "cleanup.policy": "compaction would keep one frame a gateway",
                 "message.timestamp.type": "gaps are given up by the log's clock (R7)",
                 "max.message.bytes": "a frame that was sent must fit (B4)",
+                "retention.ms": "the listener counts on frames.retention.ms (R8; set that, or the topic)",
                 "unclean.leader.election.enable": lossless,
             },
             fixed=True,
@@ -133,7 +134,7 @@ def judge(spec: Spec, state: State, partitions: int) -> tuple[list[str], list[st
         )
         return wrong, doubtful
     needed = [(name, value) for name, value in spec.must.items() if state.settings.get(name, value) != value]
-    needed += [(name, str(least)) for name, least in spec.least.items() if int(state.settings.get(name, least)) < least]
+    needed += [(name, str(least)) for name, least in spec.least.items() if _below(state.settings.get(name), least)]
     for name, value in needed:
         why = f"topic {spec.name} has {name}={state.settings[name]}, but {spec.why[name]}"
         wrong.append(f"{why}: {_alter(spec.name, name, value)}")
@@ -145,6 +146,10 @@ def judge(spec: Spec, state: State, partitions: int) -> tuple[list[str], list[st
     if "compact" in state.settings.get("cleanup.policy", "") and not spec.must:
         doubtful.append(f"topic {spec.name} is compacted: of a device only its newest record stays")
     return wrong, doubtful
+
+
+def _below(found: str | None, least: int) -> bool:
+    return found is not None and 0 <= int(found) < least  # -1: without a limit
 
 
 def _alter(topic: str, name: str, value: str) -> str:

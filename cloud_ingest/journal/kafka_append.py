@@ -12,13 +12,13 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from aiokafka import AIOKafkaProducer
 
-from cloud_ingest.journal.kafka_client import REFUSED_RECORD, REFUSED_TOPIC, discard, partitions_of, started, translated
+from cloud_ingest.journal.kafka_client import REFUSED_RECORD, REFUSED_TOPIC, discard, partitions_of, translated
 from cloud_ingest.journal.port import Headers
 from waybill.errors import Refused, TopicRefused, Unavailable, WaybillError
 
@@ -64,9 +64,9 @@ class _Connection:
 class Appender:
     """Appends to any topic, through one idempotent producer that is made anew after each failure."""
 
-    def __init__(self, make: Callable[[], AIOKafkaProducer], deadline: float) -> None:
-        """Append through ``make()``; ``deadline``: seconds until an append gives up."""
-        self._make = make
+    def __init__(self, connect: Callable[[], Awaitable[AIOKafkaProducer]], deadline: float) -> None:
+        """Append through what ``connect()`` gives, started; ``deadline``: seconds until an append gives up."""
+        self._connect = connect
         self._deadline = deadline
         self._lanes: dict[tuple[str, int], _Lane] = {}
         self._connection: _Connection | None = None
@@ -185,8 +185,7 @@ class Appender:
             if self._connection is None:
                 if self._closed:
                     raise Unavailable("the log is closed")
-                producer = self._make()
-                await started(producer, self._deadline, "connecting to Kafka")
+                producer = await self._connect()
                 self._connection = _Connection(producer, asyncio.get_running_loop().create_future())
             return self._connection
 

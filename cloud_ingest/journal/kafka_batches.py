@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 
+from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import OutRecord
 from waybill.errors import RecordRefused
 
@@ -24,25 +24,6 @@ DEFAULT_LIMIT: Final = 1_048_588
 
 SLICE: Final = 2_000
 """Records after which the caller may let others run: about 5 ms."""
-
-_KEYS: Final = 1 << 16
-
-
-class Hashes:
-    """Kafka's murmur2 of keys, in a bounded cache: in Python the hash costs as much as the rest of the record."""
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self._known: dict[bytes, int] = {}
-
-    def __call__(self, key: bytes) -> int:
-        """Return the positive hash of ``key``; the partition is its remainder by the topic's count."""
-        known = self._known.get(key)
-        if known is None:
-            if len(self._known) >= _KEYS:
-                self._known.clear()
-            known = self._known[key] = murmur2(key) & 0x7FFFFFFF
-        return known
 
 
 class Batch(NamedTuple):
@@ -64,9 +45,8 @@ class Shape(NamedTuple):
 class Filling:
     """Batches of one step, being filled."""
 
-    def __init__(self, hashes: Hashes, codec: int, shapes: dict[str, Shape], *, turn: int = 0) -> None:
+    def __init__(self, codec: int, shapes: dict[str, Shape], *, turn: int = 0) -> None:
         """Fill for ``shapes``; ``codec`` as in a batch's attributes; ``turn`` is where records without a key go."""
-        self._hashes = hashes
         self._codec = codec
         self._shapes = shapes
         self._turn = turn
@@ -78,7 +58,7 @@ class Filling:
 
         Raises RecordRefused: a record is larger than its topic takes (R5: known before it is sent).
         """
-        hashes, name = self._hashes, None
+        name = ""
         partitions, turn = 0, 0
         open_: dict[int, BatchBuilder] = {}
         now = int(time.time() * 1000)
@@ -88,7 +68,7 @@ class Filling:
                 partitions = self._shapes[topic].partitions
                 turn = self._turn % partitions
                 open_ = self._open.setdefault(topic, {})
-            partition = turn if key is None else hashes(key) % partitions
+            partition = turn if key is None else partition_of(key, partitions)
             builder = open_.get(partition)
             if builder is None or builder.append(timestamp=now, key=key, value=value, headers=headers) is None:
                 self._begin(topic, partition, key, value, headers, now)

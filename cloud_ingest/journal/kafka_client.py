@@ -17,13 +17,14 @@ import asyncio
 import contextlib
 import logging
 import ssl
+import traceback
 from collections.abc import Iterator
 from typing import Any, Final, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, errors
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import CloseReason, create_conn
+from aiokafka.conn import AIOKafkaConnection, CloseReason
 
 from cloud_ingest.journal.kafka_config import KafkaConfig
 from waybill.errors import ConfigError, Fenced, TopicRefused, Unavailable
@@ -73,6 +74,7 @@ _BAD_LOGIN: Final = (
     errors.AuthenticationFailedError,
     errors.UnsupportedSaslMechanismError,
     errors.IllegalSaslStateError,
+    errors.SaslAuthenticationFailed,
 )
 
 TOPIC_PATIENCE: Final = 5.0
@@ -111,29 +113,34 @@ async def probe(config: KafkaConfig) -> None:
     reasons = []
     for server in config.bootstrap:
         host, _, port = server.rpartition(":")
+        conn = AIOKafkaConnection(host.strip("[]"), int(port), **options)
         try:
             async with asyncio.timeout(config.request):
-                conn = await create_conn(host.strip("[]"), int(port), **options)
-        except _BAD_LOGIN as error:
-            raise ConfigError(
-                f"{config.where} {server} refused the login of {options.get('sasl_plain_username')!r}: check "
-                f'"sasl.username", "sasl.password" and "sasl.mechanism" ({error})'
-            ) from error
-        except ssl.SSLCertVerificationError as error:
-            raise ConfigError(
-                f"{config.where} the certificate of {server} is not accepted: {error.verify_message}; check "
-                '"ssl.ca.location" and the name in "bootstrap.servers"'
-            ) from error
-        except ssl.SSLError as error:
-            raise ConfigError(
-                f'{config.where} no TLS with {server}: {error.reason or error}; check "security.protocol" and the port'
-            ) from error
+                await conn.connect()
         except FAILURES as error:
+            if mend := _mend(error, server, options.get("sasl_plain_username")):
+                raise ConfigError(f"{config.where} {mend}") from error
             reasons.append(f"{server}: {str(error) or 'no answer'}")
         else:
-            conn.close(reason=CloseReason.SHUTDOWN)
             return
+        finally:
+            if closed := conn.close(reason=CloseReason.SHUTDOWN):
+                await asyncio.wait({closed}, timeout=1.0)
     raise Unavailable(f"no broker can be reached ({'; '.join(reasons)})")
+
+
+def _mend(error: Exception, server: str, user: str | None) -> str | None:
+    """Say what a person must do about ``error``; None where waiting may help."""
+    if isinstance(error, _BAD_LOGIN):
+        return f"{server} refused the login of {user!r}: check sasl.username, sasl.password, sasl.mechanism ({error})"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f'the certificate of {server} is not accepted: {error.verify_message}; check "ssl.ca.location" '
+            'and the name in "bootstrap.servers"'
+        )
+    if isinstance(error, ssl.SSLError):
+        return f'no TLS with {server}: {error.reason or error}; check "security.protocol" and the port'
+    return None
 
 
 async def started(client: Client, seconds: float, doing: str) -> None:
@@ -142,9 +149,20 @@ async def started(client: Client, seconds: float, doing: str) -> None:
         with translated(doing):
             async with asyncio.timeout(seconds):
                 await client.start()
-    except BaseException:
+    except BaseException as error:
+        _close_half_open(error)
         await discard(client)
         raise
+
+
+def _close_half_open(error: BaseException | None) -> None:
+    """Close the connection that aiokafka's bootstrap forgets when it is cancelled: only its frame still knows it."""
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            conn = frame.f_locals.get("bootstrap_conn")
+            if isinstance(conn, AIOKafkaConnection):
+                conn.close(reason=CloseReason.SHUTDOWN)
+        error = error.__cause__ or error.__context__
 
 
 async def partitions_of(client: AIOKafkaClient, topic: str) -> int:
@@ -172,6 +190,8 @@ async def discard(client: Client, patience: float = 3.0) -> None:
         # Not stop(): it waits for batches that may never be taken.
         client._closed = True
         client._message_accumulator._closed = True
+        if (manager := client._txn_manager) and (waiter := manager._transaction_waiter) and waiter.done():
+            waiter.exception()  # seen: nobody waits for it any more
         inner, parts = client.client, (client, client._sender, client._message_accumulator)
     elif isinstance(client, AIOKafkaConsumer):
         with contextlib.suppress(*FAILURES):

@@ -22,7 +22,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, errors
 from aiokafka.structs import ConsumerRecord, OffsetAndMetadata
 
 from cloud_ingest.journal.kafka_append import RENEW_AT
-from cloud_ingest.journal.kafka_batches import Batch, Filling, Hashes, Shape
+from cloud_ingest.journal.kafka_batches import Batch, Filling, Shape
 from cloud_ingest.journal.kafka_client import (
     FAILURES,
     FENCED,
@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 FRESH: Final = 2.0
 """Seconds for which the broker's word about the partition's end is believed; it speaks twice a second at least."""
 
+ENDING: Final = 1.0
+"""Seconds that a cancelled commit has to end, and that a failed one has to be taken back."""
+
 LOG_START_AGE: Final = 30.0
 """Seconds for which the log's start is remembered. It only ever grows, so an old one errs on the safe side (E4)."""
 
@@ -53,7 +56,6 @@ class Cluster(Protocol):
     group: str
     frames: str
     ledger: str
-    hashes: Hashes
 
     def producer(self, **options: Any) -> AIOKafkaProducer: ...  # noqa: ANN401, D102
     def consumer(self, **options: Any) -> AIOKafkaConsumer: ...  # noqa: ANN401, D102
@@ -271,7 +273,7 @@ class KafkaPartition:
             shapes[topic] = await cluster.shape(topic, producer)
         shapes[self._ledger.topic] = await cluster.shape(self._ledger.topic, producer)
         codec = producer._message_accumulator._compression_type  # noqa: SLF001 - a batch must agree with its producer
-        filling = Filling(cluster.hashes, codec, shapes, turn=self._steps)
+        filling = Filling(codec, shapes, turn=self._steps)
         for _ in filling.add(step.records):
             await asyncio.sleep(0)
         filling.put(self._ledger.topic, self._partition, step.ledger.items())
@@ -301,7 +303,16 @@ class KafkaPartition:
             for future in work:
                 future.add_done_callback(_seen)
                 future.cancel()
-        await producer.commit_transaction()
+        ending = asyncio.ensure_future(producer.commit_transaction())
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            # Left half committed it would hold back the topics' readers until a successor comes, or it times out.
+            await asyncio.wait({ending}, timeout=ENDING)
+            raise
+        finally:
+            ending.add_done_callback(_seen)
+            ending.cancel()
         self._token = token
 
     # --- letting go ---
@@ -324,7 +335,7 @@ class KafkaPartition:
         if producer is not None:
             if abort:
                 try:
-                    async with asyncio.timeout(1.0):
+                    async with asyncio.timeout(ENDING):
                         await producer.abort_transaction()
                 except FAILURES as error:
                     log.debug("%r: no abort: %s", self, error)

@@ -7,6 +7,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from cloud_ingest.journal import kafka_append
+from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import OutRecord, TopicRecord
 from tests.support.kafka_log import OpenLog, values
 from waybill.errors import Refused, TopicRefused, Unavailable
@@ -19,7 +20,7 @@ async def test_frames_of_many_gateways_at_once_keep_the_order_of_each(open_log: 
     for gateway in range(7):
         mine = [frame for frame in frames if frame.key == b"gw-%d" % gateway]
         assert [frame.value for frame in mine] == [b"%d/%d" % (gateway, n) for n in range(gateway, 700, 7)]
-        assert {frame.partition for frame in mine} == {log.hashes(b"gw-%d" % gateway) % log.partitions}
+        assert {frame.partition for frame in mine} == {partition_of(b"gw-%d" % gateway, log.partitions)}
 
 
 async def test_b4_a_frame_that_the_topic_cannot_take_is_refused_and_others_go_on(
@@ -56,9 +57,7 @@ async def test_a_topic_that_is_not_there_is_refused(open_log: OpenLog, unique: s
         await log.append(OutRecord(f"{unique}.nowhere", b"k", b"v", []))
 
 
-async def test_what_waits_is_bounded_by_bytes(
-    open_log: OpenLog, unique: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_waits_is_bounded_by_bytes(open_log: OpenLog, unique: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kafka_append, "WAITING_BYTES", 100_000)
     log = await open_log()
     results = await asyncio.gather(

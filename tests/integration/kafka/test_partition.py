@@ -11,6 +11,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from cloud_ingest.journal import kafka_partitions
 from cloud_ingest.journal.kafka import KafkaLog
 from cloud_ingest.journal.kafka_partitions import KafkaPartition
+from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import OutRecord, Step, TopicRecord
 from tests.support.kafka_log import OpenLog, fleet, read_all, step, values
 from waybill.errors import Fenced, RecordRefused, TopicRefused, Unavailable
@@ -20,7 +21,7 @@ async def _journal(log: KafkaLog, gateway: str, count: int) -> int:
     """Append ``count`` frames of ``gateway`` and return their partition."""
     for number in range(count):
         await log.append_frame(gateway, b"frame %d" % number)
-    return log.hashes(gateway.encode()) % log.partitions
+    return partition_of(gateway.encode(), log.partitions)
 
 
 async def test_a_step_becomes_visible_whole_with_its_offset_and_its_ledger(open_log: OpenLog, unique: str) -> None:
@@ -195,9 +196,7 @@ async def test_r5_a_record_without_a_key_for_a_compacted_topic_is_refused(
     await partition.close()
 
 
-async def test_r5_a_topic_that_is_not_there_is_refused_as_a_topic(
-    open_log: OpenLog, unique: str, admin: AIOKafkaAdminClient
-) -> None:
+async def test_r5_a_topic_that_is_not_there_is_refused_as_a_topic(open_log: OpenLog, unique: str) -> None:
     log = await open_log()
     partition = log.open_partition(0)
     await partition.load()
@@ -246,6 +245,24 @@ async def test_the_producer_is_made_anew_before_its_sequence_numbers_break(
     await partition.close()
 
 
+async def test_a_commit_that_is_cancelled_holds_nobody_back(open_log: OpenLog, unique: str) -> None:
+    """Left open, its transaction would hide what others write to the topics until it times out."""
+    log = await open_log(**{"transaction.timeout.ms": 600_000})
+    for pause in range(8):
+        partition = log.open_partition(0)
+        await partition.load()
+        commit = asyncio.create_task(partition.commit(step(unique, b"maybe")))
+        await asyncio.sleep(pause / 200)
+        commit.cancel()
+        await asyncio.gather(commit, return_exceptions=True)
+        await partition.close()
+    await log.append(fleet(unique, b"after"))
+    for _ in range(50):
+        if b"after" in (found := await values(log, f"{unique}.fleet")):
+            break
+    assert found[-1] == b"after"
+
+
 async def test_r6_records_bear_the_time_of_their_writing(open_log: OpenLog, unique: str) -> None:
     log = await open_log()
     partition = log.open_partition(0)
@@ -272,8 +289,7 @@ async def test_r8_frames_deleted_unrouted_are_counted_and_never_skipped_in_silen
     place = TopicPartition(f"{unique}.waybill.frames", number)
     await admin.delete_records({place: RecordsToDelete(7)})
     with pytest.raises(Unavailable, match="deleted"):
-        for _ in range(50):
-            await partition.read(10, 0.2)
+        await read_all(partition, 1)
     loaded = await partition.load()
     assert (loaded.start, loaded.log_start, loaded.lost) == (7, 7, 5)
     assert [frame.offset for frame in await read_all(partition, 3)] == [7, 8, 9]
