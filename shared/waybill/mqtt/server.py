@@ -298,7 +298,7 @@ class MqttServer:
             wire.pause()
             self.broker.detach(wire, "the server shuts down")
             wire.finish()
-        if self._tasks:
+        if self._tasks and not self._tasks[0].done():
             self._something.set()
             self._idle.clear()
             try:
@@ -309,6 +309,7 @@ class MqttServer:
             task.remove_done_callback(self._task_ended)
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
         if self.wires:  # what they are still to read has a moment to leave
             self._gone.clear()
             with contextlib.suppress(TimeoutError):

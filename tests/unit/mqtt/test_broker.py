@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.unit.mqtt import rig
 from tests.unit.mqtt.rig import Rig, Wire
 from waybill.mqtt.codec import ConnackCode, Malformed
@@ -282,9 +283,7 @@ def test_a_full_queue_drops_and_counts(clean: bool) -> None:  # noqa: FBT001
     pub(*[rig.publish("a", b"%d" % n, 1, n) for n in range(1, 6)])
     r.commit()
     assert r.broker.counters.dropped == 2
-    got = [sub.take()]
-    for pid in (1, 2, 3):
-        got.append(sub(rig.puback(pid)))
+    got = [sub.take(), *[sub(rig.puback(pid)) for pid in (1, 2, 3)]]
     assert got == [rig.publish("a", b"%d" % n, 1, n) for n in (1, 2, 3)] + [b""]
     assert len(r.stored) == 5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.unit.mqtt import rig
 from waybill.mqtt import codec
 from waybill.mqtt.codec import Connect, Malformed, UnsupportedVersion, Will

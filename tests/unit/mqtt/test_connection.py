@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.unit.mqtt import rig
 from tests.unit.mqtt.rig import Rig, Wire
 from waybill.mqtt.settings import Settings

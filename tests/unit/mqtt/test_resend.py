@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.unit.mqtt import rig
 from waybill.mqtt import resend
 from waybill.mqtt.resend import ClientMemory, Commit, Memories, entries_of, fingerprint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from waybill.mqtt.topics import Tree, matcher, valid_filter, valid_topic
 
 MATCHES = [
