@@ -1,11 +1,9 @@
-"""``waybill edge``: run the agent, ask how it is. Heavy imports are in the functions: a gateway's memory is small."""
+"""``waybill edge``: run the agent, ask how it is. Heavy imports are in the functions."""
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -32,24 +30,15 @@ def run(
     from edge_agent import config
 
     if config_file and not listen and not data:
-        settings = config.load(config_file)
+        config.load(config_file)
+        arguments = [str(config_file)]
     elif listen and data and not config_file:
-        settings = config.first_look(listen, data)
+        config.first_look(listen, data)
+        arguments = [listen, str(data)]
     else:
         raise ConfigError("give --config FILE, or for a first look both --listen HOST:PORT and --data DIR")
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    from edge_agent.app import run
-
-    leave(run(settings))
-
-
-def leave(code: int) -> None:
-    """End the process with ``code``, even where a thread still hangs in a connection attempt or a name look-up."""
-    if threading.active_count() > 1:
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(code)
-    raise typer.Exit(code)
+    # The same process, without the memory of this command line; -P: no module of the current directory is taken.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "edge_agent", *arguments])  # noqa: S606 - no shell needed
 
 
 @app.command()

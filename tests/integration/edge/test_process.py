@@ -83,6 +83,8 @@ async def test_sigterm_ends_it_with_exit_code_0_although_the_uplink_hangs(tmp_pa
     ):
         await agent.ready()
         await until(lambda: cloud.subscribed)
+        memory = Path(f"/proc/{agent.process.pid}/status").read_text().split("VmRSS:")[1].split()[0]
+        assert int(memory) < 45_000  # kB
         relay.black_hole()
         await publish(agent.port, [bytes(100_000)] * 20)
         assert await agent.end(signal.SIGTERM) == 0
