@@ -330,7 +330,6 @@ class Engine:
             await self._declare_lost(db)
         self._db = db
         self._broken = False
-        self._bad_reads = 0
 
     async def _tried(self, db: Connection, work: Callable[..., T], *args: object) -> T:
         try:
@@ -359,6 +358,7 @@ class Engine:
         self._directory.promote(written, path)
         log.error("buffer: going on in %s; %s is left as it is", path, self.path)
         self.path = path
+        self._bad_reads = 0
         return await connect(path, self.synchronous)
 
     async def _declare_lost(self, db: Connection) -> None:

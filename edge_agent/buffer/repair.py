@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _TABLES: Final = ("sessions", "subscriptions", "queue", "inbound", "retained", "resend", "resend_tail", "outbox")
 _STEP: Final = 64
-_UNREADABLE: Final = 10_000
+_UNREADABLE: Final = 1000
 """Rows in a row that cannot be read before the rest of a table is given up."""
 
 _Block = tuple[str, int, int, int, int, int, int, bytes, bytes]
@@ -112,9 +112,8 @@ def copy(target: sqlite3.Connection, source: Path, index: Index) -> None:
 
 
 def _read_only(source: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
-    db.execute("PRAGMA locking_mode = EXCLUSIVE")  # no shared memory file; the source stays as it is
-    return db
+    # mode=ro neither checkpoints nor deletes the log: the source stays as it is
+    return sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
 
 
 def _copy_table(source: sqlite3.Connection, target: sqlite3.Connection, table: str) -> None:
@@ -133,20 +132,23 @@ def _copy_table(source: sqlite3.Connection, target: sqlite3.Connection, table: s
 def _blocks(db: sqlite3.Connection, epochs: dict[int, int]) -> Iterator[_Block]:
     """Yield the blocks that can be read and whose checksum proves them."""
     at = failed = 0
+    worst: sqlite3.Error | None = None
     while failed < _UNREADABLE:
         try:
             row = db.execute(SQL["block_at_or_after"], (at,)).fetchone()
         except sqlite3.Error as error:
-            log.warning("buffer: block %d cannot be read: %s", at, error)
+            worst = error
             at += 1
             failed += 1
             continue
         if row is None:
-            return
+            break
         at, failed = row[0] + 1, 0
         lane, ordinal, first, count, _, _, crc, head, body = row[1:]
         if ordinal in epochs and checksum(lane, epochs[ordinal], first, count, head, body) == crc:
             yield row[1:]
+    if worst:
+        log.error("buffer: not every block could be read: %s", worst)
 
 
 def _write(target: sqlite3.Connection, blocks: list[_Block]) -> None:

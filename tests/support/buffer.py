@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -70,10 +71,8 @@ async def payloads(buffer: Buffer, lane: str = TELEMETRY_LANE) -> list[bytes]:
     return [message.payload for message in messages(await drain(buffer, lane))]
 
 
-def failing(error: Callable[[], BaseException]) -> Callable[..., object]:
-    """Return a function that raises, whatever it is given."""
-
-    def fail(*_: object, **__: object) -> object:
-        raise error()
-
-    return fail
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for something that no event tells of, ten seconds at most."""
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
