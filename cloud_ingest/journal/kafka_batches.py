@@ -101,8 +101,8 @@ class Filling:
         limit = self._shapes[topic].limit
         builder = BatchBuilder(min(BATCH_BYTES, limit), self._codec, is_transactional=1)
         builder.append(timestamp=now, key=key, value=value, headers=headers)
-        # Compressed it may fit; then the broker decides.
-        if not self._codec and builder.size() > limit:
+        # Compressed it might fit, by luck: what is taken must not depend on that.
+        if builder.size() > limit:
             raise RecordRefused(
                 f"{topic}: a record of {builder.size()} bytes; the topic's max.message.bytes is {limit}"
             )

@@ -257,8 +257,10 @@ async def test_a_commit_that_is_cancelled_holds_nobody_back(open_log: OpenLog, u
         await asyncio.gather(commit, return_exceptions=True)
         await partition.close()
     await log.append(fleet(unique, b"after"))
+    found: list[bytes | None] = []
     for _ in range(50):
-        if b"after" in (found := await values(log, f"{unique}.fleet")):
+        found = await values(log, f"{unique}.fleet")
+        if b"after" in found:
             break
     assert found[-1] == b"after"
 
