@@ -1,0 +1,210 @@
+"""The forwarder over a buffer in memory: what is framed, when, and in which order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+import pytest
+
+from edge_agent import forwarder as module
+from edge_agent.buffer.port import Chunk, Commit, Own
+from edge_agent.buffer.testing import MemoryBuffer
+from edge_agent.clock import Clock
+from edge_agent.config import LANES, ForwardSettings
+from edge_agent.forwarder import MAX_FRAME, Forwarder
+from waybill.errors import Unavailable
+from waybill.frames import Frame, decode
+from waybill.mqtt.codec import publish
+from waybill.wire import RECEIPT_TOPIC, Ack, Receipt, RefusedSpan, Span
+
+
+class Wire:
+    """A connection that keeps what is sent. ``gate``: while it is cleared, sending waits."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.sizes: list[int] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def send(self, frame: bytes) -> int:
+        await self.gate.wait()
+        self.frames.append(decode(frame))
+        self.sizes.append(len(frame))
+        return 0
+
+    def has_left(self, mark: int) -> bool:
+        return mark == 0
+
+
+def chunk(payloads: list[bytes], topic: bytes = b"vehicles/V7/t", wall_ms: int = 1000) -> Commit:
+    raw = b"".join(publish(topic, payload, 0) for payload in payloads)
+    return Commit(chunks=[Chunk("telemetry", "V7", 4, wall_ms, 0, 0, len(payloads), raw)])
+
+
+def forwarder(buffer: MemoryBuffer, *, linger_ms: int = 0, frame_messages: int = 1000) -> Forwarder:
+    settings = ForwardSettings(linger_ms=linger_ms, frame_messages=frame_messages)
+    return Forwarder(buffer, LANES, settings, Clock(lambda: False))
+
+
+@contextlib.asynccontextmanager
+async def sending(made: Forwarder, wire: Wire) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(made.watch()), asyncio.create_task(made.send_over(wire))]
+    await settled()
+    await made.on_ack(Ack(credit=1 << 20))
+    try:
+        await settled()
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def settled() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - the condition is somebody else's state
+            await asyncio.sleep(0.005)
+
+
+async def test_a_frame_carries_what_the_lease_says() -> None:
+    buffer, wire = MemoryBuffer("gw1"), Wire()
+    await buffer.commit(chunk([b"1", b"2"], wall_ms=5000))
+    first = buffer.epoch
+    buffer.restart()
+    await buffer.commit(chunk([b"3"], wall_ms=4000))
+    async with sending(forwarder(buffer), wire):
+        await until(lambda: len(wire.frames) == 2)
+    old, new = wire.frames
+    assert (old.header.epoch, old.header.first, old.header.count, old.header.prev_epoch) == (first, 1, 2, 0)
+    assert (new.header.epoch, new.header.prev_epoch, new.header.prev_last) == (buffer.epoch, first, 2)
+    assert new.header.oldest_epoch == first
+    assert (old.header.lane, old.header.order, old.header.durability) == ("telemetry", "fifo", "every-commit")
+    assert (old.header.clock, old.header.base_ms) == ("unknown", 5000)
+    assert old.sources == [("vehicles/V7/t", "V7")]
+    assert old.rows == [(0, 0, 0, b"1", b""), (0, 0, 0, b"2", b"")]
+
+
+async def test_the_control_lane_goes_first_and_does_not_linger() -> None:
+    buffer, wire = MemoryBuffer("gw1"), Wire()
+    wire.gate.clear()
+    made = forwarder(buffer, linger_ms=60_000, frame_messages=2)
+    async with sending(made, wire):
+        await buffer.commit(chunk([b"1", b"2", b"3"]))
+        await until(lambda: made.window.frames("telemetry"))  # the first waits in the socket
+        await buffer.commit(Commit(own=[Own("$waybill/health", b"{}")]))
+        wire.gate.set()
+        await until(lambda: len(wire.frames) == 2)
+    assert [frame.header.lane for frame in wire.frames] == ["telemetry", "control"]
+
+
+async def test_a_frame_waits_for_its_linger_unless_it_is_full() -> None:
+    buffer, wire = MemoryBuffer("gw1"), Wire()
+    made = forwarder(buffer, linger_ms=60_000, frame_messages=10)
+    async with sending(made, wire):
+        await until(lambda: not made._readers[1].more)
+        await buffer.commit(chunk([b"x"] * 9))
+        await asyncio.sleep(0.1)
+        assert not wire.frames
+        await buffer.commit(chunk([b"x"]))
+        await until(lambda: wire.frames)
+    assert [frame.header.count for frame in wire.frames] == [10]
+
+
+async def test_nothing_is_leased_while_there_is_no_link() -> None:
+    buffer = MemoryBuffer("gw1")
+    made = forwarder(buffer)
+    watching = asyncio.create_task(made.watch())
+    await buffer.commit(chunk([b"x"] * 5000))
+    await settled()
+    assert made.window.held == 0
+    watching.cancel()
+
+
+async def test_b4_a_frame_of_long_topics_is_cut_below_the_largest() -> None:
+    buffer, wire = MemoryBuffer("gw1"), Wire()
+    rng = random.Random(5)
+    for n in range(100):
+        topic = f"{n}/" + "".join(chr(rng.randrange(0x4E00, 0x9000)) for _ in range(20_000))
+        await buffer.commit(chunk([b""], topic.encode()))
+    made = forwarder(buffer)
+    async with sending(made, wire):
+        await made.on_ack(Ack(credit=1 << 30))
+        await until(lambda: sum(frame.header.count for frame in wire.frames) == 100)
+    assert max(wire.sizes) <= MAX_FRAME
+    assert [frame.header.first for frame in wire.frames] == sorted(frame.header.first for frame in wire.frames)
+
+
+async def test_acks_settle_the_buffer_and_what_is_owed_survives_the_connection() -> None:
+    class Slow(MemoryBuffer):
+        hang = True
+
+        async def settle(self, spans: list[Span]) -> None:  # type: ignore[override]
+            if self.hang:
+                await asyncio.sleep(3600)
+            await super().settle(spans)
+
+    buffer, wire = Slow("gw1"), Wire()
+    await buffer.commit(chunk([b"x"] * 5))
+    made = forwarder(buffer)
+    async with sending(made, wire):
+        await until(lambda: wire.frames)
+        acking = asyncio.create_task(made.on_ack(Ack((Span(buffer.epoch, "telemetry", 1, 5),))))
+        await settled()
+    acking.cancel()  # the link was lost while the buffer was settling
+    await asyncio.wait([acking])
+    assert sum(one.count for one in buffer.backlog()) == 5
+    buffer.hang = False
+    async with sending(made, Wire()):
+        await until(lambda: sum(one.count for one in buffer.backlog()) == 0)
+    assert made.counters.acked == 5
+
+
+async def test_u4_a_refused_frame_is_encoded_anew_then_halved_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(MemoryBuffer):
+        failures = 2
+
+        async def give_up(self, receipt: Receipt) -> None:
+            if self.failures:
+                self.failures -= 1
+                raise Unavailable("disk full")
+            await super().give_up(receipt)
+
+    monkeypatch.setattr(module, "PAUSE", 0)
+    buffer, wire = Failing("gw1"), Wire()
+    await buffer.commit(chunk([b"%d" % n for n in range(1, 6)]))
+    made = forwarder(buffer)
+    async with sending(made, wire):
+        judged = 0
+        while made.window.frames("telemetry") or not judged:
+            await until(lambda: len(wire.frames) > judged)  # noqa: B023 - called at once
+            header = wire.frames[judged].header
+            judged += 1
+            if header.lane == "telemetry":
+                span = RefusedSpan(header.epoch, header.lane, header.first, header.last, "bad")
+                await made.on_ack(Ack(refused=(span,)))
+            await settled()
+        await until(lambda: sum(f.header.count for f in wire.frames if f.header.lane == "control") == 5)
+    cuts = [(f.header.first, f.header.count) for f in wire.frames if f.header.lane == "telemetry"]
+    assert cuts[:3] == [(1, 5), (1, 5), (1, 3)]
+    assert sorted(first for first, count in cuts if count == 1) == [1, 2, 3, 4, 5]
+    receipts = [
+        msgspec.json.decode(row[3], type=Receipt)
+        for frame in wire.frames
+        if frame.header.lane == "control"
+        for row in frame.rows
+    ]
+    assert {frame.sources[0][0] for frame in wire.frames if frame.header.lane == "control"} == {RECEIPT_TOPIC}
+    assert sorted((r.first, r.last, r.bytes, r.reason) for r in receipts) == [
+        (seq, seq, 1, "refused: bad") for seq in range(1, 6)
+    ]
+    assert made.counters.given_up == 5

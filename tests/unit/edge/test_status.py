@@ -1,0 +1,72 @@
+"""The snapshot, its rates, and how it is drawn."""
+
+from __future__ import annotations
+
+import io
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from edge_agent.status import SPAN, EdgeStatus, LaneState, LinkState, Rate, render
+
+NOW = 1_800_000_000_000
+STATUS = EdgeStatus(
+    gateway="plant-7",
+    version="1.2.3",
+    epoch=42,
+    at_ms=NOW,
+    started_ms=NOW - 60_000,
+    listening=("127.0.0.1:1883",),
+    uplink="mqtts://ingest:8883",
+    link=LinkState("offline", NOW - 3 * 3600_000, "ingest:8883 refuses the connection"),
+    lanes=(LaneState("control", 0, 0, None), LaneState("telemetry", 12_345, 3 << 20, NOW - 95_000)),
+    rate_in=1234.4,
+    rate_out=0.0,
+    in_flight=2048,
+    credit=None,
+    fault="disk full",
+    error="",
+    counters={"mqtt_connections": 7},
+)
+
+
+def drawn(status: EdgeStatus, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width, no_color=True)
+    console.print(render(status))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_it_survives_the_socket() -> None:
+    assert msgspec.json.decode(msgspec.json.encode(STATUS), type=EdgeStatus) == STATUS
+
+
+@pytest.mark.parametrize("width", [60, 100, 200])
+def test_a_person_sees_link_backlog_and_fault(width: int) -> None:
+    text = drawn(STATUS, width)
+    for piece in ("plant-7", "7 connected", "offline for 3 h", "refuses the connection", "disk full", "in 1,234/s",
+                  "12,345", "3.0 MiB", "95 s", "2.0 KiB", "credit none yet"):  # fmt: skip
+        assert piece in text
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_an_online_link_hides_the_last_error_and_no_link_says_so() -> None:
+    online = msgspec.structs.replace(STATUS, link=LinkState("online", NOW, "old trouble"), fault="")
+    assert "old trouble" not in drawn(online)
+    assert "fault" not in drawn(online)
+    off = msgspec.structs.replace(STATUS, uplink="", link=LinkState("off", NOW))
+    assert "none configured" in drawn(off)
+
+
+def test_a_rate_is_the_mean_of_the_last_seconds() -> None:
+    rate = Rate()
+    assert rate.value == 0
+    rate.sample(0.0, 100)
+    assert rate.value == 0
+    rate.sample(1.0, 150)
+    assert rate.value == 50
+    for second in range(2, 20):
+        rate.sample(float(second), 150 + 10 * (second - 1))
+    assert rate.value == 10
+    assert rate._samples.maxlen == SPAN + 1
