@@ -1,0 +1,55 @@
+"""A small ext4 of its own on a loop device, whose power can be cut. Needs root."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+SHUTDOWN: Final = 0x8004587D
+"""EXT4_IOC_SHUTDOWN."""
+
+NO_LOG_FLUSH: Final = 2
+"""Everything that was not synced is lost, the journal's open transaction included: a power cut."""
+
+
+class LoopDisk:
+    """An ext4 in the file ``image``, mounted at ``path``."""
+
+    def __init__(self, image: Path, path: Path) -> None:
+        self.image = image
+        self.path = path
+
+    def mount(self) -> None:
+        subprocess.run(["mount", "-o", "loop", self.image, self.path], check=True, timeout=60)
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", self.path], check=True, timeout=60)
+
+    def cut_power(self) -> None:
+        """From now on every write and every sync of this file system fails, and nothing unsynced will be there."""
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.ioctl(descriptor, SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def loop_disk(where: Path, mebibytes: int) -> Iterator[LoopDisk]:
+    """Make and mount a file system of ``mebibytes``, and unmount it at the end."""
+    disk = LoopDisk(where / "disk.img", where / "mnt")
+    disk.path.mkdir()
+    with disk.image.open("wb") as image:
+        image.truncate(mebibytes << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", disk.image], check=True, timeout=60)
+    disk.mount()
+    try:
+        yield disk
+    finally:
+        disk.unmount()

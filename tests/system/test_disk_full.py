@@ -1,0 +1,67 @@
+"""A disk that is really full: a small file system filled to the last block by somebody else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from edge_agent.buffer import sqlite
+from edge_agent.buffer.settings import MIB, BufferSettings
+from tests.support.buffer import commit, drain, messages, open_sqlite, payloads, span_of, until
+from tests.support.loop_disk import loop_disk
+
+pytestmark = pytest.mark.system
+
+
+def fill(path: Path) -> None:
+    """Write a file until nothing more fits."""
+    with path.open("wb", buffering=0) as file:
+        for size in (MIB, 4096, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                os.fsync(file.fileno())
+
+
+async def test_a_full_disk_holds_commits_and_settling_makes_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "PAUSES", (0.01, 0.05))
+    settings = BufferSettings(ballast_bytes=2 * MIB, min_free_bytes=0)
+    with loop_disk(tmp_path, 32) as disk:
+        data = disk.path / "data"
+        buffer = await open_sqlite(data, settings)
+        acked: list[bytes] = []
+        for number in range(100):
+            acked.append(b"%06d" % number + b"x" * 20_000)
+            await buffer.commit(commit(acked[-1]))
+        fill(disk.path / "theirs")
+        held = None
+        for number in range(100, 1000):
+            acked.append(b"%06d" % number + b"x" * 20_000)
+            held = asyncio.ensure_future(buffer.commit(commit(acked[-1])))
+            await until(lambda held=held: held.done() or buffer.fault != "")  # type: ignore[misc]
+            if not held.done():
+                break
+        assert held is not None
+        assert not held.done()
+        assert buffer.fault.startswith("disk full")
+
+        leases = await drain(buffer, count=20)
+        assert [message.payload for message in messages(leases)] == acked[:-1]
+        await buffer.settle([span_of(lease) for lease in leases[:3]])
+        await asyncio.wait_for(held, 20)  # the disk is as full as before; the pages settled are used again
+        for number in range(1000, 1010):
+            acked.append(b"%06d" % number + b"x" * 20_000)
+            await asyncio.wait_for(buffer.commit(commit(acked[-1])), 20)
+        assert buffer.fault == ""
+        assert buffer.path.name == "buffer.db"
+        await buffer.close()
+
+        buffer = await open_sqlite(data, settings)  # a start on a full disk
+        assert await payloads(buffer) == acked[60:]
+        await buffer.close()
