@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edge_agent import config
+from edge_agent.buffer.settings import BufferSettings
 from edge_agent.config import EdgeConfig, ForwardSettings, ListenerSettings, UplinkSettings
 from waybill.errors import ConfigError
 
@@ -115,3 +118,28 @@ def test_a_first_look_needs_no_file(tmp_path: Path) -> None:
     assert made.uplink is None
     with pytest.raises(ConfigError, match="--listen 'nowhere': write HOST:PORT"):
         config.first_look("nowhere", tmp_path)
+
+
+def test_the_documentation_shows_every_key_and_its_default(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
+    section = text[text.index("## The gateway's agent") :]
+    example = section.split("```toml\n")[1].split("```")[0].replace("# certificate", "certificate")
+    example = example.replace("# key", "key").replace("# client_ca", "client_ca")
+    for name in ("ca.pem", "gateway.pem", "gateway.key"):
+        (tmp_path / name).touch()
+    path = tmp_path / "edge.toml"
+    path.write_text(example)
+    read = config.load(path)
+    assert (read.forward, read.buffer) == (ForwardSettings(), BufferSettings())
+    assert read.max_message_bytes == EdgeConfig("g", tmp_path).max_message_bytes
+    assert read.uplink is not None
+    assert read.uplink.keepalive == UplinkSettings("").keepalive
+    shown = tomllib.loads(example)
+    for kind, table in (
+        (EdgeConfig, shown),
+        (ListenerSettings, shown["listener"][0]),
+        (UplinkSettings, shown["uplink"]),
+        (ForwardSettings, shown["forward"]),
+        (BufferSettings, shown["buffer"]),
+    ):
+        assert {field.encode_name for field in msgspec.structs.fields(kind)} == set(table)
