@@ -1,8 +1,8 @@
 """What became of every message, from the ledger alone: delivered, declared lost, pending, missing.
 
-For each gateway, epoch and lane: delivered ∪ dropped ∪ dead-lettered ∪ pending ∪ missing = 1…last. ``missing`` are undeclared gaps:
-not routed, not declared, and no longer to come, because the gateway settled them or the router gave them up. ``pending`` may still
-come: the gateway has it, or it is on its way.
+For each gateway, epoch and lane: delivered ∪ dropped ∪ dead-lettered ∪ pending ∪ missing = 1…last. ``missing`` are
+undeclared gaps: not routed, not declared, and no longer to come, because the gateway settled them or the router gave
+them up. ``pending`` may still come: the gateway has it, or it is on its way.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ SHOWN_GAPS = 4
 class LaneAudit(msgspec.Struct, frozen=True):
     """One epoch's lane. Counts are messages. ``last``: the highest seq known of.
 
-    ``open``: no later epoch has named the end of this one, so more may follow. ``reasons``: why messages were dropped, and how many.
+    ``open``: no later epoch has named the end of this one, so more may follow. ``reasons``: why messages were
+    dropped, and how many.
     ``missing``: the undeclared gaps, first and last seq. ``pending``: gaps that may still be filled.
     """
 
@@ -46,7 +47,7 @@ class LaneAudit(msgspec.Struct, frozen=True):
 
 
 class LostFrames(msgspec.Struct, frozen=True):
-    """Frames that retention deleted before they were routed (R8): a declared loss. ``first``, ``last``: journal offsets."""
+    """Frames that retention deleted before they were routed (R8): a declared loss. Journal offsets."""
 
     partition: int
     first: int

@@ -1,1 +1,1 @@
-"""The journal and the topics: one port (``port``), over Apache Kafka (``kafka``) and over one SQLite file (``embedded``)."""
+"""The journal and the topics: one ``port``, over Apache Kafka (``kafka``) and one SQLite file (``embedded``)."""

@@ -1,11 +1,11 @@
 """The embedded log (D4): journal, topics and ledger in one SQLite file, for one server without Kafka.
 
-One writer task commits everything that waits in one transaction (``synchronous=FULL``), so many gateways share an fsync, and a
-router step is one transaction like all else. Readers in this process and in others read only.
+One writer task commits everything that waits in one transaction (``synchronous=FULL``), so many gateways share an
+fsync, and a router step is one transaction like all else. Readers in this process and in others read only.
 
-Limits: at ``max_bytes`` nothing more is written (R8): frames are answered ``retry`` and gateways keep them. Frames that are routed
-are pruned after ``KEEP_FRAMES_MS``, and at once where the file is more than half full; data topics are kept whole.
-At most ``MAX_JOBS`` writes wait for the disk; more wait for their turn.
+Limits: at ``max_bytes`` nothing more is written (R8): frames are answered ``retry`` and gateways keep them. Frames
+that are routed are pruned after ``KEEP_FRAMES_MS``, and at once where the file is more than half full; data topics
+are kept whole. At most ``MAX_JOBS`` writes wait for the disk; more wait for their turn.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ MAX_JOBS: Final = 1024
 MAX_FRAME: Final = 4 << 20
 MAX_RECORD: Final = 16 << 20
 """Largest key, value and headers of a record together, bytes."""
+
+BATCH_BYTES: Final = 16 << 20
+"""A transaction takes no more once it has so much; it may pass the cap by as much."""
 
 KEEP_FRAMES_MS: Final = 7 * 86_400_000
 PRUNE_EVERY: Final = 60.0
@@ -108,7 +111,7 @@ class EmbeddedLog:
             raise ConfigError(f"{self.path}: cannot be opened: {error}") from error
         if found != self._partitions:
             raise ConfigError(
-                f"{self.path}: was made with {found} partitions; set [topics] partitions = {found}, or name another path"
+                f"{self.path}: made with {found} partitions; set [topics] partitions = {found}, or name another path"
             )
         await self._learn()
 
@@ -144,8 +147,10 @@ class EmbeddedLog:
         """Commit what waits, again and again, until ``close``."""
         while True:
             taken = [await self._jobs.get()]
-            while not self._jobs.empty():
-                taken.append(self._jobs.get_nowait())
+            size = taken[0].size if taken[0] else 0
+            while size < BATCH_BYTES and not self._jobs.empty():
+                taken.append(job := self._jobs.get_nowait())
+                size += job.size if job else 0
             jobs = [job for job in taken if job is not None]
             if live := [job for job in jobs if not job.done.cancelled() and not _is_fenced(job)]:
                 await self._commit(live)
@@ -191,7 +196,7 @@ class EmbeddedLog:
                 job.done.set_exception(Unavailable(fault))
 
     async def _reopen(self) -> None:
-        """After an error of the disk: what was in memory of it may lie, so read all anew, and check that it is written (B2)."""
+        """Read all anew after an error of the disk, and check that what was written is there (B2)."""
         if self._writer is not None:
             writer, self._writer = self._writer, None
             await writer.close()
@@ -312,7 +317,7 @@ class EmbeddedLog:
             await asyncio.Event().wait()
 
     async def _prune(self) -> None:
-        """Delete routed frames that are old, or all of them where the file is more than half full; never others (R8)."""
+        """Delete routed frames that are old, or all of them where the file is over half full; never others (R8)."""
         topic = self._known.get(self.topics.frames)
         writer = self._writer
         if topic is None or writer is None:

@@ -1,4 +1,4 @@
-"""The file of the embedded log: SQLite, one function a thread hop, statements by name. Synchronous code, run by aiosqlite.
+"""The file of the embedded log: SQLite, one function a thread hop, statements by name. Run by aiosqlite.
 
 Durable means: WAL with ``synchronous=FULL``. One connection writes and checkpoints; all others only read.
 """
@@ -91,6 +91,11 @@ class Job:
     fence: Callable[[], None] | None = None
     done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
+    @property
+    def size(self) -> int:
+        """Bytes of its records."""
+        return sum(row.size for row in self.rows)
+
 
 def record_id(topic: int, partition: int, offset: int) -> int:
     """Return the id of a record."""
@@ -140,7 +145,7 @@ async def open_to_read(path: Path) -> Connection:
 
 
 def check(db: sqlite3.Connection, path: Path) -> bool:
-    """Tell whether the file has its tables already. Raises ConfigError where it is another program's, or a newer one's."""
+    """Tell whether the file has its tables already. Raises ConfigError where it is not ours, or a newer program's."""
     try:
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
         empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0

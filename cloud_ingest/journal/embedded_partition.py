@@ -17,7 +17,7 @@ READ_BYTES: Final = 16 << 20
 
 
 class EmbeddedPartition:
-    """The :class:`~cloud_ingest.journal.port.PartitionLog` of the embedded log. The newest that was loaded owns the partition."""
+    """The embedded log's :class:`~cloud_ingest.journal.port.PartitionLog`. The newest that was loaded owns it."""
 
     def __init__(self, log: EmbeddedLog, partition: int) -> None:
         """``load`` comes first."""

@@ -1,4 +1,4 @@
-"""Reading the embedded log: by the process that writes it, and by others (``tail``, ``audit``), which open it read-only."""
+"""Reading the embedded log: by the process that writes it, and read-only by others (``tail``, ``audit``)."""
 
 from __future__ import annotations
 

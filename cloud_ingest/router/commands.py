@@ -1,12 +1,12 @@
 """States of commands, as the owner of a gateway's frames partition decides them (C1). Pure.
 
-``delivered`` and ``done`` come up from the gateway, ``rejected`` and ``expired`` are decided here, and all are written by this one
-fenced writer. So the first terminal state (``done``, ``expired``, ``rejected``) is the only one: what comes after it becomes a
-dead letter, and each state of a command is written once.
+``delivered`` and ``done`` come up from the gateway, ``rejected`` and ``expired`` are decided here, and all are
+written by this one fenced writer. So the first terminal state (``done``, ``expired``, ``rejected``) is the only one:
+what comes after it becomes a dead letter, and each state of a command is written once.
 
-``expired`` is written in the partition's own time: when a frame stamped past the expiry was read, or the partition is read to its
-end and the clock is past it. So a ``delivered`` that was in the journal before is never overtaken. Where a command was delivered,
-the answer of its device may still be on its way: it has ``ANSWER_MS`` more.
+``expired`` is written in the partition's own time: when a frame stamped past the expiry was read, or the partition is
+read to its end and the clock is past it. So a ``delivered`` that was in the journal before is never overtaken. Where
+a command was delivered, the answer of its device may still be on its way: it has ``ANSWER_MS`` more.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ Key of the record: ``{gateway}/{epoch}/{lane}``, UTF-8. Value: a MessagePack arr
     [1, prev_epoch, prev_last, end, floor, flags, last_offset, alarms, covered,
      dropped, dropped_bytes, reasons, dead, dead_count]
 
-``covered``, ``dropped``, ``dead``: intervals as ``[gap, length-1, gap, length-1, …]``, gaps from the end of the one before.
+``covered``, ``dropped``, ``dead``: intervals as ``[gap, length-1, gap, length-1, …]``, gaps from the end of the one
+before.
 ``flags``: 1 known, 2 begins. Fields that a later program adds stand at the end and are ignored here.
 
 Besides, each partition has one entry ``#{partition}`` for what has no seq: :class:`Offsets`.
@@ -121,12 +122,14 @@ def _check_version(data: bytes) -> None:
 class Entry:
     """One epoch's lane.
 
-    ``known``: a frame or receipt of this epoch itself was seen, so ``prev_epoch`` and ``prev_last`` (E2) are set; without it
-    the epoch is known from its successor alone. ``end``: its last seq as a successor names it, 0 while unknown.
+    ``known``: a frame or receipt of this epoch itself was seen, so ``prev_epoch`` and ``prev_last`` (E2) are set;
+    without it the epoch is known from its successor alone. ``end``: its last seq as a successor names it, 0 while
+    unknown.
     ``begins``: all before this epoch is settled at the gateway, as far as this branch goes (E4).
     ``floor``: no gap at or below it is waited for (R7). ``last_offset``: of its newest frame in the journal.
-    ``alarms``: bits of :class:`Alarm`, and of notes. ``covered``: all that has an entry: delivered, dropped, dead. ``dropped``, ``dead``: of these the declared ones, the newest
-    ``KEPT_DECLARED`` intervals of each; ``reasons`` (messages a reason) and ``dead_count`` count them all.
+    ``alarms``: bits of :class:`Alarm`, and of notes. ``covered``: all that has an entry: delivered, dropped, dead.
+    ``dropped``, ``dead``: of these the declared ones, the newest ``KEPT_DECLARED`` intervals of each; ``reasons``
+    (messages a reason) and ``dead_count`` count them all.
     """
 
     prev_epoch: int = 0

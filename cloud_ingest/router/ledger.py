@@ -1,7 +1,7 @@
 """The ledger: for each gateway, epoch and lane, which messages were routed, which are declared lost. Pure.
 
-Kept as one entry a key in a compacted topic, in the partition with the number of the frames partition (R4), written in the
-transaction that writes the records. So it is exactly as true as they are.
+Kept as one entry a key in a compacted topic, in the partition with the number of the frames partition (R4), written
+in the transaction that writes the records. So it is exactly as true as they are.
 
 Rules that live here: B5 (the first entry of a seq wins), E2 (where an epoch ends), E3 (alarms), E4 (when to forget), E5
 (receipts), R4 (bounds). Changes are made on a :class:`Draft` and adopted when the commit has returned (R3).
@@ -36,7 +36,7 @@ class Notice(NamedTuple):
 
 
 class Span(NamedTuple):
-    """What a frame header and a receipt have in common (E5): a range of one epoch's lane, and the epoch before it (E2)."""
+    """What a frame header and a receipt say alike (E5): a range of one epoch's lane, and the epoch before (E2)."""
 
     key: Key
     prev_epoch: int
@@ -138,7 +138,8 @@ class Draft:
     def admit(self, span: Span, offset: int, *, relaxed: bool = False, oldest: int = 0) -> None:
         """Learn what a frame's header or a receipt says of its epoch and of the one before (E2, E3, E5).
 
-        ``offset``: of the frame in the journal. ``relaxed``: the lane may lose its end in a power cut, so E3 is only noted.
+        ``offset``: of the frame in the journal. ``relaxed``: the lane may lose its end in a power cut, so E3 is only
+        noted.
         ``oldest``: the lane's oldest unsettled epoch (E4), 0 in a receipt. Saying the same again changes nothing.
         """
         entry = self.edit(span.key)
@@ -235,7 +236,7 @@ class Draft:
         entry.add_dead(first, last)
 
     def drop(self, key: Key, first: int, last: int, size: int, reason: str) -> None:
-        """Note a receipt: what of ``first..last`` has no entry yet is declared lost (B5, E5). ``size``: bytes, of all of it."""
+        """Note a receipt: what of ``first..last`` has no entry is declared lost (B5, E5). ``size``: bytes of all."""
         entry = self.edit(key)
         declared = entry.covered.missing(first, last)
         entry.covered.add(first, last)
@@ -271,7 +272,7 @@ class Draft:
         return missing
 
     def forget(self, log_start: int) -> None:
-        """Forget the epochs that are older than the oldest unsettled one on each branch, and wholly before ``log_start`` (E4).
+        """Forget epochs older than the oldest unsettled one on each branch and wholly before ``log_start`` (E4).
 
         An epoch with an undeclared gap is kept: the audit must go on to say so.
         """

@@ -1,7 +1,7 @@
 """Frames of ``fifo`` lanes that came ahead of what they follow (R7): held in memory, and in the journal. Pure.
 
-The committed offset never passes a held frame, so a restart reads it again. Changes are made on a :class:`HeldDraft` and adopted
-when the commit has returned (R3).
+The committed offset never passes a held frame, so a restart reads it again. Changes are made on a :class:`HeldDraft`
+and adopted when the commit has returned (R3).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Queues = dict[int, list[HeldFrame]]
 
 
 class Held:
-    """All held frames of a partition, as of the last commit. ``frames``: by offset, oldest first. ``size``: bytes of memory."""
+    """The held frames of a partition, as of the last commit. ``frames``: by offset, oldest first. ``size``: bytes."""
 
     def __init__(self) -> None:
         """Start with none."""

@@ -1,7 +1,7 @@
 """Messages of a frame as records: CloudEvents in binary mode (CloudEvents Kafka binding 1.0.2, section 3.2). Pure.
 
-This is the router's innermost loop: about a microsecond a message, so whatever is the same for a source, a frame or a second
-is made once, and no object is made for a message but its record.
+This is the router's innermost loop: about a microsecond a message, so whatever is the same for a source, a frame or a
+second is made once, and no object is made for a message but its record.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def message_id(gateway: str, header: FrameHeader, seq: int) -> str:
 
 
 def utc(second: int) -> bytes:
-    """Return ``second`` (since 1970 UTC) as RFC 3339 without zone. Years other than 1 to 9999 become the nearest of these."""
+    """Return ``second`` (since 1970 UTC) as RFC 3339 without zone; years beyond 1 to 9999 become these."""
     at = time.gmtime(min(max(second, _YEAR_1), _YEAR_9999))
     return b"%04d-%02d-%02dT%02d:%02d:%02d" % at[:6]
 
@@ -104,7 +104,7 @@ def one_record(
 
 
 def dead_letter(topic: str, record: OutRecord, error: str) -> OutRecord:
-    """Return ``record`` as a dead letter in ``topic``: its key, value and headers, where it was to go, what was wrong."""
+    """Return ``record`` as a dead letter in ``topic``: key, value and headers, where it was to go, what was wrong."""
     headers = [*record.headers, ("waybill_error", error.encode())]
     if record.topic:
         headers.append(("waybill_error_topic", record.topic.encode()))

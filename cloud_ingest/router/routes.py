@@ -1,7 +1,8 @@
 """Routes: which Kafka topic and key a message gets, by its MQTT topic. The first route that matches wins. Pure.
 
-Key templates know {device} {client} {gateway} {topic} {level:N}, N from 1; a level that the topic does not have is empty.
-The device is the second level of the MQTT topic (``vehicles/V7/telemetry`` is of V7), or the client where it has one level.
+Key templates know {device} {client} {gateway} {topic} {level:N}, N from 1; a level that the topic does not have is
+empty. The device is the second level of the MQTT topic (``vehicles/V7/telemetry`` is of V7), or the client where it
+has one level.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def _level(placeholder: str, levels: list[str]) -> str:
 def _compile(number: int, route: Route) -> _Compiled:
     if not valid_filter(route.filter, MAX_LEVELS):
         raise ConfigError(
-            f"[[route]] {number}: filter {route.filter!r} is no MQTT filter: '+' and '#' stand alone in their level, '#' last"
+            f"[[route]] {number}: filter {route.filter!r} is no MQTT filter: "
+            "'+' and '#' stand alone in their level, '#' last"
         )
     parts = tuple(_PLACEHOLDER.split(route.key))
     for placeholder in parts[1::2]:

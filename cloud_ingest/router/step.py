@@ -1,4 +1,4 @@
-"""The router's step: journal records in, one atomic :class:`~cloud_ingest.journal.port.Step` and the state after it out. Pure.
+"""The router's step: journal records in, one atomic step and the state after it out. Pure.
 
 ::
 
@@ -6,27 +6,25 @@
                                                                                  ├─ dead letters ─▶ Step.records
                                                                                  └─ receipts, statuses (control lane)
 
-:meth:`Partition.plan` changes nothing; the :class:`Plan` it returns is adopted when its commit has returned (R3). A plan can be
-cut off after any number of messages: the rest of its frame is planned again, and the ledger tells what is done. So bisecting for a
-poisonous record (R5) is planning with a smaller ``limit``.
+:func:`plan` changes nothing; the :class:`Plan` it returns is adopted when its commit has returned (R3). A plan can be
+cut off after any number of messages: the rest of its frame is planned again, and the ledger tells what is done. So
+bisecting for a poisonous record (R5) is planning with a smaller ``limit``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
 
 import msgspec
 
-from cloud_ingest.config import Topics
 from cloud_ingest.journal.port import JournalRecord, OutRecord, Step
-from cloud_ingest.router.commands import Commands, status_record
+from cloud_ingest.router.commands import status_record
 from cloud_ingest.router.entry import Key
-from cloud_ingest.router.intervals import Interval
-from cloud_ingest.router.ledger import Draft, Ledger, Notice, Span
-from cloud_ingest.router.order import Held, HeldDraft, Lane
+from cloud_ingest.router.ledger import Draft, Span
+from cloud_ingest.router.order import HeldDraft
 from cloud_ingest.router.records import append_records, dead_frame, dead_letter, one_record
-from cloud_ingest.router.routes import Routes, Target
+from cloud_ingest.router.routes import Target
+from cloud_ingest.router.state import Partition, Plan
 from waybill.errors import Corrupt
 from waybill.frames import Frame, FrameHeader, decode, read_header
 from waybill.frames.header import MAX_EPOCH, MAX_LANE
@@ -38,127 +36,24 @@ _decode_receipt = msgspec.json.Decoder(Receipt).decode
 _decode_status = msgspec.json.Decoder(CommandStatus).decode
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The router's bounds.
+def plan(
+    state: Partition,
+    records: Sequence[JournalRecord],
+    now_ms: int,
+    *,
+    at_end: bool = False,
+    limit: int | None = None,
+    condemned: str = "",
+    log_start: int | None = None,
+) -> Plan | None:
+    """Plan the next step over ``records``, which follow ``state.position``; None where there is nothing to write.
 
-    ``hold_ms``: how long a frame waits for what it follows (R7). ``hold_bytes``: memory of held frames of one partition.
-    ``step_messages``, ``step_bytes``: a step ends with the frame that reaches either (bytes: bodies before compression).
-    ``read_frames``: frames read at once.
+    ``now_ms``: the router's clock. ``at_end``: whether the partition ends with ``records``.
+    ``limit``: plan at most so many messages (R5), else the step's own bounds hold.
+    ``condemned``: why the records of this plan were refused; its messages become dead letters.
+    ``log_start``: the journal's oldest offset; given, the ledger forgets what it may (E4).
     """
-
-    hold_ms: int = 30_000
-    hold_bytes: int = 64 << 20
-    step_messages: int = 8_000
-    step_bytes: int = 8 << 20
-    read_frames: int = 32
-
-
-@dataclass(slots=True)
-class Counters:
-    """What happened since the start, in messages where nothing else is said."""
-
-    frames: int = 0
-    routed: int = 0
-    copies: int = 0
-    dead: int = 0
-    dropped: int = 0
-    given_up: int = 0
-    frames_held: int = 0
-    frames_given_up: int = 0
-    statuses: int = 0
-    receipts: int = 0
-
-    def add(self, other: Counters) -> None:
-        """Add ``other`` to this."""
-        for item in fields(self):
-            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
-
-
-@dataclass(slots=True)
-class Plan:
-    """One step and the state after it. ``consumed``: how many of the records given are done with (routed or held).
-
-    ``cut``: frames that a limit cut off: offset -> how many of their messages were planned so far.
-    ``messages``: how many were planned, of the ``limit``. ``more``: whether there is more to plan without reading on.
-    """
-
-    step: Step
-    ledger: Draft
-    held: HeldDraft
-    unfinished: dict[Lane, None]
-    position: int
-    newest_ms: int
-    cut: dict[int, int]
-    consumed: int = 0
-    messages: int = 0
-    more: bool = False
-    statuses: list[CommandStatus] = field(default_factory=list)
-    counters: Counters = field(default_factory=Counters)
-
-    @property
-    def notices(self) -> list[Notice]:
-        """What a person should know."""
-        return self.ledger.notices
-
-
-class Partition:
-    """What the router knows of one frames partition, as of the last commit."""
-
-    def __init__(self, number: int, topics: Topics, routes: Routes, commands: Commands, limits: Limits) -> None:
-        """Start with an empty ledger at offset 0; see ``resume``."""
-        self.number = number
-        self.topics = topics
-        self.routes = routes
-        self.commands = commands
-        self.limits = limits
-        self.counters = Counters()
-        self.refused: dict[str, str] = {}
-        """Topics that the log refuses at present, and why: their records become dead letters (R5)."""
-        self.resume(Ledger(), 0, 0)
-
-    def resume(self, ledger: Ledger, start: int, lost: int) -> None:
-        """Begin at the journal offset ``start`` with ``ledger``; ``lost`` offsets before it were deleted unrouted (R8)."""
-        self.ledger = ledger
-        self.held = Held()
-        self.unfinished: dict[Lane, None] = {}
-        self.position = self.committed = start
-        self.newest_ms = 0
-        self.cut: dict[int, int] = {}
-        self.lost: Interval | None = (start - lost + 1, start) if lost else None
-
-    def plan(
-        self,
-        records: Sequence[JournalRecord],
-        now_ms: int,
-        *,
-        at_end: bool = False,
-        limit: int | None = None,
-        condemned: str = "",
-        log_start: int | None = None,
-    ) -> Plan | None:
-        """Plan the next step over ``records``, which follow ``position``; None where there is nothing to write.
-
-        ``now_ms``: the router's clock. ``at_end``: whether the partition ends with ``records``.
-        ``limit``: plan at most so many messages (R5), else the step's own bounds hold.
-        ``condemned``: why the records of this plan were refused; its messages become dead letters.
-        ``log_start``: the journal's oldest offset; given, the ledger forgets what it may (E4).
-        """
-        return _Planner(self, now_ms, limit, condemned).run(records, at_end=at_end, log_start=log_start)
-
-    def adopt(self, plan: Plan) -> None:
-        """Make ``plan`` the truth: its commit has returned (R3)."""
-        self.ledger.adopt(plan.ledger)
-        self.held.adopt(plan.held)
-        self.unfinished = plan.unfinished
-        self.cut = plan.cut
-        self.position = plan.position
-        self.committed = plan.step.next_offset
-        self.newest_ms = plan.newest_ms
-        self.lost = None
-        self.counters.add(plan.counters)
-        for status in plan.statuses:
-            self.commands.note(status)
+    return _Planner(state, now_ms, limit, condemned).run(records, at_end=at_end, log_start=log_start)
 
 
 class _Planner:

@@ -1,16 +1,11 @@
 """The router's shell: one worker a frames partition, load → read → plan → commit, and what to do when that fails.
 
-==============  ==========================================================================================================
-error           reaction
-==============  ==========================================================================================================
-Fenced          let go (R3)
-Unavailable     the outcome may be unknown: wait, fence and load anew (R3)
-RecordRefused   plan again with half as many messages, down to one; that one becomes a dead letter (R5)
-TopicRefused    plan again with that topic's records as dead letters, for ``REFUSED_FOR`` seconds (R5)
-either, for     this partition stops with an alarm and is tried again every ``STOPPED_FOR`` seconds; the others go on (R5)
-ledger or dead
-letters
-==============  ==========================================================================================================
+* Fenced: let go (R3).
+* Unavailable: the outcome may be unknown; wait, fence and load anew (R3).
+* RecordRefused: plan again with half as many messages, down to one; that one becomes a dead letter (R5).
+* TopicRefused: plan again with that topic's records as dead letters, for ``REFUSED_FOR`` seconds (R5).
+* Either of these for the ledger or for dead letters: this partition stops with an alarm, and is tried again every
+  ``STOPPED_FOR`` seconds; the others go on (R5).
 """
 
 from __future__ import annotations
@@ -32,7 +27,8 @@ from cloud_ingest.journal.port import CaughtUp, JournalRecord, Log, PartitionLog
 from cloud_ingest.router.commands import Commands
 from cloud_ingest.router.ledger import Ledger
 from cloud_ingest.router.routes import Routes
-from cloud_ingest.router.step import Counters, Limits, Partition, Plan
+from cloud_ingest.router.state import Counters, Limits, Partition, Plan
+from cloud_ingest.router.step import plan as plan_step
 from waybill.errors import Corrupt, Fenced, RecordRefused, TopicRefused, Unavailable
 
 log = logging.getLogger(__name__)
@@ -173,7 +169,8 @@ class _Worker:
         state.resume(Ledger.load(loaded.ledger, number), loaded.start, loaded.lost)
         if loaded.lost:
             self._alarm(
-                f"partition {number}: {loaded.lost} frames before offset {loaded.start} were deleted before they were routed; "
+                f"partition {number}: {loaded.lost} frames before offset {loaded.start} were deleted before they were "
+                "routed; "
                 "what is missing shows in the audit; give the frames topic a longer retention"
             )
         async with self._following(commands) as follower:
@@ -228,8 +225,8 @@ class _Worker:
         condemned = ""
         while True:
             self._forgive(state)
-            plan = state.plan(
-                records, self._clock_ms(), at_end=at_end, limit=limit, condemned=condemned, log_start=log_start
+            plan = plan_step(
+                state, records, self._clock_ms(), at_end=at_end, limit=limit, condemned=condemned, log_start=log_start
             )
             if plan is None:
                 return
@@ -296,7 +293,7 @@ class _Worker:
 
 
 def _bisect(plan: Plan, condemned: str, error: RecordRefused) -> tuple[int, str]:
-    """Say how to plan again what was refused: with fewer messages, or the only one as a dead letter. Raises _Stopped."""
+    """Say how to plan again: with fewer messages, or the only one as a dead letter. Raises _Stopped."""
     if plan.messages > 1:
         return plan.messages // 2, ""
     if condemned or not plan.messages:

@@ -1,8 +1,9 @@
-"""Any journal through the router: each message once, in order within its fifo lane, or declared (the promise; R3, R4, R7, E2, B5).
+"""Any journal through the router: each message once, in order within its fifo lane, or declared (R3, R4, R7, E2, B5).
 
-A gateway of several starts sends its messages in frames that are cut anew at each sending, lost on the way, doubled and
-overtaken; some messages are declared by receipts, some frames do not decode; the router is killed before and after commits and
-plans with any limit. What is lost on the way is sent again until it is journaled, as a gateway does.
+A gateway of several starts sends its messages in frames that are cut anew at each sending, lost on the way, doubled
+and overtaken; some messages are declared by receipts, some frames do not decode; the router is killed before and
+after commits and plans with any limit. What is lost on the way is sent again until it is journaled, as a gateway
+does.
 """
 
 import os
@@ -90,7 +91,7 @@ def run(rng: random.Random, journal: Journal) -> Bench:
             fed += 1
         bench.now += 1
         limit = rng.choice([None, None, 1, 2, 5])
-        plan = bench.state.plan(bench.journal[bench.state.position :], bench.now, at_end=True, limit=limit)
+        plan = bench.plan(at_end=True, limit=limit)
         if plan is not None and rng.random() < 0.8:  # else: killed before the commit
             bench.commit(plan)
             assert Ledger.load(bench.ledger, 0).entries == bench.state.ledger.entries

@@ -12,7 +12,8 @@ from cloud_ingest.journal.port import JournalRecord, OutRecord
 from cloud_ingest.router.commands import Commands
 from cloud_ingest.router.ledger import Ledger
 from cloud_ingest.router.routes import Routes
-from cloud_ingest.router.step import Limits, Partition, Plan
+from cloud_ingest.router.state import Limits, Partition, Plan
+from cloud_ingest.router.step import plan
 from waybill.frames import Durability, Order, Row, encode_plain
 from waybill.wire import COMMAND_STATUS_TOPIC, CONTROL_LANE, RECEIPT_TOPIC, CommandStatus, Receipt
 
@@ -118,25 +119,30 @@ class Bench:
     def step(self, *, at_end: bool = False, limit: int | None = None, log_start: int | None = None) -> list[OutRecord]:
         """Route what was not read yet; return the records that this wrote."""
         before = len(self.written)
-        while plan := self.state.plan(
-            self.journal[self.state.position :], self.now, at_end=at_end, limit=limit, log_start=log_start
-        ):
-            self.commit(plan)
+        while made := self.plan(at_end=at_end, limit=limit, log_start=log_start):
+            self.commit(made)
             log_start = None
-            if not plan.more:
+            if not made.more:
                 break
         return self.written[before:]
 
-    def commit(self, plan: Plan) -> None:
+    def plan(
+        self, *, at_end: bool = False, limit: int | None = None, condemned: str = "", log_start: int | None = None
+    ) -> Plan | None:
+        """Plan the next step over what was not read yet."""
+        rest = self.journal[self.state.position :]
+        return plan(self.state, rest, self.now, at_end=at_end, limit=limit, condemned=condemned, log_start=log_start)
+
+    def commit(self, made: Plan) -> None:
         """Do what a log does with a step, then adopt it."""
-        self.written += plan.step.records
-        for key, value in plan.step.ledger.items():
+        self.written += made.step.records
+        for key, value in made.step.ledger.items():
             if value is None:
                 self.ledger.pop(key, None)
             else:
                 self.ledger[key] = value
-        self.state.adopt(plan)
-        self.last = plan
+        self.state.adopt(made)
+        self.last = made
 
     def restart(self) -> None:
         """Start anew from what was committed."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from cloud_ingest.journal.port import JournalRecord
 from cloud_ingest.router import entry as entries
 from cloud_ingest.router.entry import KEPT_DECLARED, MAX_INTERVALS, Alarm, Entry, Key, Offsets
 from cloud_ingest.router.intervals import Intervals
@@ -34,18 +35,17 @@ def test_r4_copies_are_told_after_a_restart() -> None:
 
 def test_r3_nothing_is_remembered_before_the_commit_returned() -> None:
     bench = Bench()
-    plan = bench.state.plan([], bench.now)
-    assert plan is None
+    assert bench.plan() is None
     bench.feed(ONE.frame(1, 2))
     before = bench.ledger.copy()
-    bench.journal.append(bench.journal[0].__class__(0, 1, bench.now, "gw", ONE.frame(3, 5)))
-    bench.journal.append(bench.journal[0].__class__(0, 2, bench.now, "gw", ONE.frame(8, 9)))
-    refused = bench.state.plan(bench.journal[1:], bench.now)
+    bench.journal.append(JournalRecord(0, 1, bench.now, "gw", ONE.frame(3, 5)))
+    bench.journal.append(JournalRecord(0, 2, bench.now, "gw", ONE.frame(8, 9)))
+    refused = bench.plan()
     assert refused is not None
     assert values(refused.step.records) == expected(1, 3, 5)
     assert bench.ledger == before
     assert bench.state.held.frames == {}
-    again = bench.state.plan(bench.journal[1:], bench.now)
+    again = bench.plan()
     assert again is not None
     assert again.step == refused.step
 
@@ -92,16 +92,16 @@ def test_e5_a_receipt_is_a_frame_header_of_its_epoch() -> None:
     assert entry(bench, 1).end == 7
 
 
-@pytest.mark.parametrize("second", [Epoch(3, prev=1, prev_last=4), Epoch(3, prev=1, prev_last=9)])
-def test_e3_two_successors_of_one_epoch_are_delivered_and_an_alarm(second: Epoch) -> None:
+@pytest.mark.parametrize("prev_last", [4, 9])
+def test_e3_two_successors_of_one_epoch_are_delivered_and_an_alarm(prev_last: int) -> None:
     bench = Bench()
     bench.feed(ONE.frame(1, 4), Epoch(2, prev=1, prev_last=4, oldest=2).frame(1, 2))
     assert bench.notices == []
-    oldest = Epoch(3, prev=1, prev_last=second.prev_last, oldest=3)
-    assert values(bench.feed(oldest.frame(1, 2))) == expected(3, 1, 2)
+    clone = Epoch(3, prev=1, prev_last=prev_last, oldest=3)
+    assert values(bench.feed(clone.frame(1, 2))) == expected(3, 1, 2)
     assert bench.notices == ["epochs 2 and 3 both follow it: a cloned card or a restored backup"]
     assert entry(bench).alarms & Alarm.FORK
-    bench.feed(oldest.frame(3, 4))
+    bench.feed(clone.frame(3, 4))
     assert bench.notices == []
 
 

@@ -2,7 +2,7 @@
 
 from itertools import permutations
 
-from cloud_ingest.router.step import Limits
+from cloud_ingest.router.state import Limits
 from tests.support.gateway import BASE_MS, Bench, Epoch, control, expected, receipt, values
 
 ONE = Epoch(1, oldest=1)

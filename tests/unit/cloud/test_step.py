@@ -1,4 +1,4 @@
-"""The router's step: records, dead letters, the control lane, and planning that is cut off anywhere (R5, R6, R8, C1)."""
+"""The router's step: records, dead letters, the control lane, planning that is cut off anywhere (R5, R6, R8, C1)."""
 
 import msgspec
 import pytest
@@ -9,7 +9,7 @@ from cloud_ingest.router.commands import ANSWER_MS, Commands
 from cloud_ingest.router.entry import Key, Offsets
 from cloud_ingest.router.ledger import Ledger
 from cloud_ingest.router.routes import Routes
-from cloud_ingest.router.step import Limits
+from cloud_ingest.router.state import Limits
 from tests.support.gateway import BASE_MS, TOPICS, Bench, Epoch, control, expected, header, receipt, values
 from waybill.frames import encode_plain
 from waybill.wire import CommandStatus, Receipt
@@ -146,8 +146,8 @@ def test_r5_cut_off_after_any_number_of_messages_the_rest_is_planned_again(limit
 
 def test_r5_what_is_condemned_becomes_dead_letters_of_its_topic() -> None:
     bench = Bench()
-    record = JournalRecord(0, 0, bench.now, "gw", ONE.frame(1, 2))
-    plan = bench.state.plan([record], bench.now, limit=1, condemned="too large")
+    bench.journal.append(JournalRecord(0, 0, bench.now, "gw", ONE.frame(1, 2)))
+    plan = bench.plan(limit=1, condemned="too large")
     assert plan is not None
     (letter,) = plan.step.records
     assert (letter.topic, letter.value, header(letter, "waybill_error")) == (
@@ -170,7 +170,7 @@ def test_a_step_ends_with_the_frame_that_reaches_its_bounds() -> None:
     bench = Bench(limits=Limits(step_messages=5))
     for first in (1, 4, 7):
         bench.journal.append(JournalRecord(0, len(bench.journal), bench.now, "gw", ONE.frame(first, first + 2)))
-    plan = bench.state.plan(bench.journal, bench.now)
+    plan = bench.plan()
     assert plan is not None
     assert (plan.consumed, plan.messages, plan.more) == (2, 6, True)
 

@@ -16,7 +16,7 @@ from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import OutRecord, PartitionLog, Step
 from cloud_ingest.router import worker
 from cloud_ingest.router.routes import Routes
-from cloud_ingest.router.step import Limits
+from cloud_ingest.router.state import Limits
 from cloud_ingest.router.worker import Router, Status
 from tests.support.gateway import Epoch, control, expected, header, values
 from tests.support.logs import read_to_end
@@ -33,7 +33,7 @@ Fault = Callable[[Step], Awaitable[None]]
 
 
 class Faulty(EmbeddedPartition):
-    """A partition of the embedded log whose commits go through ``fault`` first; ``after`` runs when they have returned."""
+    """A partition of the embedded log: ``fault`` runs before each commit, ``after`` when it has returned."""
 
     fault: Fault | None = None
     after: Fault | None = None
@@ -78,7 +78,7 @@ async def routing(router: Router, *partitions: PartitionLog) -> AsyncIterator[di
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(30):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110 - it may ask the file
             await asyncio.sleep(0.01)
 
 
