@@ -40,9 +40,7 @@ def status_frame(first: int, status: CommandStatus) -> bytes:
     return _frame(first, [(wire.COMMAND_STATUS_TOPIC, "")], rows, wire.CONTROL_LANE, EPOCH, (0, 0))
 
 
-def _frame(
-    first: int, sources: Any, rows: Any, lane: str, epoch: int, previous: tuple[int, int]
-) -> bytes:
+def _frame(first: int, sources: Any, rows: Any, lane: str, epoch: int, previous: tuple[int, int]) -> bytes:
     return encode_plain(
         epoch=epoch,
         prev_epoch=previous[0],

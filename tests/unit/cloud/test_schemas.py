@@ -68,15 +68,15 @@ def test_the_example_of_a_command_is_one() -> None:
 
 
 def test_the_schema_of_a_command_has_the_programs_fields() -> None:
-    ours = msgspec.json.schema(command_record._Json)["$defs"]["_Json"]
+    ours = msgspec.structs.fields(command_record._Json)
     schema = read("command.schema.json")
-    assert schema["properties"].keys() == ours["properties"].keys()
-    assert set(schema["required"]) == set(ours["required"])
+    assert schema["properties"].keys() == {field.encode_name for field in ours}
+    assert set(schema["required"]) == {field.encode_name for field in ours if field.required}
 
 
 @pytest.mark.parametrize("field", ["id", "gateway", "device"])
 @pytest.mark.parametrize(
-    "text", ["a", "A.b_c-9", "", "a/b", "a b", "+", "a\n", "é", "x" * 64, "x" * 65, "x" * 129, ":"]
+    "text", ["a", "A.b_c-9", "", "a/b", "a b", "+", "a\n", "é", "x" * 64, "x" * 65, "x" * 128, "x" * 129, ":"]
 )
 def test_the_schema_and_the_program_agree_on_names(field: str, text: str) -> None:
     rule = read("command.schema.json")["properties"][field]
