@@ -6,6 +6,7 @@ import time
 import pytest
 
 from cloud_ingest.journal.kafka import KafkaLog
+from cloud_ingest.journal.kafka_partitions import FRESH
 from cloud_ingest.journal.port import CaughtUp, OutRecord, PartitionLog, Step
 from deploy.kafka.cluster import Cluster
 from tests.support.kafka import StartCluster
@@ -88,6 +89,27 @@ async def test_a_broker_that_goes_away_under_load_costs_time_only(cluster: Clust
     await log.close()
     assert found == [b"%d" % number for number in range(1500)]
     assert router.troubles
+
+
+async def test_r7_the_end_of_a_partition_is_not_claimed_on_an_old_word(cluster: Cluster, unique: str) -> None:
+    """A gap would be given up for frames that are there and cannot be read."""
+    log = make_log(cluster.bootstrap, unique, partitions=1, **QUICK)
+    await log.start()
+    partition = log.open_partition(0)
+    await partition.load()
+    while not (await partition.read(10, 0.2))[1]:
+        pass
+    cluster.pause(1)
+    try:
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="no broker has answered"):
+            while True:
+                _, end = await partition.read(10, 0.2)
+                assert not end or time.monotonic() - began < FRESH + 1
+    finally:
+        cluster.resume(1)
+    await partition.close()
+    await log.close()
 
 
 async def test_nothing_hangs_while_no_broker_answers(cluster: Cluster, unique: str) -> None:
