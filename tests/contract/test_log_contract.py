@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -11,27 +9,8 @@ from cloud_ingest.config import Topics
 from cloud_ingest.following import following
 from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import CaughtUp, JournalRecord, Log, OutRecord, PartitionLog, Step, TopicRecord
-from tests.support.logs import PARTITIONS, make, owned, read_to_end
+from tests.support.logs import PARTITIONS, owned, read_to_end
 from waybill.errors import RecordRefused, Refused, TopicRefused
-
-
-@pytest.fixture(params=["embedded", "kafka"])
-async def log(request: pytest.FixtureRequest, tmp_path: Path, unique: str) -> AsyncIterator[Log]:
-    bootstrap = request.getfixturevalue("kafka") if request.param == "kafka" else ""
-    made = make(request.param, unique, tmp_path, bootstrap)
-    await made.start()
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-def fleet(unique: str) -> str:
-    return f"{unique}.fleet"
-
-
-@pytest.fixture
-def topics(unique: str) -> Topics:
-    return Topics(prefix=f"{unique}.", partitions=PARTITIONS)
 
 
 async def frames(partition: PartitionLog, count: int) -> list[JournalRecord]:

@@ -1,0 +1,90 @@
+"""The whole router over every log: each message once, in order, over restarts, with its ledger and its commands' states."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from cloud_ingest.audit import audit
+from cloud_ingest.config import Route, Topics
+from cloud_ingest.journal.port import Log, OutRecord
+from cloud_ingest.router.routes import Routes
+from cloud_ingest.router.worker import Router
+from tests.support.gateway import Epoch, control, expected, header, receipt
+from tests.support.logs import read_to_end
+from waybill.wire import CommandStatus
+
+GATEWAYS = ("gw-1", "gw-2", "gw-3")
+
+
+@contextlib.asynccontextmanager
+async def routing(log: Log, topics: Topics, fleet: str) -> AsyncIterator[Router]:
+    router = Router(log, topics, Routes([Route(topic=fleet)]))
+    task = asyncio.create_task(log.own_partitions(router.route))
+    try:
+        yield router
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def test_each_message_once_and_in_order_over_restarts(log: Log, topics: Topics, fleet: str) -> None:
+    rng = random.Random(7)
+    one, two = Epoch(1, oldest=1), Epoch(2, prev=1, prev_last=60, oldest=1)
+    value = {"id": "c-1", "gateway": "gw-1", "device": "V7", "name": "unlock", "expires_at": 1_000}
+    await log.append(OutRecord(topics.commands, b"gw-1", msgspec.json.encode(value), []))
+    for start in range(3):
+        async with routing(log, topics, fleet):
+            for gateway in GATEWAYS:
+                frames = [
+                    one.frame(max(1, first - rng.randrange(3)), first + 4)
+                    for first in range(1 + 20 * start, 20 * start + 20, 5)
+                ]
+                rng.shuffle(frames)
+                for frame in frames:
+                    await log.append_frame(gateway, frame)
+                if start == 1:
+                    await log.append_frame(gateway, two.frame(1, 4))  # ahead of most of epoch 1
+                    await log.append_frame(gateway, control(9, 1, receipt(two, 5, 9)))
+
+            async def enough(count: int = 20 * (start + 1) * len(GATEWAYS)) -> bool:
+                return len(await read_to_end(log, [fleet])) >= count
+
+            async with asyncio.timeout(60):
+                while not await enough():  # noqa: ASYNC110 - it asks the log
+                    await asyncio.sleep(0.05)
+    async with routing(log, topics, fleet):
+        async with asyncio.timeout(60):
+            while not (await audit(log, topics)).complete or len(await read_to_end(log, [fleet])) < 64 * len(GATEWAYS):
+                await asyncio.sleep(0.05)
+    found = await read_to_end(log, [fleet])
+    for gateway in GATEWAYS:
+        ids = [dict(record.headers)["ce_id"].decode() for record in found]
+        mine = [identity.split("/") for identity in ids if identity.startswith(f"{gateway}/")]
+        assert [f"{epoch}:{seq}" for _, epoch, _, seq in mine] == expected(1, 1, 60) + expected(2, 1, 4)
+    report = await audit(log, topics, "gw-2")
+    assert {(lane.lane, lane.epoch, lane.delivered, lane.dropped, lane.missing_count) for lane in report.lanes} == {
+        ("telemetry", 1, 60, 0, 0),
+        ("telemetry", 2, 4, 5, 0),
+        ("control", 9, 1, 0, 0),
+    }
+    states = [
+        msgspec.json.decode(r.value or b"", type=CommandStatus) for r in await read_to_end(log, [topics.command_status])
+    ]
+    assert [(each.id, each.state) for each in states] == [("c-1", "expired")]
+
+
+async def test_what_cannot_be_routed_is_a_dead_letter_and_stops_nobody(log: Log, topics: Topics, fleet: str) -> None:
+    await log.append_frame("gw", b"nonsense")
+    await log.append_frame("gw", Epoch(1, oldest=1).frame(1, 2, topics=["$waybill/x", "a/b"]))
+    async with routing(log, topics, fleet), asyncio.timeout(60):
+        while len(await read_to_end(log, [topics.dead_letters, fleet])) < 3:  # noqa: ASYNC110 - it asks the log
+            await asyncio.sleep(0.05)
+    letters = await read_to_end(log, [topics.dead_letters])
+    errors = {header(OutRecord(r.topic, r.key, r.value, list(r.headers)), "waybill_error") for r in letters}
+    assert errors == {b"frame: it does not begin with 'WB'", b"not a frame: it does not begin with 'WB'"} & errors | {
+        b"no route"
+    }
+    assert [record.value for record in await read_to_end(log, [fleet])] == [b"1:1"]
