@@ -99,3 +99,19 @@ def test_a_first_look_is_plain_on_loopback_alone(tmp_path: Path) -> None:
 )
 def test_loopback(host: str, *, expected: bool) -> None:
     assert config.is_loopback(host) is expected
+
+
+def test_the_documentation_shows_the_defaults(tmp_path: Path) -> None:
+    """The example in docs/configuration.md is a whole file whose values are the program's defaults."""
+    document = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
+    example = document.partition("## The cloud ingest")[2].partition("```toml\n")[2].partition("```")[0]
+    shown = config.read(written(tmp_path, example))
+    plain = config.read(written(tmp_path, f'data = "/var/lib/waybill-cloud"\n[listener]\n{TLS}'))
+    assert shown.config.topics == plain.config.topics
+    assert shown.config.route == plain.config.route
+    assert shown.config.deployment == plain.config.deployment
+    assert shown.log == config.Embedded(tmp_path / "log.db", 4 << 30)
+    ours, theirs = shown.config.listener, plain.config.listener
+    for field in config.Listener.__struct_fields__:
+        if field not in {"certificate", "key", "ca"}:
+            assert getattr(ours, field) == getattr(theirs, field), field
