@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -55,10 +57,9 @@ class Disk:
         return None
 
 
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
-    """Every database opened from now on is on this disk."""
-    made = Disk()
+@contextmanager
+def faulty(made: Disk) -> Iterator[None]:
+    """Put every database that is opened from now on, here and there, on the disk ``made``."""
     connect = sqlite3.connect
 
     class Faulty(sqlite3.Connection):
@@ -86,5 +87,13 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
         opened.path = str(database)
         return opened
 
-    monkeypatch.setattr(sqlite3, "connect", connected)
-    return made
+    with patch.object(sqlite3, "connect", connected):
+        yield
+
+
+@pytest.fixture
+def disk() -> Iterator[Disk]:
+    """Every database opened in this test is on this disk."""
+    made = Disk()
+    with faulty(made):
+        yield made
