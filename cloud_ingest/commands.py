@@ -7,7 +7,7 @@ that owns the gateway's partition, ``delivered`` and ``done`` by the gateway its
 
 :class:`Dispatch` decides and does no I/O; :class:`Dispatcher` reads and sends.
 
-Limits: a gateway has at most ``window`` commands under way. Of what waits behind them a node holds ``per_gateway``
+Limits: a gateway has at most ``window`` commands under way. A node holds ``per_gateway`` open
 commands of each gateway and ``memory`` bytes of payload in all; what is beyond stays in the log, and the log is read
 again when half of what was held is done (at most once a minute). Ids are remembered for a day after their expiry.
 """
