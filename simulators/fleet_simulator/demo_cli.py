@@ -42,6 +42,8 @@ def demo(
 
     from fleet_simulator import demo_view
 
+    if kafka is not None:
+        _check_kafka(kafka)
     console = Console(highlight=False)
     directory = _directory(keep)
     try:
@@ -102,6 +104,22 @@ def _printer(console: Console, status: Callable[[View], str]) -> Callable[[View]
             console.print(status(view), markup=False, soft_wrap=True)
 
     return show
+
+
+def _check_kafka(servers: str) -> None:
+    """Raise ConfigError where nobody listens: better now than after two minutes."""
+    import socket
+
+    from waybill.config import address
+    from waybill.errors import ConfigError
+
+    for server in servers.split(","):
+        try:
+            socket.create_connection(address(server.strip(), "--kafka"), timeout=10).close()
+        except OSError as error:
+            raise ConfigError(
+                f"--kafka {server}: {error}; make kafka starts one, make demo KAFKA=local starts one for the demo alone"
+            ) from error
 
 
 def _directory(keep: Path | None) -> Path:

@@ -38,10 +38,14 @@ CONNECT, PUBLISH, PUBACK, SUBSCRIBE, PINGREQ, DISCONNECT = 1, 3, 4, 8, 12, 14
 
 
 class Peer:
-    """The broker's end. ``acks``: whether PUBACKs are sent; ``connack``: whether and with which code CONNACK is."""
+    """The broker's end. ``acks``: whether PUBACKs are sent; ``pongs``: whether pings are answered.
+
+    ``connack``: the code of CONNACK, None for no answer.
+    """
 
     def __init__(self) -> None:
         self.acks = True
+        self.pongs = True
         self.connack: int | None = 0
         self.packets: list[Packet] = []
         self.address = ("", 0)
@@ -105,7 +109,7 @@ class Peer:
             writer.write(bytes([0x20, 2, 0, self.connack]))
         elif packet.kind == SUBSCRIBE:
             writer.write(b"\x90\x03" + packet.body[:2] + b"\x01")
-        elif packet.kind == PINGREQ:
+        elif packet.kind == PINGREQ and self.pongs:
             writer.write(b"\xd0\x00")
         elif packet.kind == PUBLISH and self.acks:
             writer.write(b"\x40\x02" + packet.pid)

@@ -117,8 +117,10 @@ async def test_comes_back_after_refusals_and_says_why(free_port: int) -> None:
 async def test_a_silent_broker_is_noticed_by_keepalive(peer: Peer) -> None:
     device = make(peer, keepalive=1)
     async with running(device):
-        await peer.until(PINGREQ, 2)  # answered
-        assert device.connects == 1
+        await peer.until(PINGREQ, 2)
+        assert device.connects == 1, "answered, it stays"
+        peer.pongs = False
+        await peer.until(CONNECT, 2)
 
 
 async def test_says_goodbye(peer: Peer) -> None:
