@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from cloud_ingest import config
 from cloud_ingest.app import Ingest
 from cloud_ingest.journal.embedded import EmbeddedLog
+from cloud_ingest.journal.port import OutRecord
 from tests.integration.cloud.gateway import (
     Pki,
     connected,
@@ -275,3 +277,21 @@ async def test_frames_taken_before_a_shutdown_are_answered(tmp_path: Path, certi
         await until(lambda: ingest.listener.server.counters.received_0 == 50)
         await ingest.stop()
         await gateway.journaled(1, 50)
+
+
+async def test_a_gateway_that_is_gone_takes_no_share_of_the_credit_and_no_commands(
+    ingest: Ingest, certificates: Pki
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        for n in range(64):
+            name = f"g{n}"
+            await stack.enter_async_context(connected(ingest, name, certificates.gateway(name)))
+        assert ingest.listener.intake.credit() == 2 << 20
+    await until(lambda: not ingest.listener.connected)
+    assert ingest.listener.intake.credit() == 4 << 20
+    expires_ms = time.time_ns() // 1_000_000 + 60_000
+    value = b'{"id":"c1","gateway":"g1","device":"d","name":"n","expires_at":%d}' % expires_ms
+    await ingest.log.append(OutRecord("waybill.commands", b"g1", value, []))
+    await until(lambda: ingest.dispatcher.open == 1)
+    await asyncio.sleep(1.5)  # longer than the dispatcher ever waits before it looks
+    assert ingest.dispatcher.counters.sent == 0
