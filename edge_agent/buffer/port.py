@@ -176,30 +176,35 @@ class Buffer(Protocol):
 
         At least one message where there is any; None where there is none. A block that fails its checksum is set
         aside and a receipt for it is written; reading goes on behind it. Changes nothing else.
+        Waits while the file cannot be read; raises Unavailable once the buffer is closed.
         """
 
     async def settle(self, spans: Sequence[Span]) -> None:
         """Forget messages that the cloud has journaled (or that a receipt declares): delete blocks wholly covered.
 
         The resend memory of their clients outlives them in the same transaction (O3). Unknown spans are ignored.
+        Returns at once, and they are not leased any more; the deletion is made durable with the next commit or a
+        little later. A crash before that only sends them again, which the ledger tells.
         """
 
     async def give_up(self, receipt: Receipt) -> None:
         """Write ``receipt`` to the control lane and settle its span, in one transaction.
 
-        This is how a message leaves that the cloud refused for good (U4).
+        This is how a message leaves that the cloud refused for good (U4). Raises Unavailable where that cannot be
+        written now; nothing has changed then.
         """
 
     async def receive(self, envelope: Envelope, now_ms: int) -> bool:
         """Put a command into the outbox with its ``delivered`` status on the control lane, in one transaction (C2).
 
-        Returns False, and changes nothing, where the id is known or the envelope has expired.
+        Returns False, and changes nothing, where the id is known or the envelope has expired. Raises Unavailable
+        where it cannot be written now, or the outbox is full: it does not wait, because acks come the same way.
         """
 
     async def outbox(self, now_ms: int) -> Sequence[OutboxEntry]:
         """Return the open commands that have not expired, oldest first.
 
-        Forget ids whose expiry and margin have passed.
+        Forget ids whose expiry and margin have passed. Raises Unavailable where the file cannot be used now.
         """
 
     async def changed(self) -> None:
