@@ -117,7 +117,6 @@ class Forwarder:
         self.error = ""
         self._queued.clear()
         self._link = link
-        await self._settle()
         while True:
             self._look()
             now = self._clock.mono()
@@ -153,7 +152,7 @@ class Forwarder:
             self._wake.set()
 
     async def _settle(self) -> None:
-        # The end of a connection may cut this off; what is owed is then settled with the next one.
+        # The end of a connection may cut this off; what is owed is then settled with the next ack.
         if owed := list(self._owed):
             await self._buffer.settle(owed)
             del self._owed[: len(owed)]

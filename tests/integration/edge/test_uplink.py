@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent import uplink as module
 from edge_agent.config import UplinkSettings
 from edge_agent.uplink import MAX_DELAY, Link, Uplink, backoff, explain
 from fleet_simulator.link import Link as Relay
@@ -256,6 +257,32 @@ def test_unusable_certificate_files_stop_the_agent_before_it_starts(tmp_path: Pa
     (tmp_path / "ca.pem").write_text("no certificate")
     with pytest.raises(ConfigError, match=r"ca\.pem"):
         Uplink(UplinkSettings("mqtts://localhost", ca=tmp_path / "ca.pem"), GATEWAY, "0")
+
+
+@pytest.mark.parametrize(("stable", "tops"), [(60.0, [0.5, 1.0, 2.0]), (0.0, [0.5, 0.5, 0.5])])
+async def test_delays_grow_until_a_connection_was_stable(
+    monkeypatch: pytest.MonkeyPatch, stable: float, tops: list[float]
+) -> None:
+    class Impatient(random.Random):
+        asked: list[float]
+
+        def uniform(self, a: float, b: float) -> float:
+            self.asked.append(b)
+            return a
+
+    monkeypatch.setattr(module, "STABLE", stable)
+    rng, got = Impatient(), Got()
+    rng.asked = []
+    async with listening(Cloud()) as cloud:
+        uplink = Uplink(url(cloud.address), GATEWAY, "0", rng)
+        task = asyncio.create_task(uplink.run(got.serve))
+        for number in range(1, 4):
+            await until(lambda n=number: uplink.connects == n and uplink.state.state == "online")  # type: ignore[misc]
+            cloud.server.disconnect(GATEWAY)
+            await until(lambda n=number: len(rng.asked) == n)  # type: ignore[misc]
+        task.cancel()
+        await asyncio.wait([task])
+    assert rng.asked == tops
 
 
 def test_reconnects_have_full_jitter_up_to_a_minute() -> None:

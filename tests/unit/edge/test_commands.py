@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
 from edge_agent import commands as module
-from edge_agent.buffer.port import CommandResult, Commit
+from edge_agent.buffer.port import CommandResult, Commit, OutboxEntry
 from edge_agent.buffer.testing import MemoryBuffer
 from edge_agent.clock import Clock
 from edge_agent.commands import MAX_FILTERS, Commands
@@ -78,6 +78,28 @@ async def test_open_commands_are_published_at_the_start_and_for_a_new_subscripti
         commands.on_subscribed("cmd/V8/+/req")
         await settled()
         assert [topic for topic, _ in devices.heard] == ["cmd/V8/b/req", "cmd/V8/c/req"]
+
+
+async def test_a_command_taken_in_while_its_device_subscribes_goes_once() -> None:
+    class Slow(MemoryBuffer):
+        reading, go = asyncio.Event(), asyncio.Event()
+
+        async def outbox(self, now_ms: int) -> Sequence[OutboxEntry]:
+            self.reading.set()
+            await self.go.wait()
+            return await super().outbox(now_ms)
+
+    buffer, devices = Slow("gw1"), Devices()
+    buffer.go.set()
+    async with working(buffer, devices) as commands:
+        buffer.reading.clear()
+        buffer.go.clear()
+        commands.on_subscribed("cmd/V7/+/req")
+        await buffer.reading.wait()
+        await commands.receive(envelope("a"))
+        buffer.go.set()
+        await settled()
+    assert devices.heard == [("cmd/V7/a/req", b"a")]
 
 
 async def test_a_storm_of_subscriptions_is_bounded_and_loses_none() -> None:

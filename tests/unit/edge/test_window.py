@@ -173,6 +173,17 @@ def test_u2_only_the_oldest_frame_is_probed_and_the_rest_follow_its_ack() -> Non
     assert w.next(6.0) is None
 
 
+def test_u2_what_was_sent_after_the_probe_is_not_sent_again_with_its_ack() -> None:
+    w = window()
+    w.add(frame(1))
+    send(w)
+    send(w, 5.0)
+    w.add(frame(11))
+    send(w, 5.5)
+    ack(w, 1, 10, 6.0)
+    assert w.next(6.0) is None
+
+
 def test_u2_an_ack_while_the_probe_is_still_queued_is_for_the_first_sending() -> None:
     w = window()
     for first in (1, 11):
