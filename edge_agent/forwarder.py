@@ -113,23 +113,26 @@ class Forwarder:
 
     async def send_over(self, link: Sender) -> None:
         """Send over one connection, until it raises or this is cancelled."""
-        self.window.reset()
         self.error = ""
-        self._queued.clear()
         self._link = link
-        while True:
-            self._look()
-            now = self._clock.mono()
-            flight = self.window.next(now)
-            if flight is not None:
-                order = flight.order
-                self.counters.sent_frames += 1
-                self.counters.sent_bytes += len(flight.data)
-                self._queued.append((flight, order, await link.send(flight.data)))
-            elif await self._read(now):
-                await asyncio.sleep(0)  # devices come first
-            else:
-                await self._sleep(self._until(now))
+        try:
+            while True:
+                self._look()
+                now = self._clock.mono()
+                flight = self.window.next(now)
+                if flight is not None:
+                    order = flight.order
+                    self.counters.sent_frames += 1
+                    self.counters.sent_bytes += len(flight.data)
+                    self._queued.append((flight, order, await link.send(flight.data)))
+                elif await self._read(now):
+                    await asyncio.sleep(0)  # devices come first
+                else:
+                    await self._sleep(self._until(now))
+        finally:
+            self._link = None
+            self._queued.clear()
+            self.window.reset()
 
     def _look(self) -> None:
         """Tell the window which frames have left the socket's queue."""
