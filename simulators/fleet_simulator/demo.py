@@ -18,7 +18,7 @@ from asyncio.subprocess import DEVNULL, PIPE, STDOUT
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fleet_simulator.deployment import Deployment, Plan, Site
 from fleet_simulator.fleet import Fleet
@@ -35,10 +35,16 @@ PATIENCE: Final = 30.0
 
 _LOOK: Final = 0.5
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class GatewayView:
-    """What is to be seen of one gateway. ``backlog``: messages not in the cloud yet; None while nobody answers."""
+    """What is to be seen of one gateway.
+
+    ``agent``: ``running`` or ``killed``. ``link``: ``cut``, or what the agent says of it. ``backlog``: messages that
+    are not in the cloud yet; None while nobody answers.
+    """
 
     name: str
     agent: str
@@ -87,6 +93,7 @@ class _Seen:
     """What was last heard of the processes."""
 
     backlog: dict[str, int | None] = field(default_factory=dict)
+    link: dict[str, str] = field(default_factory=dict)
     records: int | None = None
 
 
@@ -174,7 +181,7 @@ class Demo:
         self._tell(f"the uplink of {site.name} is cut for {self._cut:.0f} s; its vehicles notice nothing")
         await asyncio.sleep(self._cut)
         await site.link.restore()
-        self._tell(f"the uplink of {site.name} is back")
+        self._tell(f"the uplink of {site.name} is whole again; its agent finds out at its next attempt")
 
     async def _crash(self, site: Site) -> None:
         await asyncio.sleep(0.6 * self._seconds)
@@ -220,6 +227,7 @@ class Demo:
         while True:
             for site in self._deployment.sites.values():
                 self._seen.backlog[site.name] = await _asked(site.backlog())
+                self._seen.link[site.name] = await _asked(site.link_state()) or "–"
             self._seen.records = await _asked(self._deployment.routed()) or self._seen.records
             self._look()
             await asyncio.sleep(_LOOK)
@@ -235,7 +243,7 @@ class Demo:
                 GatewayView(
                     name=site.name,
                     agent="running" if site.agent.running else "killed",
-                    link="cut" if site.link.is_cut else "up",
+                    link="cut" if site.link.is_cut else self._seen.link.get(site.name, "–"),
                     backlog=self._seen.backlog.get(site.name),
                     acked=sum(one.acked.count for one in devices),
                     vehicles=sum(one.connected for one in devices),
@@ -274,7 +282,7 @@ class Demo:
         return Outcome(verdict, self._command_state, facts)
 
 
-async def _asked(asking: Coroutine[Any, Any, int]) -> int | None:
+async def _asked(asking: Coroutine[Any, Any, T]) -> T | None:
     try:
         return await asking
     except Unavailable:

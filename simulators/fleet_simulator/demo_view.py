@@ -10,8 +10,8 @@ from rich.text import Text
 from fleet_simulator.demo import Outcome, View
 
 _EVENTS = 12
-_GOOD = {"up": "green", "running": "green"}
-_BAD = {"cut": "bold red", "killed": "bold red"}
+_GOOD = {"online": "green", "running": "green"}
+_BAD = {"cut": "bold red", "killed": "bold red", "offline": "red"}
 
 
 def live(view: View) -> RenderableType:

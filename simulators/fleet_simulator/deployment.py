@@ -65,6 +65,10 @@ class Site:
         """Return how many messages the agent has that are not in the cloud yet. Raises Unavailable."""
         return sum(int(lane["count"]) for lane in (await self.snapshot())["lanes"])
 
+    async def link_state(self) -> str:
+        """Return what the agent says of its uplink: ``online``, ``connecting``, ``offline``. Raises Unavailable."""
+        return str((await self.snapshot())["link"]["state"])
+
 
 class Deployment:
     """A deployment; it is there while :meth:`running` is open."""

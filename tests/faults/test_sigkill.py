@@ -58,6 +58,14 @@ async def test_b1_what_was_acknowledged_survives_sigkill_once_and_in_order(tmp_p
     assert verdict.acked > 100 * KILLS
 
 
+async def test_ingest_into_kafka_survives_sigkill_once_and_in_order(tmp_path: Path, kafka: str) -> None:
+    """R1 to R3: a transaction cut off anywhere is finished or forgotten by the next owner, never done twice."""
+    plan = Plan(gateways=("depot-1",), kafka=kafka, forward={"linger_ms": 20})
+    verdict = await run(tmp_path, plan, "ingest", kills=KILLS, patience=120, seed=12)
+    assert verdict.passed, (verdict, verdict.examples)
+    assert verdict.acked > 100 * KILLS
+
+
 async def test_b1_the_control_that_acks_before_the_commit_fails(tmp_path: Path) -> None:
     broken = [sys.executable, str(Path(__file__).with_name("agent_acks_early.py"))]
     plan = Plan(gateways=("depot-1",), forward={"linger_ms": 20}, agent_command=broken)

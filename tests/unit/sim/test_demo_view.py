@@ -15,7 +15,7 @@ VIEW = View(
     stage="driving",
     gateways=(
         GatewayView("depot-1", "running", "cut", 730, 800, 10),
-        GatewayView("depot-2", "killed", "up", None, 812, 0),
+        GatewayView("depot-2", "killed", "online", None, 812, 0),
     ),
     connected=10,
     acked=1612,
@@ -38,7 +38,7 @@ def test_the_live_picture_says_it_all(width: int) -> None:
     assert "driving 17/60 s: 10 vehicles connected, 1612 messages acknowledged" in text
     rows = [line.split() for line in text.splitlines()]
     assert ["depot-1", "running", "cut", "730", "10", "800"] in rows
-    assert ["depot-2", "killed", "up", "–", "0", "812"] in rows
+    assert ["depot-2", "killed", "online", "–", "0", "812"] in rows
     assert "9.0 s  the uplink of depot-1 is cut [for] 15 s" in text
 
 
@@ -51,7 +51,7 @@ def test_only_the_last_events_are_drawn() -> None:
 def test_the_plain_line() -> None:
     assert plain(VIEW) == (
         "  17.2 s  driving 17/60 s: 10 vehicles connected, 1612 messages acknowledged, 7 wait, 850 routed; "
-        "depot-1: agent running, uplink cut, backlog 730, depot-2: agent killed, uplink up, backlog ?"
+        "depot-1: agent running, uplink cut, backlog 730, depot-2: agent killed, uplink online, backlog ?"
     )
 
 
