@@ -96,7 +96,11 @@ class Broker(Exchange):
             Arrival(client.client_id, client.user, client.version, self.wall_ms, self.mono_ns, raw, publishes, keep)
         )
         if count:
-            ticket.chunks.append(memory.add(publishes, count, len(raw), pending.mark))
+            chunk = memory.add(publishes, count, len(raw), pending.mark)
+            if run.pubrecs:
+                memory.hold(chunk, run.pubrecs)
+            else:
+                ticket.chunks.append(chunk)
             pending.clients.add(client.client_id)
             ticket.acks += count
             counters.received_1 += len(run.pubacks)
@@ -154,23 +158,24 @@ class Broker(Exchange):
             session.connection.close("taken over")
             session = self.sessions.get(client_id)
         changes = self.pending.batch.changes
-        present, changed = False, True
+        present = False
         if packet.clean:
-            changed = session is not None
             if session is not None:
                 self._forget(session)
                 changes.append(SessionDeleted(client_id))
+                self.pending.sessions.add(client_id)
             session = self.sessions[client_id] = Session(client_id, packet.version, persistent=False)
         elif session is None:
             session = self.sessions[client_id] = Session(client_id, packet.version, persistent=True)
             self._persistent += 1
             changes.append(SessionOpened(client_id, packet.version))
+            self.pending.sessions.add(client_id)
         else:
             present = True
-            changed = session.version != packet.version
-            if changed:
+            if session.version != packet.version:
                 session.version = packet.version
                 changes.append(SessionOpened(client_id, packet.version))
+                self.pending.sessions.add(client_id)
         session.connection = connection
         connection.session = session
         connection.client = client
@@ -180,7 +185,8 @@ class Broker(Exchange):
         if memory.freeze():
             self._freeze(client_id)
         answer = codec.connack(packet.version, ConnackCode.ACCEPTED, present=present)
-        if changed:  # a state that is not durable yet must not be promised
+        if any(client_id in each.sessions for each in (self.pending, self.committing) if each is not None):
+            # a state that is not durable yet must not be promised, nor PUBREL be sent from it
             connection.owe().out.append(answer)
             self.pending.after.append(lambda error: self._welcome(connection) if error is None else None)
         else:
@@ -312,7 +318,9 @@ class Broker(Exchange):
     def received(self, session: Session, out: Outgoing | None) -> None:
         """A client answered QoS 2 with PUBREC; PUBREL must wait until that is durable."""
         if out is not None and session.persistent:
-            self.touch().batch.changes.append(Received(session.client_id, out.n))
+            pending = self.touch()
+            pending.batch.changes.append(Received(session.client_id, out.n))
+            pending.sessions.add(session.client_id)
 
     def hold(self, session: Session, pid: bytes) -> None:
         """A client published QoS 2 under this id."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from waybill.mqtt import codec
 from waybill.mqtt.codec import Malformed, UnsupportedVersion
 from waybill.mqtt.pending import QUIET, Route, Ticket
+from waybill.mqtt.resend import Chunk
 from waybill.mqtt.settings import KIB, Client
 
 if TYPE_CHECKING:
@@ -285,7 +286,8 @@ class Connection:
         ticket = self.answer(codec.acks(codec.PUBREC if h & 4 else codec.PUBACK, (pid,)))
         ticket.acks += 1
         if not isinstance(copy, bool):
-            ticket.copies.append(copy)
+            if not h & 4:
+                ticket.copies.append(copy)
             if not copy.stored:
                 broker.concern(copy, self)
 
@@ -314,7 +316,12 @@ class Connection:
         elif h == codec.PUBREL:
             pid = codec.parse_ack(body)
             broker.release(session, pid)
-            self.answer(codec.acks(codec.PUBCOMP, (pid,)))
+            ticket = self.answer(codec.acks(codec.PUBCOMP, (pid,)))
+            proven = self.memory.release(pid) if self.memory is not None else None
+            if isinstance(proven, Chunk):
+                ticket.chunks.append(proven)
+            elif proven is not None:
+                ticket.copies.append(proven)
         elif h == codec.PUBCOMP:
             broker.done(session, session.completed(codec.parse_ack(body)))
         elif h == codec.SUBSCRIBE:

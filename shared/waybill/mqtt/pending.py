@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from waybill.mqtt.resend import Commit
-from waybill.mqtt.state import Batch, InboundHeld, Queued, RetainCleared, Retained
+from waybill.mqtt.state import Batch, InboundHeld, Queued, ResendFrozen, RetainCleared, Retained
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from waybill.mqtt.settings import OnMessage
     from waybill.mqtt.state import Change
 
-OF_ARRIVALS = (Queued, InboundHeld, Retained, RetainCleared)
-"""Changes that a publish made: they fall with it when its commit fails. Others are facts and go into the next batch."""
+NOT_INHERITED = (Queued, InboundHeld, Retained, RetainCleared, ResendFrozen)
+"""Changes that fall when their commit fails: what a publish made, and memories, which are written anew (``frozen``).
+
+All others are facts and go into the next batch.
+"""
 
 
 class Route:
@@ -60,6 +63,7 @@ class Pending:
     ``after``: called with None when the commit returned, else with its error. ``undo``: called when it failed, last
     first.
     ``concerned``: connections to be closed then besides those with a ticket. ``clients``: whose messages it stores.
+    ``sessions``: clients whose CONNACK must wait for it.
     """
 
     __slots__ = (
@@ -71,6 +75,7 @@ class Pending:
         "frozen",
         "mark",
         "queued",
+        "sessions",
         "tickets",
         "undo",
         "woken",
@@ -87,10 +92,12 @@ class Pending:
         self.undo: list[Callable[[], object]] = []
         self.concerned: set[Connection] = set()
         self.clients: set[str] = set()
+        self.sessions: set[str] = set()
         self.woken = False
 
     def inherit(self, failed: Pending) -> None:
         """Take over the facts of a batch whose commit failed; they come first."""
-        facts: list[Change] = [change for change in failed.batch.changes if not isinstance(change, OF_ARRIVALS)]
+        facts: list[Change] = [change for change in failed.batch.changes if not isinstance(change, NOT_INHERITED)]
         self.batch.changes[:0] = facts
+        self.sessions |= failed.sessions
         self.frozen = dict.fromkeys(failed.frozen, 0) | self.frozen

@@ -9,7 +9,8 @@ What is remembered of a client
     peer's TCP has acknowledged the bytes of its PUBACKs (``prove``). ``frozen``: what was still unproven when an
     earlier connection ended; one by one it leaves when a copy of it was acknowledged and that is proven, or when its
     packet id is used anew. A DISCONNECT empties both, except for what was not yet acknowledged by then: its ack
-    cannot have arrived.
+    cannot have arrived. What ends a QoS 2 message is its PUBCOMP: until then clients without a session (paho with clean
+    sessions) publish it again.
 
 Cost. A chunk is a reference to what was read; hashes are made when the first DUP=1 comes (or when more than
 ``FOLD_BYTES`` are held, so that the memory does not keep the reads alive), and from then on until nothing is left.
@@ -104,9 +105,13 @@ class Entry:
 
 
 class Chunk:
-    """What one read brought. ``end``: where its acks end in the connection's output; None until they were written."""
+    """What one read brought.
 
-    __slots__ = ("commit", "count", "end", "entries", "publishes", "size")
+    ``end``: where its last acks end in the connection's output, None until all were written.
+    ``unreleased``: messages of QoS 2 whose PUBREL has not come.
+    """
+
+    __slots__ = ("commit", "count", "end", "entries", "publishes", "size", "unreleased")
 
     def __init__(self, publishes: Sequence[Publish], count: int, size: int, commit: Commit) -> None:
         self.publishes: Sequence[Publish] | None = publishes
@@ -114,6 +119,7 @@ class Chunk:
         self.size = size
         self.commit = commit
         self.end: int | None = None
+        self.unreleased = 0
         self.entries: list[Entry] = []
 
     def fold(self) -> list[Entry]:
@@ -135,7 +141,18 @@ class ClientMemory:
     ``judge``, ``freeze``, and ``add`` past FOLD_BYTES.
     """
 
-    __slots__ = ("_counts", "_newest", "_reacked", "_unfolded", "frozen", "tail", "tail_count", "touched", "window")
+    __slots__ = (
+        "_counts",
+        "_newest",
+        "_reacked",
+        "_second",
+        "_unfolded",
+        "frozen",
+        "tail",
+        "tail_count",
+        "touched",
+        "window",
+    )
 
     def __init__(self, window: int = DUP_WINDOW, saved: Sequence[ResendEntry] = ()) -> None:
         self.window = window
@@ -147,6 +164,7 @@ class ClientMemory:
         self._newest: dict[int, Entry] | None = None  # the index: only while it is needed
         self._counts: dict[bytes, int] = {}
         self._reacked: deque[tuple[int, Entry]] = deque()
+        self._second: dict[bytes, Chunk] = {}  # by id: QoS 2 of the tail whose PUBREL has not come
         if self.frozen:
             self._index()
 
@@ -185,6 +203,20 @@ class ClientMemory:
             self._trim()
         return chunk
 
+    def hold(self, chunk: Chunk, packet_ids: Sequence[bytes]) -> None:
+        """Note the ids of QoS 2 in a chunk: its acks are not all written before the last PUBCOMP."""
+        chunk.unreleased = len(packet_ids)
+        for pid in packet_ids:
+            self._second[pid] = chunk
+
+    def release(self, pid: bytes) -> Chunk | Entry | None:
+        """PUBREL came: return what the end of its PUBCOMP will prove, a whole chunk or one frozen message."""
+        chunk = self._second.pop(pid, None)
+        if chunk is not None:
+            chunk.unreleased -= 1
+            return None if chunk.unreleased else chunk
+        return (self._newest or {}).get(int.from_bytes(pid, "big")) if self.frozen else None
+
     def judge(self, pid: bytes, topic: bytes, payload: bytes, flags: int, properties: bytes = b"") -> Entry | None:
         """Return the remembered message of which this PUBLISH with DUP=1 is a copy; None: it is to be stored."""
         if not self.tail_count and not self.frozen:
@@ -214,6 +246,7 @@ class ClientMemory:
         self.tail.clear()
         self.tail_count = 0
         self._reacked.clear()
+        self._second.clear()
         if self.frozen:
             self._index()
         changed = self.touched
@@ -281,6 +314,8 @@ class ClientMemory:
 
     def _drop(self, chunk: Chunk) -> None:
         """Undo a chunk that has left the tail."""
+        if chunk.unreleased:
+            self._second = {pid: each for pid, each in self._second.items() if each is not chunk}
         self.tail_count -= chunk.count
         self._unfolded -= chunk.size
         if self._newest is not None:

@@ -193,6 +193,21 @@ def test_b1_pubrel_waits_until_pubrec_is_durable() -> None:
     assert sub.take() == rig.pubrel(1)
 
 
+def test_b1_a_reconnect_does_not_overtake_the_commit_of_pubrec() -> None:
+    r = Rig()
+    sub = subscriber(r, ("a", 2), clean=False)
+    r.client("pub")(rig.publish("a", b"x", 2, 1))
+    r.commit()
+    sub(rig.pubrec(1))
+    pending = r.broker.cut()
+    sub.drop()
+    sub = Wire(r)
+    assert sub(rig.connect("sub", clean=False)) == b""
+    r.broker.committed(pending)
+    r.commit()
+    assert sub.take() == rig.PRESENT + rig.pubrel(1)
+
+
 def test_what_arrives_during_a_commit_is_one_batch() -> None:
     r = Rig()
     wires = [r.client(f"c{n}") for n in range(3)]

@@ -134,6 +134,48 @@ def test_o3_qos_2_without_session_state_goes_by_o1() -> None:
     assert wire.take() == rig.pubcomp(1)
 
 
+def test_o3_qos_2_is_not_over_before_pubcomp_arrived() -> None:
+    """A client without a session publishes QoS 2 again although its PUBREC has come (paho with clean sessions)."""
+    r = Rig()
+    wire = r.client()
+    wire(first(1, 2))
+    r.commit()
+    wire.all_acknowledged()
+    wire(rig.pubrel(1), first(2, 2))
+    r.commit()
+    wire.drop()
+    wire = r.client()
+    wire(again(1, 2), again(2, 2))
+    r.commit()
+    assert r.stored == [b"m1", b"m2"]
+    wire(rig.pubrel(1))
+    r.commit()
+    wire.all_acknowledged()
+    wire.drop()
+    wire = r.client()
+    wire(again(1, 2), again(2, 2))
+    r.commit()
+    assert r.stored == [b"m1", b"m2", b"m1"]
+
+
+def test_qos_2_chunks_leave_the_memory_with_their_last_pubcomp() -> None:
+    r = Rig()
+    wire = r.client()
+    wire(first(1, 2), first(2, 2), first(3))
+    r.commit()
+    wire.all_acknowledged()
+    wire(rig.pubrel(1))
+    r.commit()
+    wire.all_acknowledged()
+    wire(first(4))
+    wire(rig.pubrel(2))
+    r.commit()
+    wire.all_acknowledged()
+    wire(first(5))
+    r.commit()
+    assert [each.keep for each in r.sink.arrivals] == [0, 3, 0]
+
+
 def test_keep_counts_what_was_not_proven() -> None:
     r = Rig()
     wire = r.client()
@@ -269,6 +311,20 @@ def test_o2_a_copy_is_not_acked_when_that_commit_fails() -> None:
     r.commit()
     assert wire.take() == rig.puback(1)
     assert r.stored == [b"m1"]
+
+
+def test_o2_a_memory_written_down_in_a_failed_commit_is_not_written_again() -> None:
+    r = Rig()
+    wire, other = r.client(), r.client("other")
+    wire(first(1))
+    wire.drop()
+    r.commit_one(FAULT)
+    other(first(2))
+    r.commit()
+    r.restart()
+    r.client()(again(1))
+    r.commit()
+    assert r.stored == [b"m2", b"m1"]
 
 
 @pytest.mark.parametrize("clean", [True, False])
