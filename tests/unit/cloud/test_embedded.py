@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -251,6 +252,25 @@ async def test_b2_after_an_error_of_the_disk_the_file_is_opened_anew_before_anyt
         assert log._writer is not writer
         found = await read_to_end(log, [TOPICS.frames])
         assert [(record.offset, record.value) for record in found] == [(0, b"1"), (1, b"3")]
+
+
+async def test_a_transaction_that_fails_midway_leaves_nothing(path: Path) -> None:
+    async with opened(path) as log:
+        add = log._add
+
+        def failing(*arguments: Any) -> tuple[int, int]:
+            if arguments[1].value == b"bad":
+                raise sqlite3.OperationalError("disk I/O error")
+            return add(*arguments)
+
+        log._add = failing  # type: ignore[method-assign,assignment]
+        partition = EmbeddedPartition(log, 0)
+        await partition.load()
+        records = [OutRecord("t", b"k", value, []) for value in (b"good", b"bad")]
+        with pytest.raises(Unavailable, match="disk I/O error"):
+            await partition.commit(Step(records, {b"l": b"1"}, 3))
+        assert (await partition.load()).ledger == {}
+        assert await read_to_end(log, ["t"]) == []
 
 
 async def test_what_was_acked_is_there_after_sigkill(path: Path) -> None:

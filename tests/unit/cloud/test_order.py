@@ -2,6 +2,7 @@
 
 from itertools import permutations
 
+from cloud_ingest.journal.port import JournalRecord
 from cloud_ingest.router.state import Limits
 from tests.support.gateway import BASE_MS, Bench, Epoch, control, expected, receipt, values
 
@@ -139,3 +140,13 @@ def test_r7_giving_up_a_new_epochs_frame_lets_the_frames_of_the_epoch_before_go_
     bench.feed(ONE.frame(3, 4))
     bench.now += 20_000
     assert values(bench.step(at_end=True)) == [*expected(1, 3, 4), *expected(2, 1, 2)]
+    assert (
+        bench.state.counters.given_up == 4
+    )  # at that moment: 1 to 4 of epoch 1, of which 3 and 4 came out of what was held
+
+
+def test_e4_what_is_let_go_first_stays_first_where_the_step_is_full() -> None:
+    bench = Bench()
+    bench.feed(ONE.frame(3, 4))
+    bench.journal.append(JournalRecord(0, 1, bench.now, "gw", Epoch(2, prev=1, prev_last=4, oldest=2).frame(1, 2)))
+    assert values(bench.step(limit=1)) == [*expected(1, 3, 4), *expected(2, 1, 2)]

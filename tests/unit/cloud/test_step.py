@@ -303,6 +303,16 @@ def test_c1_a_malformed_command_is_rejected_once_and_its_id_is_taken() -> None:
     assert bench.step(at_end=True) == []
 
 
+def test_c1_a_state_read_before_its_command_counts_as_well() -> None:
+    commands = Commands(lambda _: True)
+    value = msgspec.json.encode(status("delivered"))
+    commands.learn(TopicRecord(TOPICS.command_status, 0, 0, 0, b"c-1", value, ()), TOPICS.commands)
+    commands.learn(command(), TOPICS.commands)
+    assert commands.due(BASE_MS + 60_000, 10, lambda _: False) == []
+    (expired,) = commands.due(BASE_MS + 60_000 + ANSWER_MS, 10, lambda _: False)
+    assert expired.reason == "delivered, but its device did not answer"
+
+
 def test_c1_the_first_record_of_an_id_wins() -> None:
     bench = Bench()
     bench.commands.learn(command(), TOPICS.commands)

@@ -5,6 +5,7 @@ import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -285,6 +286,21 @@ async def test_c1_expired_is_written_by_the_router_once_over_restarts(log: Embed
             await asyncio.sleep(0.1)
     found = [msgspec.json.decode(r.value or b"", type=CommandStatus) for r in await records(log, TOPICS.command_status)]
     assert sorted((each.id, each.state) for each in found) == [("c-1", "expired"), ("c-2", "rejected")]
+
+
+async def test_c1_nothing_is_routed_before_all_states_written_earlier_are_known(log: EmbeddedLog) -> None:
+    def states(name: str, state: Literal["delivered", "expired"]) -> CommandStatus:
+        return CommandStatus(name, GATEWAY, "V7", state, 5)
+
+    old = [states(f"c-{n}", "expired") for n in range(3_000)]
+    rows = [OutRecord(TOPICS.command_status, each.id.encode(), msgspec.json.encode(each), []) for each in old]
+    partition = EmbeddedPartition(log, 0)
+    await partition.load()
+    await partition.commit(Step(rows, {}, 0))
+    await log.append_frame(GATEWAY, control(5, 1, states("c-2999", "delivered")))
+    async with routing(Router(log, TOPICS, ROUTES), EmbeddedPartition(log, 0)):
+        (letter,) = await written(log, TOPICS.dead_letters, 1)
+    assert header(letter, "waybill_error") == b"the command's state is expired already"
 
 
 async def test_c1_states_of_gateways_are_written_in_the_frames_transaction(log: EmbeddedLog) -> None:
