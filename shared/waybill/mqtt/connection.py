@@ -1,6 +1,6 @@
 """One connection of a client: bytes in, packets understood, answers out. No I/O.
 
-A shell fills in the methods at the end of the class.
+A shell fills in the methods that :class:`waybill.mqtt.output.Output` leaves open.
 
 ``feed`` is the hot path. A read is parsed in one loop; runs of consecutive PUBLISH packets become one arrival, sliced
 whole out of what was read. Everything else goes through ``_packet``.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from waybill.mqtt import codec
 from waybill.mqtt.codec import Malformed, UnsupportedVersion
+from waybill.mqtt.output import Output
 from waybill.mqtt.pending import QUIET, Route, Ticket
 from waybill.mqtt.resend import Chunk
 from waybill.mqtt.settings import KIB, Client
@@ -29,9 +30,6 @@ CONNECT_LIMIT: Final = 256 * KIB
 TOPICS_ASKED: Final = 1024
 """Topics a connection, for which the answer of ``authorize_publish`` is remembered."""
 
-CHARGE: Final = 128
-"""Bytes that a packet other than PUBLISH counts as uncommitted, besides its own."""
-
 SECOND: Final = 1_000_000_000
 
 
@@ -47,7 +45,7 @@ class Run:
         self.hits: list[tuple[Route, bytes, bytes, int]] = []
 
 
-class Connection:
+class Connection(Output):
     """The server's end of one connection. ``session`` is None before CONNECT and after the end."""
 
     __slots__ = (
@@ -55,31 +53,21 @@ class Connection:
         "_mark",
         "_need",
         "_rest",
-        "broker",
         "choked",
         "client",
-        "closed",
         "finishing",
         "keepalive_ns",
         "memory",
-        "obuf",
-        "obuf_bytes",
-        "open_tickets",
         "opened_ns",
-        "paused",
         "ready",
         "seen_ns",
         "session",
         "stuck",
-        "ticket",
-        "ticket_of",
-        "uncommitted",
         "will",
-        "written",
     )
 
     def __init__(self, broker: Broker) -> None:
-        self.broker = broker
+        super().__init__(broker)
         self.opened_ns = self.seen_ns = broker.mono_ns
         self.session: Session | None = None
         self.client: Client | None = None
@@ -87,18 +75,9 @@ class Connection:
         self.will: Will | None = None
         self.keepalive_ns = 0
         self.ready = False  # CONNACK was written
-        self.closed = False
         self.finishing = False  # to be closed when the last ack is out
-        self.paused = False
         self.choked = False  # more output waits than output_bytes
         self.stuck: tuple[int, int] | None = None  # since when, and with how much output, nothing was read
-        self.written = 0
-        self.uncommitted = 0
-        self.obuf: list[bytes] = []
-        self.obuf_bytes = 0
-        self.ticket: Ticket | None = None
-        self.ticket_of: object = None
-        self.open_tickets = 0
         self._rest: bytearray | None = None
         self._need = 0
         self._mark = 0
@@ -352,31 +331,6 @@ class Connection:
             pending.tickets.append(self.ticket)
         return self.ticket
 
-    def answer(self, packet: bytes, size: int = 0) -> Ticket:
-        """Owe a packet; what it answers counts as uncommitted with ``size`` bytes and a charge."""
-        ticket = self.owe()
-        ticket.out.append(packet)
-        self.charge(ticket, CHARGE + size)
-        return ticket
-
-    def charge(self, ticket: Ticket, size: int) -> None:
-        """Count uncommitted bytes; reading pauses at the limits."""
-        broker = self.broker
-        ticket.size += size
-        self.uncommitted += size
-        broker.uncommitted += size
-        if (
-            self.uncommitted > broker.settings.uncommitted_bytes
-            or broker.uncommitted > broker.settings.uncommitted_bytes_all
-        ):
-            self.hold()
-
-    def settle(self, ticket: Ticket) -> None:
-        """The commit of a ticket returned, or failed: its bytes no longer count."""
-        self.uncommitted -= ticket.size
-        self.broker.uncommitted -= ticket.size
-        self.open_tickets -= 1
-
     def pay(self, ticket: Ticket) -> None:
         """Write what a ticket owes, and remember where it ends (O1)."""
         if ticket.out:
@@ -392,27 +346,12 @@ class Connection:
         if self.finishing:
             self.finish()
 
-    def push(self, packet: bytes) -> None:
-        """Add a packet to the output; ``flush`` writes it."""
-        self.obuf.append(packet)
-        self.obuf_bytes += len(packet)
-
     def offer(self, packet: bytes, limit: int) -> bool:
         """Add a PUBLISH of QoS 0, unless more than ``limit`` bytes wait already."""
         if not self.ready or self.choked or self.obuf_bytes > limit:
             return False
         self.push(packet)
         return True
-
-    def flush(self) -> None:
-        """Write the output in one piece."""
-        if self.obuf and not self.closed:
-            data = self.obuf[0] if len(self.obuf) == 1 else b"".join(self.obuf)
-            self.written += len(data)
-            self.broker.counters.bytes_out += len(data)
-            self.write(data)
-        self.obuf.clear()
-        self.obuf_bytes = 0
 
     def pump(self) -> None:
         """Send what waits for this client, as far as the window and its reading allow."""
@@ -495,33 +434,3 @@ class Connection:
         self.closed = True
         self.broker.paused.discard(self)
         self.obuf.clear()
-
-    # -- what a shell provides -----------------------------------------------------------------------------------
-
-    def peer(self) -> tuple[bytes | None, str]:
-        """Return the verified certificate of the peer (DER) or None, and its address."""
-        raise NotImplementedError
-
-    def write(self, data: bytes) -> None:
-        """Send bytes; never blocks."""
-        raise NotImplementedError
-
-    def shut(self) -> None:
-        """Close the transport after what was written."""
-        raise NotImplementedError
-
-    def pause(self) -> None:
-        """Stop reading."""
-        raise NotImplementedError
-
-    def resume(self) -> None:
-        """Read again."""
-        raise NotImplementedError
-
-    def buffered(self) -> int:
-        """Return how many bytes of output wait in the process."""
-        raise NotImplementedError
-
-    def acknowledged(self) -> int | None:
-        """Return how many bytes of the output the peer's TCP has acknowledged; None: unknown."""
-        raise NotImplementedError
