@@ -27,6 +27,9 @@ ANSWER_MS: Final = 30_000
 REMEMBERED: Final = 100_000
 """Ids whose states are remembered; beyond it the oldest are forgotten."""
 
+MAX_OPEN: Final = 100_000
+"""Commands that are watched for their expiry at once; what is beyond is overlooked until the topics are read again."""
+
 TERMINAL: Final = frozenset({"done", "expired", "rejected"})
 
 _decode_status = msgspec.json.Decoder(CommandStatus).decode
@@ -51,10 +54,16 @@ class Commands:
         self._states: dict[str, str] = {}
         self._due: list[tuple[int, str]] = []
         self._rejected: dict[str, CommandStatus] = {}
+        self._overlooked = False
 
     def __len__(self) -> int:
         """How many commands have no terminal state."""
         return len(self._open)
+
+    @property
+    def stale(self) -> bool:
+        """Whether commands were overlooked, and there is room for them by now: read the topics again."""
+        return self._overlooked and len(self._open) <= MAX_OPEN // 2
 
     def learn(self, record: TopicRecord, topic: str) -> None:
         """Take in a record of the commands topic (where it is of ``topic``) or of the statuses topic."""
@@ -78,6 +87,9 @@ class Commands:
             self._rejected[name] = CommandStatus(
                 name, command.gateway or key, command.device, "rejected", record.stamp_ms, reason=str(command)
             )
+            return
+        if len(self._open) >= MAX_OPEN:
+            self._overlooked = True
             return
         self._open[name] = Open(command.gateway, command.device, command.expires_ms)
         late = ANSWER_MS if name in self._states else 0

@@ -210,6 +210,8 @@ class _Worker:
             if follower.done():
                 follower.result()
                 raise Unavailable("the commands topics cannot be followed any more")
+            if state.commands.stale:
+                raise Unavailable("there is room for more commands: they are read again")
             records, at_end = await self._log.read(self._limits.read_frames, READ_WAIT)
             log_start = None
             if (now := time.monotonic()) >= self._forget_at:

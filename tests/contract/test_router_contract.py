@@ -1,4 +1,4 @@
-"""The whole router over every log: each message once, in order, over restarts, with its ledger and its commands' states."""
+"""The whole router over every log: each message once, in order, over restarts, with ledger and states of commands."""
 
 import asyncio
 import contextlib

@@ -5,6 +5,7 @@ import pytest
 
 from cloud_ingest.config import Route
 from cloud_ingest.journal.port import JournalRecord, OutRecord, TopicRecord
+from cloud_ingest.router import commands as module
 from cloud_ingest.router.commands import ANSWER_MS, Commands
 from cloud_ingest.router.entry import Key, Offsets
 from cloud_ingest.router.ledger import Ledger
@@ -319,6 +320,19 @@ def test_c1_the_first_record_of_an_id_wins() -> None:
     bench.commands.learn(command(expires_ms=BASE_MS + 1), TOPICS.commands)
     bench.now += 30_000
     assert bench.step(at_end=True) == []
+
+
+def test_c1_what_is_watched_for_expiry_is_bounded_and_read_again_when_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "MAX_OPEN", 4)
+    commands = Commands(lambda _: True)
+    for n in range(6):
+        commands.learn(command(f"c-{n}"), TOPICS.commands)
+    assert (len(commands), commands.stale) == (4, False)
+    for n in range(2):
+        commands.note(status("done", f"c-{n}"))
+    assert (len(commands), commands.stale) == (2, True)
 
 
 def test_c1_only_the_owner_of_the_gateways_partition_writes() -> None:
