@@ -54,7 +54,14 @@ def trouble_of(error: BaseException) -> Trouble | None:
 
 
 class Connection(aiosqlite.Connection):
-    """An aiosqlite connection that runs whole functions in its thread."""
+    """An aiosqlite connection that runs whole functions in its thread.
+
+    The thread is a daemon: a disk that does not answer must not keep the process from ending.
+    """
+
+    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
+        super().__init__(connector, 64)
+        self._thread.daemon = True
 
     async def run(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``work(connection, …)`` in the connection's thread and return its result; its errors come through."""
@@ -70,7 +77,7 @@ async def connect(path: Path, synchronous: str) -> Connection:
 
     Raises ConfigError where the file is not the buffer's or newer than this program; sqlite3.Error otherwise.
     """
-    connection = Connection(lambda: _open(path, synchronous), 64)
+    connection = Connection(lambda: _open(path, synchronous))
     try:
         await connection
     except BaseException as error:

@@ -71,6 +71,8 @@ async def test_below_the_floor_commits_wait_and_a_close_ends_the_wait(tmp_path: 
     acked, held = await fill(buffer)
     assert acked == 0
     assert "free on the disk of" in buffer.fault
+    assert await buffer.receive(Envelope("id", "command", "V1", "x", b"", 10), 0)  # small, and not asked
+    assert "free on the disk of" in buffer.fault
     await buffer.close()
     with pytest.raises(Unavailable, match="closed"):
         await held
