@@ -30,6 +30,7 @@ CONNECT_LIMIT: Final = 256 * KIB
 TOPICS_ASKED: Final = 1024
 """Topics a connection, for which the answer of ``authorize_publish`` is remembered."""
 
+NO_ID: Final = b"\0\0"
 SECOND: Final = 1_000_000_000
 
 
@@ -169,9 +170,9 @@ class Connection(Output):
                 if asked is not None and topic not in asked:
                     self._ask(topic)
                 if h & 6:
-                    pid: bytes | None = data[k : k + 2]
+                    pid = data[k : k + 2]
                     k += 2
-                    if k > e or pid == b"\0\0":
+                    if k > e or pid == NO_ID:
                         raise Malformed("PUBLISH without a packet id")
                     payload = data[k:e]
                     if h & 12:  # DUP or QoS 2
@@ -180,25 +181,28 @@ class Connection(Output):
                             run = Run()
                             publishes, pubacks = run.publishes, run.pubacks
                             start = -1
-                        copy = self._copy(h, data[k - 2 : k], topic, payload)
+                        copy = self._copy(h, pid, topic, payload)
                         if copy is not None:
                             if start >= 0:
                                 self._run(data[start:i], run)
                                 run = Run()
                                 publishes, pubacks = run.publishes, run.pubacks
                                 start = -1
-                            self._answer_copy(h, data[k - 2 : k], copy)
+                            self._answer_copy(h, pid, copy)
                             i = e
                             continue
-                    (run.pubrecs if h & 4 else pubacks).append(data[k - 2 : k])
+                    if h & 4:
+                        run.pubrecs.append(pid)
+                    else:
+                        pubacks.append(pid)
                 else:
                     if h & 8:
                         raise Malformed("DUP with QoS 0")
-                    pid = None
+                    pid = b""
                     payload = data[k:e]
                 if start < 0:
                     start = i
-                publishes.append((topic, payload, h & 15, pid, i - start, e - start, b""))
+                publishes.append((topic, payload, h & 15, pid or None, i - start, e - start, b""))
                 if route is not QUIET or h & 1:
                     run.hits.append((route, topic, payload, h))
                 i = e
