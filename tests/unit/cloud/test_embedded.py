@@ -271,6 +271,8 @@ async def test_a_transaction_that_fails_midway_leaves_nothing(path: Path) -> Non
             await partition.commit(Step(records, {b"l": b"1"}, 3))
         assert (await partition.load()).ledger == {}
         assert await read_to_end(log, ["t"]) == []
+        await partition.commit(Step(records[:1], {}, 1))
+        assert [record.value for record in await read_to_end(log, ["t"])] == [b"good"]
 
 
 async def test_what_was_acked_is_there_after_sigkill(path: Path) -> None:

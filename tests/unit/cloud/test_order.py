@@ -146,7 +146,7 @@ def test_r7_giving_up_a_new_epochs_frame_lets_the_frames_of_the_epoch_before_go_
 
 
 def test_e4_what_is_let_go_first_stays_first_where_the_step_is_full() -> None:
-    bench = Bench()
-    bench.feed(ONE.frame(3, 4))
-    bench.journal.append(JournalRecord(0, 1, bench.now, "gw", Epoch(2, prev=1, prev_last=4, oldest=2).frame(1, 2)))
-    assert values(bench.step(limit=1)) == [*expected(1, 3, 4), *expected(2, 1, 2)]
+    bench = Bench(limits=Limits(step_messages=1))
+    bench.feed(ONE.frame(3, 3), ONE.frame(4, 4))
+    bench.journal.append(JournalRecord(0, 2, bench.now, "gw", Epoch(2, prev=1, prev_last=4, oldest=2).frame(1, 2)))
+    assert values(bench.step()) == [*expected(1, 3, 4), *expected(2, 1, 2)]
