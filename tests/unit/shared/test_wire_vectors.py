@@ -19,7 +19,7 @@ VECTORS: dict[str, list[dict[str, Any]]] = json.loads(
 )
 
 
-def vectors(kind: str) -> Any:
+def vectors(kind: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("vector", [pytest.param(v, id=v["name"]) for v in VECTORS[kind]])
 
 
