@@ -14,6 +14,7 @@ from edge_agent.buffer import engine, reader, sqlite
 from edge_agent.buffer.blocks import BLOCK_BYTES, parse
 from edge_agent.buffer.index import Tail
 from edge_agent.buffer.port import Commit
+from edge_agent.buffer.settings import BufferSettings
 from edge_agent.buffer.sqlite import SqliteBuffer
 from tests.support.buffer import chunk, commit, drain, messages, open_sqlite, payloads, span_of, until
 from waybill.errors import ConfigError
@@ -205,6 +206,17 @@ async def test_o3_only_what_is_not_proven_is_written_when_blocks_go(buffer: Sqli
         ("c", 9, 1),
     ]
     assert buffer._index.tails == {"c": Tail(10, 7)}
+
+
+async def test_o3_what_is_kept_of_a_client_is_bounded_on_disk_too(tmp_path: Path) -> None:
+    buffer = await open_sqlite(tmp_path, BufferSettings(ballast_bytes=0, min_free_bytes=0, dup_window=50))
+    for number in range(20):
+        await buffer.commit(Commit([chunk(*[b"x"] * 20, pid=1 + 20 * number, keep=20 * number)]))
+        await drain(buffer, settle=True)
+        await buffer.commit(Commit())
+    ((kept,),) = await asked(buffer, "SELECT sum(count) FROM resend_tail")
+    assert 50 <= kept < 50 + 20
+    await buffer.close()
 
 
 async def test_a_database_with_a_damaged_page_is_named(tmp_path: Path) -> None:
