@@ -1,5 +1,7 @@
 """SASL_SSL for real: the right login, and every wrong one with an answer that says what to do."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -16,6 +18,17 @@ from waybill.errors import ConfigError, WaybillError
 def secured(kafka_cluster: StartCluster) -> Cluster:
     """Return a broker that knows one user."""
     return kafka_cluster(users={"app": "secret"})
+
+
+@pytest.fixture(autouse=True)
+async def sockets() -> AsyncIterator[None]:
+    """Wait after each test until all sockets are closed: aiokafka does not await the end of TLS while it connects."""
+    yield
+    selector: Any = asyncio.get_running_loop().__dict__["_selector"]
+    for _ in range(200):
+        if len(selector.get_map()) <= 1:  # the loop's own
+            return
+        await asyncio.sleep(0.05)
 
 
 def _log(cluster: Cluster, name: str, **settings: str) -> KafkaLog:
