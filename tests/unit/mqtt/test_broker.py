@@ -381,7 +381,7 @@ def test_qos_2_of_a_persistent_session_survives_a_restart() -> None:
     r.commit()
     r.restart()
     wire = r.client(clean=False)
-    wire(rig.publish("a", b"x", 2, 5, dup=True), rig.publish("a", b"z", 2, 6))
+    wire(rig.publish("a", b"the id says it all", 2, 5, dup=True), rig.publish("a", b"z", 2, 6))
     r.commit()
     assert r.stored == [b"x", b"y", b"z"]
 
