@@ -381,6 +381,23 @@ async def test_o3_what_was_proven_after_its_block_was_settled_is_forgotten(bench
     assert await memory_of(bench) == entries(one, two)[2:]
 
 
+async def test_o3_what_was_proven_stays_forgotten_when_the_block_that_proved_it_goes(bench: Bench) -> None:
+    one, two = chunk(b"1", b"2", b"3", pid=1), chunk(b"4", pid=4, keep=1)
+    for each in (one, two):
+        await bench.buffer.commit(Commit([each]))
+        await drain(bench.buffer, settle=True)
+        await bench.buffer.commit(Commit())
+    assert await memory_of(bench) == entries(one, two)[2:]
+
+
+async def test_o3_what_was_proven_stays_forgotten_when_blocks_go_out_of_order(bench: Bench) -> None:
+    one, two = chunk(b"1", b"2", b"3", pid=1), chunk(b"4", pid=4, keep=1)
+    await bench.buffer.commit(Commit([one]))
+    await bench.buffer.commit(Commit([two]))
+    await bench.buffer.settle([Span(bench.buffer.epoch, TELEMETRY_LANE, 4, 4)])
+    assert await memory_of(bench) == entries(one, two)[2:]
+
+
 async def test_o3_a_publish_of_qos_0_proves_too(bench: Bench) -> None:
     one = chunk(b"1", b"2", pid=1)
     await bench.buffer.commit(Commit([one]))
