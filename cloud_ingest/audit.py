@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import msgspec
+from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -141,33 +143,40 @@ def as_json(found: AuditReport) -> str:
     return msgspec.json.encode({"missing": found.missing, **msgspec.to_builtins(found)}).decode()
 
 
-def as_table(found: AuditReport) -> Table:
-    """Return the report as a table for a terminal."""
-    table = Table(title="audit", title_justify="left")
-    for name in ("gateway", "lane", "epoch"):
-        table.add_column(name, no_wrap=True)
-    for name in ("last", "delivered", "dropped", "dead", "pending", "missing"):
-        table.add_column(name, justify="right")
-    table.add_column("remarks")
+def as_table(found: AuditReport) -> RenderableType:
+    """Return the report for a terminal: it fits into 80 columns.
+
+    ``epoch`` is written as in ``ce_id``. ``3 of 3+``: the epoch is the gateway's newest, more may follow.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, collapse_padding=True)
+    table.add_column("gateway, lane", overflow="fold")
+    table.add_column("epoch", no_wrap=True)
+    for name in ("delivered", "declared", "pending", "missing"):
+        table.add_column(name, justify="right", no_wrap=True)
+    remarks: list[Text] = []
     for lane in found.lanes:
-        remarks = [f"{reason}: {count}" for reason, count in lane.reasons.items()]
-        if lane.missing:
-            gaps = ", ".join(f"{first}-{last}" for first, last in lane.missing[:SHOWN_GAPS])
-            remarks.append(f"gaps {gaps}{', …' if len(lane.missing) > SHOWN_GAPS else ''}")
-        remarks += lane.alarms
         table.add_row(
-            lane.gateway,
-            lane.lane,
-            f"{lane.epoch:x}",
-            f"{lane.last}{'+' if lane.open else ''}",
-            str(lane.delivered),
-            str(lane.dropped),
-            str(lane.dead),
-            str(lane.pending),
-            Text(str(lane.missing_count), style="bold red" if lane.missing else ""),
-            Text("; ".join(remarks)),
+            f"{lane.gateway} {lane.lane}",
+            f" {lane.epoch}",
+            f" {lane.delivered} of {lane.last}{'+' if lane.open else ''}",
+            f" {lane.dropped + lane.dead}",
+            f" {lane.pending}",
+            Text(f" {lane.missing_count}", style="bold red" if lane.missing else ""),
         )
+        remarks += _remarks(lane)
     for lost in found.lost:
-        remark = f"frames {lost.first} to {lost.last} deleted before they were routed"
-        table.add_row(f"partition {lost.partition}", *[""] * 8, Text(remark, style="bold red"))
-    return table
+        text = f"partition {lost.partition}: frames {lost.first} to {lost.last} deleted before they were routed"
+        remarks.append(Text(text, style="bold red"))
+    return Group(table, *remarks)
+
+
+def _remarks(lane: LaneAudit) -> list[Text]:
+    name = f"{lane.gateway}/{lane.epoch}/{lane.lane}"
+    said = [Text(f"{name}: {count} declared lost: {reason}") for reason, count in lane.reasons.items()]
+    if lane.dead:
+        said.append(Text(f"{name}: {lane.dead} dead letters"))
+    if lane.missing:
+        gaps = ", ".join(f"{first}-{last}" for first, last in lane.missing[:SHOWN_GAPS])
+        more = ", …" if len(lane.missing) > SHOWN_GAPS else ""
+        said.append(Text(f"{name}: missing {gaps}{more}", style="bold red"))
+    return said + [Text(f"{name}: alarm {alarm}", style="red") for alarm in lane.alarms]

@@ -7,6 +7,7 @@ from collections import deque
 from typing import Final
 
 import msgspec
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -157,7 +158,7 @@ def render(shot: CloudSnapshot) -> RenderableType:
 
 
 def _gateways(shot: CloudSnapshot) -> Table:
-    table = Table(title=f"{shot.connected} gateways connected", title_justify="left")
+    table = Table(title=f"{shot.connected} gateways connected", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("gateway", "from", "connected for", "state", "version"):
         table.add_column(column)
     for one in shot.gateways:
@@ -166,8 +167,8 @@ def _gateways(shot: CloudSnapshot) -> Table:
 
 
 def _partitions(shot: CloudSnapshot) -> Table:
-    table = Table(title="partitions routed here", title_justify="left")
-    table.add_column("partition")
+    table = Table(title="partitions routed here", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("no")
     table.add_column("state")
     for column in ("offset", "behind", "routed", "copies", "dead", "dropped", "held"):
         table.add_column(column, justify="right")
