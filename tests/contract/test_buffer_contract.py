@@ -430,6 +430,14 @@ async def test_o3_restored_memory_counts_as_frozen(bench: Bench) -> None:
     assert await memory_of(bench) == entries(one, two)
 
 
+async def test_o3_blocks_of_an_earlier_start_leave_nothing_behind(bench: Bench) -> None:
+    one = chunk(b"1", b"2", pid=1)
+    await bench.buffer.commit(Commit([one]))
+    await bench.restart()
+    await drain(bench.buffer, settle=True)  # its entries are frozen by now
+    assert await memory_of(bench) == entries(one)
+
+
 async def test_o3_what_stays_at_the_gateway_is_remembered_in_its_place(bench: Bench) -> None:
     one, stays, two = chunk(b"1", pid=1), chunk(b"2", pid=2, keep=1, lane=LOCAL), chunk(b"3", pid=3, keep=1)
     await bench.buffer.commit(Commit([one, stays]))
