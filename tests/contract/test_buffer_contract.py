@@ -204,6 +204,7 @@ async def test_e2_the_last_seq_is_known_when_its_blocks_are_gone(bench: Bench) -
     await bench.buffer.commit(commit(b"4"))
     (lease,) = await drain(bench.buffer)
     assert (lease.prev_epoch, lease.prev_last) == (first, 3)
+    assert lease.oldest_epoch == bench.buffer.epoch  # E4: what is settled is not named
 
 
 async def test_e4_a_lease_names_the_oldest_epoch_with_unsettled_messages(bench: Bench) -> None:
