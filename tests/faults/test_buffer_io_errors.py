@@ -107,6 +107,20 @@ async def test_b2_where_the_checkpoint_fails_the_agent_goes_on_in_a_new_file(
     await buffer.close()
 
 
+async def test_b2_what_lies_above_the_last_commit_that_returned_is_deleted(buffer: SqliteBuffer, disk: Disk) -> None:
+    """Where not even the count of transactions can be read, the failed commit's blocks go and are written again."""
+    disk.faults += [
+        Fault(COMMIT, after=True),
+        Fault(CHECKPOINT, times=1000, file="/buffer.db"),
+        Fault("SELECT last FROM lanes", sqlite3.SQLITE_IOERR_READ, times=1000, file="mode=ro"),
+    ]
+    await buffer.commit(commit(b"2", b"3"))
+    await buffer.commit(commit(b"4"))
+    assert buffer.path.name == "buffer.2.db"
+    assert await payloads(buffer) == [b"1", b"2", b"3", b"4"]
+    assert await receipts(buffer) == []
+
+
 async def test_b2_a_commit_waits_while_neither_file_can_be_written(
     buffer: SqliteBuffer, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -20,7 +20,7 @@ from tests.support.buffer import chunk, commit, drain, messages, open_sqlite, pa
 from waybill.errors import ConfigError
 from waybill.mqtt.resend import entries_of
 from waybill.mqtt.state import ResendFrozen
-from waybill.wire import TELEMETRY_LANE, Span
+from waybill.wire import TELEMETRY_LANE, Receipt, Span
 
 
 @pytest.fixture
@@ -93,6 +93,14 @@ async def test_settling_is_not_delayed_long(buffer: SqliteBuffer, monkeypatch: p
         await buffer.settle([Span(buffer.epoch, TELEMETRY_LANE, 1, number)])
         await until(lambda number=number: buffer.counters.blocks_deleted == number)  # type: ignore[misc]
     assert await asked(buffer, "SELECT count(*) FROM blocks") == [(0,)]
+
+
+async def test_u4_giving_up_is_one_transaction(buffer: SqliteBuffer) -> None:
+    await buffer.commit(commit(b"1"))
+    before = buffer.counters.transactions
+    await buffer.give_up(Receipt(buffer.epoch, TELEMETRY_LANE, 0, 0, 1, 1, 1, 1, "refused"))
+    assert buffer.counters.transactions == before + 1
+    assert await asked(buffer, "SELECT lane FROM blocks") == [("control",)]
 
 
 async def test_what_was_settled_is_deleted_at_the_close(tmp_path: Path) -> None:
