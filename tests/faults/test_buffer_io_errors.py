@@ -177,6 +177,10 @@ async def test_b2_commits_that_the_disk_lost_after_they_returned_are_declared(
     disk.faults.append(Fault(COMMIT))
     await buffer.commit(commit(b"5"))
     engine._shut = shut  # type: ignore[method-assign]
+    rows = await engine.read(
+        lambda db: db.execute("SELECT lane, last FROM lanes WHERE lane <> '' ORDER BY 1").fetchall()
+    )
+    assert rows == [(CONTROL_LANE, 1), (TELEMETRY_LANE, 5)]  # the receipt is there before anybody reads
     leases = await drain(buffer)
     assert [(lease.first, [m.payload for m in lease.messages]) for lease in leases] == [(1, [b"1", b"2"]), (5, [b"5"])]
     (receipt,) = await receipts(buffer)
