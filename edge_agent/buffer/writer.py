@@ -86,8 +86,9 @@ class Transaction:
             if tail is not None and (chunk.remembered or start):
                 tail.blocks += 1
             self._lanes.setdefault(chunk.lane, []).append((chunk, start))
-        elif tail is not None and chunk.remembered:
+        elif tail is not None:  # no block will say what it proved, nor hold what is to be remembered
             self._keep(chunk.client, start, entries_of(chunk.raw), tail)
+            self._set_low(chunk.client, tail)
 
     def own(self, own: Own) -> None:
         """Append a message of the agent itself to the control lane."""
@@ -168,6 +169,10 @@ class Transaction:
             return
         for start, raw in kept:
             self._keep(client, start, entries_of(raw), tail)
+        self._set_low(client, tail)
+
+    def _set_low(self, client: str, tail: Tail) -> None:
+        """Write down what is proven, and forget a client of whom nothing is left."""
         self._db.execute(SQL["trim_tail"], (client, tail.low))
         if tail.remembers or tail.blocks:
             self._db.execute(SQL["set_low"], (client, tail.low))

@@ -447,6 +447,15 @@ async def test_o3_what_stays_at_the_gateway_is_remembered_in_its_place(bench: Be
     assert await memory_of(bench) == entries(stays, two)
 
 
+@pytest.mark.parametrize("pid", [0, 2], ids=["QoS 0", "QoS 1"])
+async def test_o3_what_stays_at_the_gateway_proves_too(bench: Bench, pid: int) -> None:
+    one = chunk(b"1", pid=1)
+    stays = chunk(b"2", pid=2, lane=LOCAL) if pid else Chunk(LOCAL, "c", 4, 0, 0, 0, 0, b"")
+    await bench.buffer.commit(Commit([one]))
+    await bench.buffer.commit(Commit([stays]))
+    assert await memory_of(bench) == entries(stays)
+
+
 async def test_o3_the_memory_is_bounded_by_the_window(bench: Bench) -> None:
     many = [chunk(*[b"%d" % n] * 500, pid=1 + 500 * n, keep=500 * n) for n in range(10)]
     for each in many[:5]:
