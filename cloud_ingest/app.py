@@ -85,7 +85,7 @@ class Ingest:
         config = settings.config
         self._settings = settings
         self._started_ms = _now_ms()
-        routes = Routes(config.route)
+        routes = Routes(config.route, settings.where)
         self.log, retention_ms = open_log(settings)
         self.dispatcher = Dispatcher(self.log, config.topics, self._send)
         self.listener = Listener(
