@@ -44,7 +44,7 @@ class FramesSnapshot(msgspec.Struct, frozen=True):
 
 
 class PartitionSnapshot(msgspec.Struct, frozen=True):
-    """A frames partition that this node routes. Counts are messages; ``behind_ms`` as of the last commit."""
+    """A frames partition that this node routes. Counts are messages; ``behind_ms``: 0 where it is read to its end."""
 
     partition: int
     state: str

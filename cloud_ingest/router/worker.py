@@ -62,7 +62,8 @@ class Status:
 
     ``state``: ``loading``, ``ready``, ``waiting``, ``stopped``, ``released``; ``reason``: why, where it is not ready.
     ``position``: the next journal offset to be read. ``held_frames``, ``held_bytes``: what waits for order (R7).
-    ``commit_seconds``: spent in commits. ``behind_ms``: age of the newest frame routed when its step was committed.
+    ``commit_seconds``: spent in commits. ``behind_ms``: age of the newest frame routed when its step was committed; 0
+    where the partition is read to its end.
     """
 
     partition: int
@@ -218,6 +219,8 @@ class _Worker:
                 self._forget_at = now + FORGET_EVERY
                 log_start = await self._log.log_start()
             await self._advance(state, records, at_end=at_end, log_start=log_start)
+            if at_end:
+                status.behind_ms = 0
 
     async def _advance(
         self, state: Partition, records: Sequence[JournalRecord], *, at_end: bool, log_start: int | None
