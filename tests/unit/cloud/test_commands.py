@@ -78,6 +78,18 @@ def test_c1_not_sent_any_more_once_a_state_was_read(state: str) -> None:
     assert core.open == 1
 
 
+@pytest.mark.parametrize("state", ["delivered", "done"])
+def test_c1_a_gateway_cannot_stop_another_gateways_command(state: str) -> None:
+    told = CommandStatus("1", "rogue", "V1", state, NOW)
+    known_first, told_first = ready(command("1")), ready()
+    known_first.status(told)
+    told_first.status(told)
+    told_first.command(command("1"), NOW, NOW)
+    for core in (known_first, told_first):
+        core.attach("g")
+        assert sent(core) == ["1"]
+
+
 def test_c1_not_sent_after_its_expiry_and_no_state_is_made_up() -> None:
     core = ready(command("1", expires_ms=NOW + 1000))
     core.attach("g")

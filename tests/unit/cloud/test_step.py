@@ -231,6 +231,13 @@ def test_the_control_topics_mean_nothing_in_other_lanes() -> None:
     assert header(letter, "waybill_error") == b"no route"
 
 
+def test_c1_a_gateway_reports_no_state_of_another_gateways_command() -> None:
+    bench = Bench()
+    bench.commands.learn(command(gateway="another"), TOPICS.commands)
+    (letter,) = bench.feed(control(5, 1, status("done")))
+    assert header(letter, "waybill_error") == b"the command is of another gateway"
+
+
 def test_c1_a_command_expires_at_its_time_once() -> None:
     bench = Bench()
     bench.commands.learn(command(), TOPICS.commands)
