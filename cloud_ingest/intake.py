@@ -26,7 +26,7 @@ from waybill.wire import Ack, RefusedSpan, Span, up_topic
 log = logging.getLogger(__name__)
 
 ONE_FRAME: Final = 1 << 20
-"""Credit is never below this (U3): gateways cut their frames at 1 MiB."""
+"""Bytes of the largest frame that a gateway sends; credit is never below it (U3)."""
 
 _LANE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 

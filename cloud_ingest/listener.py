@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from cloud_ingest import config
-from cloud_ingest.intake import Intake, Journal
+from cloud_ingest.intake import ONE_FRAME, Intake, Journal
 from waybill import pki, wire
 from waybill.config import address
 from waybill.errors import Refused
@@ -83,7 +83,8 @@ class Listener:
         self.server = MqttServer(
             self.intake,
             Settings(
-                max_packet=settings.max_frame + TOPIC_ROOM,
+                # What a gateway may send is read and, over the limit, answered: closed, it would come back with the same.
+                max_packet=max(settings.max_frame, ONE_FRAME) + TOPIC_ROOM,
                 max_connections=settings.connections,
                 connect_timeout=settings.connect_timeout,
                 output_bytes=OUTPUT,
