@@ -162,14 +162,16 @@ async def test_u4_a_frame_over_the_limit_is_answered_so_that_the_gateway_cuts_it
     """A connection that is closed instead would come back with the same frame for ever."""
     large = frame(1, 40_000)
     assert 20_000 < len(large) <= ONE_FRAME
-    async with running(embedded(tmp_path / "data", certificates.listener(max_frame=10_000))) as ingest:
-        async with connected(ingest, "g1", certificates.gateway("g1")) as gateway:
-            await gateway.send(large)
-            (refused,) = (await gateway.ack()).refused
-            assert (refused.first, refused.last) == (1, 40_000)
-            assert "over the limit of 10000" in refused.reason
-            await gateway.send(frame(1, 10))
-            await gateway.journaled(1, 10)
+    async with (
+        running(embedded(tmp_path / "data", certificates.listener(max_frame=10_000))) as ingest,
+        connected(ingest, "g1", certificates.gateway("g1")) as gateway,
+    ):
+        await gateway.send(large)
+        (refused,) = (await gateway.ack()).refused
+        assert (refused.first, refused.last) == (1, 40_000)
+        assert "over the limit of 10000" in refused.reason
+        await gateway.send(frame(1, 10))
+        await gateway.journaled(1, 10)
 
 
 async def test_a_second_connection_of_a_gateway_takes_over(ingest: Ingest, certificates: Pki) -> None:
