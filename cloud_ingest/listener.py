@@ -83,7 +83,7 @@ class Listener:
         self.server = MqttServer(
             self.intake,
             Settings(
-                # What a gateway may send is read and, over the limit, answered: cut off it would come back with the same.
+                # Over the limit a frame is still read, and answered: cut off, a gateway would send the same one again.
                 max_packet=max(settings.max_frame, ONE_FRAME) + TOPIC_ROOM,
                 max_connections=settings.connections,
                 connect_timeout=settings.connect_timeout,
