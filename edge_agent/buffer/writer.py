@@ -102,8 +102,12 @@ class Transaction:
 
     # --- commands (C2) ---
 
-    def receive(self, envelope: Envelope, now_ms: int, limit: int) -> bool | None:
-        """Take a command in, with its ``delivered`` status. False: known; None: the outbox holds ``limit`` ids."""
+    def receive(self, envelope: Envelope, now_ms: int, limit: int, forget_ms: int) -> bool | None:
+        """Take a command in, with its ``delivered`` status. False: known; None: the outbox holds ``limit`` ids.
+
+        Ids of commands that expired before ``forget_ms`` are forgotten first.
+        """
+        self.forget_commands(forget_ms)
         if self._db.execute(SQL["command"], (envelope.id,)).fetchone():
             return False
         if self._db.execute(SQL["commands"]).fetchone()[0] >= limit:
