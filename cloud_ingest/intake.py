@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from waybill.errors import Corrupt, Refused, Unavailable, UnknownVersion
+from waybill.errors import Corrupt, Refused, TopicRefused, Unavailable, UnknownVersion
 from waybill.frames.header import FrameHeader, peek_span, read_header
 from waybill.mqtt.state import Batch, SavedState
 from waybill.wire import Ack, RefusedSpan, Span, up_topic
@@ -221,7 +221,8 @@ class Intake:
         if not fault:
             try:
                 await self._journal.append_frame(gateway, frame)
-            except Unavailable as error:
+            except (Unavailable, TopicRefused) as error:
+                # A journal that is not there or not allowed is for a person to mend; the frame is fit for it.
                 fault = str(error)
             else:
                 self.counters.journaled += 1
