@@ -117,6 +117,7 @@ class Ingest:
         await self._stack.enter_async_context(
             snapshot.serve(self._settings.socket, self.snapshot, {"append": self._append})
         )
+        self.tasks.start("mqtt", self.listener.server.died())
         self.tasks.start("credit", self.listener.intake.renew_credit())
         self.tasks.start("commands: send", self.dispatcher.send())
         self.tasks.start("sampling", self._sample())
@@ -124,7 +125,7 @@ class Ingest:
     async def stop(self) -> None:
         """Stop everything, in the order of the data; bounded."""
         await self.listener.close(PATIENCE)
-        for name in ("commands: send", "credit", "sampling", "commands: read", "routing"):
+        for name in ("mqtt", "commands: send", "credit", "sampling", "commands: read", "routing"):
             await self.tasks.cancel(name)
         await self._stack.aclose()
         await self.log.close()

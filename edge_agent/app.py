@@ -114,7 +114,8 @@ class Agent:
         self._tasks.stop()
 
     def _start_tasks(self) -> None:
-        """Every long-lived task of the agent but the server's own."""
+        """Every long-lived task of the agent; the server's own are watched."""
+        self._tasks.start("mqtt", self._server.died())
         self._tasks.start("commands", self._commands.publish())
         self._tasks.start("forwarder", self._forwarder.watch())
         if self._uplink is not None:
@@ -136,7 +137,7 @@ class Agent:
 
     async def _stop_tasks(self) -> None:
         await self._server.close()
-        for name in ("commands", "uplink", "forwarder", "rates"):
+        for name in ("mqtt", "commands", "uplink", "forwarder", "rates"):
             await self._tasks.cancel(name)
 
     # --- what it says of itself ---

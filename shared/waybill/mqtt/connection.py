@@ -244,17 +244,15 @@ class Connection(Output):
         session, memory = self.session, self.memory
         if session is None or memory is None:
             return True
+        if h & 6 == 6:
+            raise Malformed("QoS 3")
         if h & 4 and pid in session.held:  # 4.3.3: the id says it all, whatever the content
             return True
         copy = None
         if h & 8:
-            if h & 6 == 6:
-                raise Malformed("QoS 3")
             self.prove()
             copy = memory.judge(pid, topic, payload, h)
         if h & 4:
-            if h & 2:
-                raise Malformed("QoS 3")
             self.broker.hold(session, pid)
         return copy
 
