@@ -38,6 +38,9 @@ TOPIC_ROOM: Final = 1024
 OUTPUT: Final = 1 << 20
 """Unsent bytes of one gateway; beyond it acks and commands are dropped, and sent again later."""
 
+STATE_BYTES: Final = 4096
+"""Of a gateway's state message at most; it is kept while the gateway is connected."""
+
 _decode_state = msgspec.json.Decoder(State).decode
 
 
@@ -203,6 +206,8 @@ class Listener:
         gateway = self.connected.get(message.client_id)
         if gateway is not None:
             try:
+                if len(message.payload) > STATE_BYTES:
+                    raise msgspec.ValidationError(f"{len(message.payload)} bytes, at most {STATE_BYTES}")
                 gateway.state = _decode_state(message.payload)
             except msgspec.MsgspecError as error:
                 log.warning("gateway %s: its state is not readable: %s", message.client_id, error)

@@ -210,6 +210,10 @@ def test_c1_states_are_written_once_each_and_keyed_by_the_command() -> None:
         (("$waybill/receipt", b"{}"), b"missing required field `epoch`"),
         (("$waybill/receipt", b"\xff"), b"malformed"),
         (receipt(Epoch(1), 5, 4), b"a receipt whose numbers do not agree"),
+        (
+            ("$waybill/receipt", msgspec.json.encode(receipt(ONE, 1, 4)).replace(b'"telemetry"', b'"a/\\u001b"')),
+            b"numbers do not",
+        ),
         (receipt(Epoch(1, prev=1, prev_last=4), 1, 4), b"a receipt whose numbers do not agree"),
         (status("delivered", gateway="another"), b"the state of a command of gateway 'another', sent by 'gw'"),
         (status("expired"), b"the state 'expired' is not a gateway's to report"),
