@@ -58,6 +58,7 @@ class Agent:
         self._clock = Clock()
         self._started_ms = self._clock.wall_ms()
         self._in, self._out = Rate(), Rate()
+        self._gone = Gone(self._clock.mono)
         self._tasks = Tasks()
         self._listening: list[str] = []
         self._uplink: Uplink | None = None
@@ -88,7 +89,11 @@ class Agent:
                     dup_window=settings.buffer.dup_window,
                     close_timeout=CLOSE_PATIENCE,
                 ),
-                Hooks(on_subscribed=lambda _client, pattern, _qos: self._commands.on_subscribed(pattern)),
+                Hooks(
+                    on_disconnected=lambda client, reason: self._gone.say(f"{client.client_id!r}", reason),
+                    on_subscribed=lambda _client, pattern, _qos: self._commands.on_subscribed(pattern),
+                    on_turned_away=lambda address, reason: self._gone.say(f"at {address}", reason),
+                ),
             )
             await server.start()
             self._forwarder = Forwarder(buffer, LANES, settings.forward, self._clock)
@@ -98,8 +103,9 @@ class Agent:
                     self._start_tasks()
                     for listener, context in zip(settings.listeners, contexts, strict=True):
                         host, port = await server.listen(listener.host, listener.port, context)
-                        self._listening.append(f"{host}:{port}")
-                        self._say(f"listening on {host}:{port}")
+                        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                        self._listening.append(address)
+                        self._say(f"listening on {address}")
                     if self._uplink is None:
                         self._say("no uplink is configured: messages are buffered and sent nowhere")
                     await self._tasks.until_stopped()
@@ -185,6 +191,28 @@ class Agent:
             self._in.sample(now, received.received_0 + received.received_1 + received.received_2)
             self._out.sample(now, self._forwarder.counters.acked)
             await asyncio.sleep(1)
+
+
+class Gone:
+    """Says why devices were cut off, one line a second at most: whoever mends a device must find the reason."""
+
+    def __init__(self, mono: Callable[[], float]) -> None:
+        """``mono``: monotonic seconds."""
+        self._mono = mono
+        self._next = 0.0
+        self._unsaid = 0
+
+    def say(self, device: str, reason: str) -> None:
+        """Say it; not what is everyday: a device that says good-bye or is away, and the agent's own end."""
+        if not reason or reason.startswith(("connection lost", "the server shuts down")):
+            return
+        now = self._mono()
+        if now < self._next:
+            self._unsaid += 1
+            return
+        more = f" (and {self._unsaid} more lately)" if self._unsaid else ""
+        log.warning("device %s is cut off: %s%s", device, reason, more)
+        self._next, self._unsaid = now + 1, 0
 
 
 def _context(listener: ListenerSettings) -> ssl.SSLContext | None:

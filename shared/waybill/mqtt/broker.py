@@ -234,6 +234,10 @@ class Broker(Exchange):
             connection.will = None
         self._tell(self.hooks.on_disconnected, client, reason)
 
+    def turned_away(self, connection: Connection, reason: str) -> None:
+        """A connection is closed that never was accepted."""
+        self._tell(self.hooks.on_turned_away, connection.peer()[1], reason)
+
     def _freeze(self, client_id: str) -> None:
         pending = self.touch()
         pending.frozen[client_id] = len(pending.batch.arrivals)

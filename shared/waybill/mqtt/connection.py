@@ -428,6 +428,8 @@ class Connection(Output):
         """
         if not self.closed:
             self.broker.detach(self, reason)
+            if self.client is None:
+                self.broker.turned_away(self, reason)
             self.lost()
             self.shut()
 

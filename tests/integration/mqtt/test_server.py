@@ -320,6 +320,23 @@ async def test_disconnect_by_the_program(start: Start) -> None:
     assert [(client.client_id, reason) for client, reason in gone] == [("dev", "certificate revoked")]
 
 
+async def test_who_is_turned_away_is_told_to_the_program(start: Start) -> None:
+    said: list[tuple[str, str]] = []
+    site = await start(hooks=Hooks(on_turned_away=lambda address, reason: said.append((address, reason))))
+    for packet in (rig.PING, rig.connect(level=9), rig.connect("", clean=False)):
+        raw = await site.raw(packet)
+        await raw.expect_end()
+    device = await site.device()
+    await device.send(rig.packet(0xF0, b""))
+    await device.expect_end()
+    assert all(address.startswith("127.0.0.1:") for address, _ in said)
+    assert [reason for _, reason in said] == [
+        "the first packet is not CONNECT",
+        "protocol level 9 is not spoken",
+        "refused: BAD_CLIENT_ID",
+    ]
+
+
 async def test_a_taken_address_is_a_clear_error(site: Site) -> None:
     with pytest.raises(Unavailable, match=rf"cannot listen on 127.0.0.1:{site.port}"):
         await site.server.listen("127.0.0.1", site.port)
