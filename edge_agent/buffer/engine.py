@@ -202,9 +202,10 @@ class Engine:
         self._apply(job)
 
     def _work(self, db: sqlite3.Connection, job: Job, leaving: tuple[tuple[str, int, int, int], ...]) -> None:
+        job.outcome = None
+        self._directory.check(self.path)
         if job.size:
             self._room.check(db, self.path, job.size)
-        job.outcome = None
         with transaction(db):
             writer = Transaction(db, self._context)
             job.result = job.work(writer)

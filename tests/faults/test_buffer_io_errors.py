@@ -273,3 +273,21 @@ async def test_a_mistake_of_our_own_is_raised_and_changes_nothing(buffer: Sqlite
         await buffer.commit(Commit([chunk(b"2")], [Unknown("c", 1, 1, retain=False, topic=b"", payload=b"")]))
     await buffer.commit(commit(b"3"))
     assert await payloads(buffer) == [b"1", b"3"]
+
+
+@pytest.mark.parametrize("removed", [("buffer.db",), ("buffer.db", "buffer.db-wal")], ids=["file", "file and log"])
+async def test_b1_nothing_is_acknowledged_into_a_file_that_was_removed(
+    buffer: SqliteBuffer, tmp_path: Path, removed: tuple[str, ...]
+) -> None:
+    for name in removed:
+        (tmp_path / "data" / name).unlink()
+    await buffer.commit(commit(b"2"))
+    (lost,) = await receipts(buffer)
+    assert (lost.epoch, lost.lane, lost.first, lost.last) == (buffer.epoch, TELEMETRY_LANE, 1, 1)
+    assert await payloads(buffer) == [b"2"]
+    await buffer.commit(commit(b"3"))
+    assert buffer.counters.repairs == 1
+    shutil.copytree(tmp_path / "data", tmp_path / "killed")
+    again = await open_sqlite(tmp_path / "killed")
+    assert await payloads(again) == [b"2", b"3"]
+    await again.close()
