@@ -44,7 +44,7 @@ from cloud_ingest.status import (
 )
 from waybill import snapshot
 from waybill.errors import ConfigError, Locked, Refused, Unavailable
-from waybill.lifecycle import Tasks
+from waybill.lifecycle import Tasks, say
 from waybill.wire import Envelope
 
 log = logging.getLogger(__name__)
@@ -67,8 +67,7 @@ async def main(settings: Settings) -> int:
     with _owned(settings.data):
         try:
             await ingest.start()
-            sys.stdout.write(f"listening on {ingest.listener.address}\n")
-            sys.stdout.flush()
+            say(f"listening on {ingest.listener.address}")
             await ingest.tasks.until_stopped()
         finally:
             await ingest.stop()

@@ -27,7 +27,7 @@ from edge_agent.forwarder import Forwarder
 from edge_agent.intake import Forward, Intake
 from edge_agent.status import SOCKET, EdgeStatus, LaneState, LinkState, Rate
 from waybill import snapshot
-from waybill.lifecycle import Tasks
+from waybill.lifecycle import Tasks, say
 from waybill.mqtt.server import MqttServer
 from waybill.mqtt.settings import Hooks, Settings
 from waybill.pki import server_context
@@ -238,11 +238,7 @@ def run(settings: EdgeConfig, store: type[SqliteBuffer] = SqliteBuffer) -> int:
     """
     loop = asyncio.new_event_loop()
     try:
-        return loop.run_until_complete(Agent(settings, _say, store).run())
+        return loop.run_until_complete(Agent(settings, say, store).run())
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201 - somebody waits for it, at a terminal or in a test
