@@ -291,3 +291,16 @@ async def test_b1_nothing_is_acknowledged_into_a_file_that_was_removed(
     again = await open_sqlite(tmp_path / "killed")
     assert await payloads(again) == [b"2", b"3"]
     await again.close()
+
+
+async def test_a_directory_that_is_gone_is_said_once_however_often_it_is_tried(
+    buffer: SqliteBuffer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "data").rename(tmp_path / "away")
+    waiting = asyncio.create_task(buffer.commit(commit(b"2")))
+    await until(lambda: buffer.counters.repairs > 5)
+    (tmp_path / "away").rename(tmp_path / "data")
+    await waiting
+    assert await payloads(buffer) == [b"1", b"2"]
+    said = [message for message in caplog.messages if "cannot" in message or "nothing is acknowledged" in message]
+    assert len(said) == len(set(said)) <= 3
