@@ -1,7 +1,7 @@
 """The router's shell: one worker a frames partition, load → read → plan → commit, and what to do when that fails.
 
 * Fenced: let go (R3).
-* Unavailable: the outcome may be unknown; wait, fence and load anew (R3).
+* Unavailable: the outcome may be unknown; wait, fence and load anew (R3). So too where the commands may not be read.
 * RecordRefused: plan again with half as many messages, down to one; that one becomes a dead letter (R5).
 * TopicRefused: plan again with that topic's records as dead letters, for ``REFUSED_FOR`` seconds (R5).
 * Either of these for the ledger or for dead letters: this partition stops with an alarm, and is tried again every
@@ -147,7 +147,7 @@ class _Worker:
                 log.info("router: partition %d is another's now: %s", self._log.partition, error)
                 status.state, status.reason = "released", str(error)
                 return
-            except Unavailable as error:
+            except (Unavailable, TopicRefused) as error:  # refused: the commands may not be read
                 if status.commits > commits:
                     pause = FIRST_PAUSE
                 if status.reason != str(error):
