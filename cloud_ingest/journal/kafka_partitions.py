@@ -304,7 +304,6 @@ class KafkaPartition:
                 raise TopicRefused(topic, reason(error, "Write", topic)) from error
             raise RecordRefused(f"{topic}: {error}") from error
         finally:
-            forsake(producer)
             for future in work:
                 future.add_done_callback(seen)
                 future.cancel()
@@ -339,6 +338,7 @@ class KafkaPartition:
         producer, self._producer = self._producer, None
         if producer is not None:
             if abort:
+                forsake(producer)  # before what bears the transaction's error is replaced by the abort
                 try:
                     async with asyncio.timeout(ENDING):
                         await producer.abort_transaction()
