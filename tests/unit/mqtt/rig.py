@@ -164,7 +164,7 @@ class Rig:
         self.ids = 0
         self.broker = self._make(saved or SavedState())
 
-    def _make(self, saved: SavedState) -> Broker:
+    def _make(self, saved: SavedState, now: tuple[int, int] = (5_000, 1_000 * MS)) -> Broker:
         def wake() -> None:
             self.woken += 1
 
@@ -172,10 +172,7 @@ class Rig:
             self.ids += 1
             return f"made-{self.ids}"
 
-        broker = Broker(self.settings, self.hooks, saved, new_id=new_id, wake=wake)
-        broker.mono_ns = 1_000 * MS
-        broker.wall_ms = 5_000
-        return broker
+        return Broker(self.settings, self.hooks, saved, new_id=new_id, wake=wake, now=now)
 
     def pass_time(self, seconds: float) -> None:
         self.broker.mono_ns += int(seconds * 1e9)
@@ -217,7 +214,7 @@ class Rig:
         try:
             self.sink.restore().send(None)
         except StopIteration as stop:
-            self.broker = self._make(stop.value)
+            self.broker = self._make(stop.value, (self.broker.wall_ms, self.broker.mono_ns))
 
     @property
     def stored(self) -> list[bytes]:
