@@ -125,7 +125,8 @@ class Broker(Sessions):
             if codes[-1] < codec.SUBACK_FAILURE and (not handling or (handling == codec.RETAIN_IF_NEW and new)):
                 owed.append(each)
         granted = [each for each, code in zip(wanted, codes, strict=True) if code < codec.SUBACK_FAILURE]
-        connection.answer(codec.suback(pid, codes, client.version), sum(len(each.filter) for each in wanted))
+        answer = connection.terms.check(codec.suback(pid, codes, client.version))
+        connection.answer(answer, sum(len(each.filter) for each in wanted))
         kept = [message for each in owed for message in self._kept_for(session, each)]
 
         def after(error: Exception | None) -> None:
@@ -186,7 +187,8 @@ class Broker(Sessions):
             self._unsubscribe(session, pattern)
             if session.persistent:
                 self.pending.batch.changes.append(Unsubscribed(session.client_id, pattern))
-        connection.answer(codec.unsuback(pid, codes, connection.terms.version), sum(map(len, patterns)))
+        answer = connection.terms.check(codec.unsuback(pid, codes, connection.terms.version))
+        connection.answer(answer, sum(map(len, patterns)))
 
     def done(self, session: Session, out: Outgoing | None) -> None:
         """A client acknowledged a message for good."""

@@ -569,7 +569,11 @@ class Connection(Output):
         if not self.closed:
             self.broker.detach(self, reason)
             if code and self.ready and self.terms.version == MQTT_5:
-                self.push(codec.disconnect(code, reason))
+                packet = codec.disconnect(code, reason)
+                if not self.terms.takes(packet):
+                    packet = codec.disconnect(code)
+                if self.terms.takes(packet):
+                    self.push(packet)
                 self.flush()
             self.lost()
             self.shut()

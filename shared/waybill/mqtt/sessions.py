@@ -103,53 +103,58 @@ class Sessions(Exchange):
         new = packet.expiry > 0 and (known is None or not known.persistent)
         if new and self._persistent >= self.settings.max_sessions:
             code = Reason.QUOTA_EXCEEDED if packet.version == MQTT_5 else ConnackCode.UNAVAILABLE
+        terms = PLAIN if packet.version < MQTT_5 else Terms(packet, self.settings.topic_aliases)
+        expiry = min(packet.expiry, self.settings.max_session_expiry) if packet.version == MQTT_5 else packet.expiry
+        keepalive, said = self._answer(packet, client_id, expiry)
+        if not terms.takes(codec.connack(packet.version, ConnackCode.ACCEPTED, present=False, said=said)):
+            code = Reason.PACKET_TOO_LARGE
         if isinstance(code, ConnackCode | Reason) and code:
             self.counters.refused += 1
             connection.refuse(codec.connack(packet.version, code, present=False), f"refused: {code.name}")
             return
-        self._bind(connection, packet, client)
+        connection.client, connection.terms, connection.will = client, terms, packet.will
+        connection.keepalive_ns = keepalive * SECOND
+        self._bind(connection, packet.clean, expiry, said)
 
-    def _bind(self, connection: Connection, packet: Connect, client: Client) -> None:
-        client_id = client.client_id
+    def _bind(self, connection: Connection, clean: bool, expiry: int, said: bytes) -> None:  # noqa: FBT001 - a field
+        """Give a connection its session, and answer. ``said``: the properties of CONNACK."""
+        client = connection.client
+        if client is None:
+            return
+        client_id, version = client.client_id, client.version
         session = self.sessions.get(client_id)
         if session is not None and session.connection is not None:
             self.counters.taken_over += 1
             session.connection.close("taken over", Reason.SESSION_TAKEN_OVER)
             session = self.sessions.get(client_id)
-        if packet.clean and session is not None:
+        if clean and session is not None:
             self._end(session)
             session = None
-        expiry = min(packet.expiry, self.settings.max_session_expiry) if packet.version == MQTT_5 else packet.expiry
         present = session is not None
         changed = False
         if session is None:
-            session = self.sessions[client_id] = Session(client_id, packet.version, expiry)
+            session = self.sessions[client_id] = Session(client_id, version, expiry)
             self._persistent += session.persistent
             changed = session.persistent
         else:  # what its deadline was is no longer so; nor will the will come (5.0, 3.1.3.2.2)
             left = self._expiring.pop(client_id, None)
-            changed = left is not None or (session.version, session.expiry) != (packet.version, expiry)
+            changed = left is not None or (session.version, session.expiry) != (version, expiry)
             self._delayed.pop(client_id, None)
-            session.version, session.expiry = packet.version, expiry
+            session.version, session.expiry = version, expiry
         if changed:
-            self.touch().batch.changes.append(SessionOpened(client_id, packet.version, expiry))
+            self.touch().batch.changes.append(SessionOpened(client_id, version, expiry))
             self.pending.sessions.add(client_id)
         session.connection = connection
         connection.session = session
-        connection.client = client
-        connection.will = packet.will
-        connection.terms = Terms(packet, self.settings.topic_aliases) if packet.version == MQTT_5 else PLAIN
-        keepalive, said = self._answer(packet, client_id, expiry)
-        connection.keepalive_ns = keepalive * SECOND
         connection.memory = memory = self.memories.enter(client_id)
         memory.window = self.settings.dup_window
-        if packet.version == MQTT_5:
+        if version == MQTT_5:
             memory.window = min(memory.window, self.settings.receive_maximum)
             if not present:  # 5.0, 4.4: nothing of an earlier session is sent again, so a DUP is no copy of it
                 memory.clear()
         if memory.freeze():
             self._freeze(client_id)
-        answer = codec.connack(packet.version, ConnackCode.ACCEPTED, present=present, said=said)
+        answer = codec.connack(version, ConnackCode.ACCEPTED, present=present, said=said)
         if any(client_id in each.sessions for each in (self.pending, self.committing) if each is not None):
             # a state that is not durable yet must not be promised, nor PUBREL be sent from it
             connection.owe().out.append(answer)

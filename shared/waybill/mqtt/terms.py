@@ -6,6 +6,7 @@ from typing import Final
 
 from waybill.mqtt import codec, properties
 from waybill.mqtt.codec import MQTT_3_1_1, MQTT_5, Connect
+from waybill.mqtt.reasons import Malformed, Reason
 
 SECOND: Final = 1_000_000_000
 
@@ -52,7 +53,17 @@ class Terms:
         return self._fit(codec.publish(topic, payload, flags, packet_id, block))
 
     def _fit(self, packet: bytes) -> bytes | None:
-        return None if self.max_packet and len(packet) > self.max_packet else packet
+        return packet if self.takes(packet) else None
+
+    def takes(self, packet: bytes) -> bool:
+        """Say whether a packet is within the client's Maximum Packet Size (5.0, 3.1.2.11.4)."""
+        return not self.max_packet or len(packet) <= self.max_packet
+
+    def check(self, packet: bytes) -> bytes:
+        """Return an answer that the client takes. Raises Malformed: it asked for one that it does not."""
+        if not self.takes(packet):
+            raise Malformed("the answer is larger than the client takes", Reason.PACKET_TOO_LARGE)
+        return packet
 
 
 def _alias(alias: int) -> bytes:
