@@ -504,5 +504,3 @@ def test_a_refused_message_is_not_sent_again() -> None:
     sub.drop()
     r.restart()
     assert len(v5.take(r.open(v5.connect("sub", v5.expiry(60), clean=False)))) == 1
-
-
