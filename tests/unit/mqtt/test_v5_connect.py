@@ -34,7 +34,7 @@ def test_connack_says_what_the_server_takes() -> None:
 
 
 def test_the_receive_maximum_announced_is_what_can_be_remembered() -> None:
-    """O3"""
+    """O3."""
     (answer,) = v5.take(Rig(Settings(receive_maximum=9_000, dup_window=50)).open(v5.connect()))
     assert answer.number(0x21) == 50
 
@@ -104,7 +104,7 @@ def test_one_session_too_many_is_a_quota() -> None:
 
 
 def test_enhanced_authentication_is_not_spoken() -> None:
-    """[MQTT-4.12.0-1]"""
+    """[MQTT-4.12.0-1]."""
     assert refused(v5.connect("", b"\x15" + rig.text("SCRAM"))) == 0x8C
     wire = v5.client(Rig())
     wire.feed(rig.packet(0xF0, b"\x18\0"))
@@ -226,7 +226,7 @@ def test_what_is_wrong_ends_that_connection_with_its_reason(packet: bytes, reaso
 
 
 def test_no_disconnect_before_connack() -> None:
-    """[MQTT-3.14.0-1]"""
+    """[MQTT-3.14.0-1]."""
     r = Rig()
     wire = Wire(r)
     wire.feed(v5.connect("a", v5.expiry(5)))
@@ -236,7 +236,7 @@ def test_no_disconnect_before_connack() -> None:
 
 
 def test_words_that_are_too_long_for_the_client_are_left_out() -> None:
-    """[MQTT-3.14.2-3] [MQTT-3.1.2-24]"""
+    """[MQTT-3.14.2-3] [MQTT-3.1.2-24]."""
     for size, bytes_sent in ((100, True), (10, True), (3, False)):
         wire = v5.client(Rig(), "a", v5.max_packet(max(size, 30)))
         wire.terms.max_packet = size
@@ -247,7 +247,7 @@ def test_words_that_are_too_long_for_the_client_are_left_out() -> None:
 
 
 def test_an_answer_that_the_client_does_not_take_ends_the_connection() -> None:
-    """[MQTT-3.1.2-24]"""
+    """[MQTT-3.1.2-24]."""
     r = Rig()
     wire = v5.client(r, "a", v5.max_packet(30))
     wire.feed(v5.subscribe(*[(f"t/{n}", 0) for n in range(40)]))

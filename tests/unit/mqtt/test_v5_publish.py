@@ -86,7 +86,7 @@ def test_a_topic_alias_is_stored_with_its_topic() -> None:
 
 
 def test_an_alias_ends_with_its_connection() -> None:
-    """[MQTT-3.3.2-7]"""
+    """[MQTT-3.3.2-7]."""
     r = Rig()
     wire = v5.client(r, "dev", v5.expiry(60))
     wire.feed(v5.publish("a", b"1", 0, 0, v5.alias(1)))
@@ -193,7 +193,7 @@ def test_o3_entries_of_version_5() -> None:
 @pytest.mark.parametrize("clean", [True, False])
 @pytest.mark.parametrize("qos", [0, 1, 2])
 def test_properties_go_on_unaltered_and_in_order(qos: int, clean: bool) -> None:  # noqa: FBT001
-    """[MQTT-3.3.2-4] [MQTT-3.3.2-15] [MQTT-3.3.2-16] [MQTT-3.3.2-17] [MQTT-3.3.2-18] [MQTT-3.3.2-20]"""
+    """[MQTT-3.3.2-4] [MQTT-3.3.2-15] [MQTT-3.3.2-16] [MQTT-3.3.2-17] [MQTT-3.3.2-18] [MQTT-3.3.2-20]."""
     r = Rig()
     sub = v5.subscriber(r, ("a", 2), properties=b"" if clean else v5.expiry(60), clean=clean)
     old = r.client("old")
@@ -232,7 +232,7 @@ def test_the_program_hears_the_properties() -> None:
 
 @pytest.mark.parametrize("restart", [True, False])
 def test_the_expiry_counts_down_while_a_message_waits(restart: bool) -> None:  # noqa: FBT001
-    """[MQTT-3.3.2-5] [MQTT-3.3.2-6]"""
+    """[MQTT-3.3.2-5] [MQTT-3.3.2-6]."""
     r = Rig()
     v5.subscriber(r, ("a", 1), properties=v5.expiry(600), clean=False).drop()
     pub = v5.client(r, "pub")
@@ -264,7 +264,7 @@ def test_what_expires_in_a_queue_leaves_the_store_and_makes_room() -> None:
 
 
 def test_what_was_sent_does_not_expire() -> None:
-    """[MQTT-4.3.3-7]"""
+    """[MQTT-4.3.3-7]."""
     r = Rig()
     sub = v5.subscriber(r, ("a", 2), properties=v5.expiry(600), clean=False)
     v5.client(r, "pub").feed(v5.publish("a", b"x", 2, 1, v5.expires(1)))
@@ -306,7 +306,7 @@ def test_a_retained_message_expires() -> None:
 
 @pytest.mark.parametrize("clean", [True, False])
 def test_the_clients_receive_maximum_bounds_what_is_in_flight(clean: bool) -> None:  # noqa: FBT001
-    """[MQTT-3.3.4-9] [MQTT-3.3.4-10] [MQTT-4.9.0-2] [MQTT-4.9.0-3]"""
+    """[MQTT-3.3.4-9] [MQTT-3.3.4-10] [MQTT-4.9.0-2] [MQTT-4.9.0-3]."""
     r = Rig()
     said = v5.receive_maximum(2) + (b"" if clean else v5.expiry(60))
     sub = v5.subscriber(r, ("a", 2), properties=said, clean=clean)
@@ -326,7 +326,7 @@ def test_the_clients_receive_maximum_bounds_what_is_in_flight(clean: bool) -> No
 
 
 def test_a_smaller_receive_maximum_holds_for_what_is_sent_again() -> None:
-    """[MQTT-3.3.4-9] [MQTT-4.4.0-1]"""
+    """[MQTT-3.3.4-9] [MQTT-4.4.0-1]."""
     r = Rig()
     sub = v5.subscriber(r, ("a", 1), properties=v5.expiry(60), clean=False)
     v5.client(r, "pub").feed(b"".join(v5.publish("a", b"%d" % n, 1, n) for n in range(1, 5)))
@@ -372,7 +372,7 @@ def test_the_servers_receive_maximum() -> None:
 
 @pytest.mark.parametrize("clean", [True, False])
 def test_what_is_too_large_for_the_client_is_as_if_sent(clean: bool) -> None:  # noqa: FBT001
-    """[MQTT-3.1.2-24] [MQTT-3.1.2-25]"""
+    """[MQTT-3.1.2-24] [MQTT-3.1.2-25]."""
     r = Rig()
     said = v5.max_packet(40) + (b"" if clean else v5.expiry(60))
     sub = v5.subscriber(r, ("a", 1), properties=said, clean=clean)
@@ -391,7 +391,7 @@ def test_what_is_too_large_for_the_client_is_as_if_sent(clean: bool) -> None:  #
 
 
 def test_topics_that_come_again_are_sent_by_alias() -> None:
-    """[MQTT-3.1.2-26] [MQTT-3.3.2-11]"""
+    """[MQTT-3.1.2-26] [MQTT-3.3.2-11]."""
     r = Rig()
     sub = v5.subscriber(r, ("#", 1), properties=v5.alias_maximum(2))
     pub = v5.client(r, "pub")
@@ -413,7 +413,7 @@ def test_topics_that_come_again_are_sent_by_alias() -> None:
 
 
 def test_no_alias_for_who_takes_none_and_none_beyond_a_connection() -> None:
-    """[MQTT-3.1.2-27] [MQTT-3.3.2-7]"""
+    """[MQTT-3.1.2-27] [MQTT-3.3.2-7]."""
     r = Rig()
     plain = v5.subscriber(r, ("#", 1), name="plain")
     said = v5.alias_maximum(5) + v5.expiry(60)
@@ -446,7 +446,7 @@ def test_what_is_dropped_teaches_no_alias() -> None:
 
 
 def test_a_publish_that_is_not_allowed_is_answered_and_not_stored() -> None:
-    """[MQTT-3.5.2-1] [MQTT-4.3.3-9]"""
+    """[MQTT-3.5.2-1] [MQTT-4.3.3-9]."""
     r = Rig(hooks=Hooks(authorize_publish=lambda _, topic: topic != "no"))
     wire = v5.client(r)
     wire.feed(
@@ -469,7 +469,7 @@ def test_a_publish_that_is_not_allowed_is_answered_and_not_stored() -> None:
 
 
 def test_ids_that_nobody_knows() -> None:
-    """[MQTT-3.6.2-1] [MQTT-3.7.2-1]"""
+    """[MQTT-3.6.2-1] [MQTT-3.7.2-1]."""
     r = Rig()
     wire = v5.client(r)
     wire.feed(rig.pubrel(7) + rig.pubrec(8) + rig.puback(9) + rig.pubcomp(10) + v5.ack(0x50, 11, 0x80))
@@ -492,7 +492,7 @@ def test_acks_may_have_reasons_and_properties() -> None:
 
 
 def test_a_refused_message_is_not_sent_again() -> None:
-    """[MQTT-4.4.0-2]"""
+    """[MQTT-4.4.0-2]."""
     r = Rig()
     sub = v5.subscriber(r, ("a", 2), properties=v5.expiry(60), clean=False)
     v5.client(r, "pub").feed(v5.publish("a", b"1", 1, 1) + v5.publish("a", b"2", 2, 2))

@@ -29,7 +29,7 @@ def test_a_session_without_expiry_ends_with_its_connection() -> None:
 @pytest.mark.parametrize("restart", [True, False])
 @pytest.mark.parametrize(("waited", "there"), [(59, True), (61, False)])
 def test_a_session_lives_as_long_as_it_said(waited: int, there: bool, restart: bool) -> None:  # noqa: FBT001
-    """[MQTT-3.1.2-23] [MQTT-4.1.0-2]"""
+    """[MQTT-3.1.2-23] [MQTT-4.1.0-2]."""
     r = Rig()
     wire = v5.subscriber(r, ("a", 1), name="dev", properties=v5.expiry(60), clean=False)
     r.pass_time(1_000)  # counts from the end of the connection
@@ -42,7 +42,7 @@ def test_a_session_lives_as_long_as_it_said(waited: int, there: bool, restart: b
         r.restart()
     r.broker.sweep()
     r.commit()
-    assert (r.sink.changes[-1] == SessionDeleted("dev")) is not there
+    assert (SessionDeleted("dev") in r.sink.changes) is not there
     assert present(r, 60) is there
 
 
@@ -113,7 +113,7 @@ def test_disconnect_may_change_the_expiry(said: int, waited: int, there: bool) -
 
 
 def test_clean_start_wipes_and_then_keeps() -> None:
-    """[MQTT-3.1.2-4] [MQTT-3.2.2-2]"""
+    """[MQTT-3.1.2-4] [MQTT-3.2.2-2]."""
     r = Rig()
     v5.subscriber(r, ("a", 1), name="dev", properties=v5.expiry(60), clean=False).drop()
     wire = v5.client(r, "dev", v5.expiry(60), clean=True)
@@ -160,15 +160,15 @@ def test_a_session_goes_on_under_another_version() -> None:
 # -- wills -----------------------------------------------------------------------------------------------------------
 
 
-def mourner(r: Rig, seconds: int = 60, wait: int = 10, **options: bool) -> Wire:
+def mourner(r: Rig, seconds: int = 60, wait: int = 10) -> Wire:
     said = v5.expires(9) + v5.CONTENT + v5.user("a", "1") + (v5.delay(wait) if wait else b"")
-    wire = r.open(v5.connect("dev", v5.expiry(seconds), will=("w", b"gone", 1, False, said), **options))
+    wire = r.open(v5.connect("dev", v5.expiry(seconds), will=("w", b"gone", 1, False, said)))
     wire.take()
     return wire
 
 
 def test_a_will_has_its_properties() -> None:
-    """[MQTT-3.1.3-10]"""
+    """[MQTT-3.1.3-10]."""
     r = Rig()
     sub = v5.subscriber(r, ("w", 1))
     mourner(r, wait=0).drop()
@@ -180,7 +180,7 @@ def test_a_will_has_its_properties() -> None:
 
 
 def test_a_will_waits_as_it_said() -> None:
-    """[MQTT-3.1.2-8]"""
+    """[MQTT-3.1.2-8]."""
     r = Rig()
     mourner(r).drop()
     r.commit()
@@ -197,7 +197,7 @@ def test_a_will_waits_as_it_said() -> None:
 
 
 def test_who_comes_back_in_time_has_not_died() -> None:
-    """[MQTT-3.1.3-9]"""
+    """[MQTT-3.1.3-9]."""
     r = Rig()
     mourner(r).drop()
     r.pass_time(5)
@@ -210,7 +210,7 @@ def test_who_comes_back_in_time_has_not_died() -> None:
 
 @pytest.mark.parametrize("how", ["clean start", "expired", "no expiry", "take-over"])
 def test_a_will_does_not_wait_longer_than_the_session(how: str) -> None:
-    """[MQTT-3.1.2-8]"""
+    """[MQTT-3.1.2-8]."""
     r = Rig()
     wire = mourner(r, seconds={"no expiry": 0, "expired": 5}.get(how, 60))
     if how != "take-over":

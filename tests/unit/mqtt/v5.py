@@ -1,4 +1,4 @@
-"""Packets of MQTT 5 for the rig: written here anew from the standard, so that the server's codec does not test itself."""
+"""Packets of MQTT 5 for the rig, written from the standard: the server's codec does not test itself."""
 
 from __future__ import annotations
 
