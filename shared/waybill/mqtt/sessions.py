@@ -122,6 +122,7 @@ class Sessions(Exchange):
         if client is None:
             return
         client_id, version = client.client_id, client.version
+        self._due(client_id)
         session = self.sessions.get(client_id)
         if session is not None and session.connection is not None:
             self.counters.taken_over += 1
@@ -244,12 +245,20 @@ class Sessions(Exchange):
         """Do what is due by the clock: sessions and retained messages expire, wills come that were to wait."""
         now = self.mono_ns
         for client_id in [client_id for client_id, at in self._expiring.items() if at <= now]:
-            self._end(self.sessions[client_id])
+            self._due(client_id)
         for client_id in [client_id for client_id, waiting in self._delayed.items() if waiting[0] <= now]:
-            self._will(*self._delayed.pop(client_id)[1:])
+            self._due(client_id)
         for topic in self.retained.expired(now):
             self.retained.put(topic, None)
             self.touch().batch.changes.append(RetainCleared(topic))
+
+    def _due(self, client_id: str) -> None:
+        """Do what the clock says of one client that is not connected."""
+        at, waiting = self._expiring.get(client_id), self._delayed.get(client_id)
+        if at is not None and at <= self.mono_ns:
+            self._end(self.sessions[client_id])
+        elif waiting is not None and waiting[0] <= self.mono_ns:
+            self._will(*self._delayed.pop(client_id)[1:])
 
     def last_wills(self) -> None:
         """The server ends: wills that were to wait come now, since the next start does not know them."""

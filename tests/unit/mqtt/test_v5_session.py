@@ -112,6 +112,16 @@ def test_disconnect_may_change_the_expiry(said: int, waited: int, there: bool) -
     assert present(r, 60) is there
 
 
+def test_what_is_over_is_over_before_anybody_sweeps() -> None:
+    r = Rig()
+    mourner(r, seconds=60, wait=10).drop()
+    r.pass_time(11)
+    v5.client(r, "dev", v5.expiry(60), clean=False).drop()
+    assert r.stored == [b"gone"]
+    r.pass_time(61)
+    assert not present(r, 60)
+
+
 def test_clean_start_wipes_and_then_keeps() -> None:
     """[MQTT-3.1.2-4] [MQTT-3.2.2-2]."""
     r = Rig()
