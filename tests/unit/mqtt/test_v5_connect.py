@@ -281,3 +281,19 @@ def test_a_failed_commit_says_so() -> None:
     wire.feed(v5.publish("a", b"x", 1, 1))
     r.commit(OSError("disk"))
     assert last(wire).reason == 0x83
+
+
+def test_a_connack_that_the_client_does_not_take_is_a_refusal() -> None:
+    """[MQTT-3.1.2-24]."""
+    r = Rig()
+    assert refused(v5.connect("a", v5.max_packet(10) + v5.expiry(9)), r) == 0x95
+    assert not r.broker.sessions
+
+
+def test_client_ids_of_every_length_are_taken() -> None:
+    """[MQTT-3.1.3-5]."""
+    letters = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    r = Rig()
+    for size in (*range(1, 24), 62):
+        assert last(r.open(v5.connect(letters[-size:]))).reason == 0
+        assert r.open(rig.connect(letters[:size])).take() == rig.ACCEPTED

@@ -343,7 +343,7 @@ def test_a_smaller_receive_maximum_holds_for_what_is_sent_again() -> None:
 
 
 def test_the_servers_receive_maximum() -> None:
-    """[MQTT-3.3.4-7] The client may have as many out as CONNACK said, and not one more."""
+    """The client may have as many out as CONNACK said, and not one more."""
     r = Rig(Settings(receive_maximum=3))
     wire = v5.client(r)
     wire.feed(v5.publish("a", b"1", 1, 1) + v5.publish("a", b"2", 2, 2) + v5.publish("a", b"3", 1, 3))
@@ -504,3 +504,48 @@ def test_a_refused_message_is_not_sent_again() -> None:
     sub.drop()
     r.restart()
     assert len(v5.take(r.open(v5.connect("sub", v5.expiry(60), clean=False)))) == 1
+
+
+def test_text_is_compared_and_passed_on_byte_for_byte() -> None:
+    """[MQTT-1.5.4-3] [MQTT-4.7.3-4] Nothing is normalized, and U+FEFF is a character like others."""
+    r = Rig()
+    composed, decomposed, marked = "\u00e9", "e\u0301", "\ufeff\u00e9"
+    sub = v5.subscriber(r, (composed, 0))
+    pub = v5.client(r, "pub")
+    said = v5.user(marked, decomposed)
+    pub.feed(b"".join(v5.publish(topic, topic.encode(), 0, 0, said) for topic in (decomposed, marked, composed)))
+    r.commit()
+    assert sub.take() == v5.publish(composed, composed.encode(), 0, 0, said)
+
+
+def test_the_longest_property_lengths() -> None:
+    """[MQTT-1.5.5-1] [MQTT-2.2.2-1]."""
+    r = Rig()
+    sub = v5.subscriber(r, ("a", 0))
+    for size in (0, 1, 120, 121, 122, 123, 16_370, 16_379, 16_380, 65_000):
+        block = v5.user("k", "x" * size) if size else b""
+        v5.client(r, "pub").feed(v5.publish("a", b"p", 1, 1, block))
+        r.commit()
+        assert sub.take() == v5.publish("a", b"p", 0, 0, block)
+
+
+def test_dup_is_not_passed_on() -> None:
+    """[MQTT-3.3.1-3] [MQTT-4.3.1-1] [MQTT-4.3.2-2] [MQTT-4.3.3-2]."""
+    r = Rig()
+    subs = [v5.subscriber(r, ("a", qos), name=str(qos)) for qos in (0, 1, 2)]
+    v5.client(r, "pub").feed(v5.publish("a", b"x", 2, 1, dup=True))
+    r.commit()
+    assert [v5.take(sub)[0].flags for sub in subs] == [0, 2, 4]
+
+
+def test_what_is_not_retained_leaves_what_is() -> None:
+    """[MQTT-3.3.1-8]."""
+    r = Rig()
+    v5.client(r, "pub").feed(
+        v5.publish("a", b"kept", 1, 1, retain=True) + v5.publish("a", b"live", 1, 2) + v5.publish("a", b"", 1, 3)
+    )
+    r.commit()
+    late = v5.client(r, "late")
+    late.feed(v5.subscribe(("#", 1)))
+    r.commit()
+    assert [(each.body, each.flags) for each in v5.take(late)[1:]] == [(b"kept", 3)]

@@ -290,3 +290,21 @@ def test_the_filter_behind_the_share_is_what_must_be_allowed() -> None:
     r.commit()
     assert wire.take() == v5.suback(0x87)
     assert asked == ["secret/#"]
+
+
+def test_what_was_sent_is_completed_after_unsubscribe() -> None:
+    """[MQTT-3.10.4-3]."""
+    r = Rig()
+    sub = v5.subscriber(r, ("a", 2), properties=v5.expiry(60), clean=False)
+    v5.client(r, "pub").feed(v5.publish("a", b"1", 2, 1))
+    r.commit()
+    assert heard(sub) == [b"1"]
+    sub.feed(v5.unsubscribe("a"))
+    sub.feed(rig.pubrec(1))
+    r.commit()
+    assert sub.take() == v5.unsuback(0) + rig.pubrel(1)
+    sub.drop()
+    sub = r.open(v5.connect("sub", v5.expiry(60), clean=False))
+    sub.take()
+    sub.feed(rig.pubcomp(1))
+    assert r.broker.sessions["sub"].queued == 0
