@@ -56,6 +56,8 @@ test-system: $(VENV)/.dev ## what needs root and system packages; installs those
 
 test-long: $(VENV)/.dev ## the full counts of what `make test` runs in a short seeded form
 	@WAYBILL_LONG=1 $(PYTEST) -m 'not bench and not system' $(ARGS)
+	@if [ "$$(id -u)" = 0 ]; then WAYBILL_LONG=1 $(MAKE) test-system; else \
+	  echo "the full counts of the system tests (power cuts, full disks) need root: sudo make test-long"; fi
 
 bench: $(VENV)/.dev ## rates and ratios, printed
 	@$(PYTEST) -m bench -s $(ARGS)

@@ -44,7 +44,7 @@ from cloud_ingest.status import (
 )
 from waybill import snapshot
 from waybill.errors import ConfigError, Locked, Refused, Unavailable
-from waybill.lifecycle import Tasks
+from waybill.lifecycle import Tasks, say
 from waybill.wire import Envelope
 
 log = logging.getLogger(__name__)
@@ -67,8 +67,7 @@ async def main(settings: Settings) -> int:
     with _owned(settings.data):
         try:
             await ingest.start()
-            sys.stdout.write(f"listening on {ingest.listener.address}\n")
-            sys.stdout.flush()
+            say(f"listening on {ingest.listener.address}")
             await ingest.tasks.until_stopped()
         finally:
             await ingest.stop()
@@ -85,7 +84,7 @@ class Ingest:
         config = settings.config
         self._settings = settings
         self._started_ms = _now_ms()
-        routes = Routes(config.route)
+        routes = Routes(config.route, settings.where)
         self.log, retention_ms = open_log(settings)
         self.dispatcher = Dispatcher(self.log, config.topics, self._send)
         self.listener = Listener(
@@ -117,6 +116,7 @@ class Ingest:
         await self._stack.enter_async_context(
             snapshot.serve(self._settings.socket, self.snapshot, {"append": self._append})
         )
+        self.tasks.start("mqtt", self.listener.server.died())
         self.tasks.start("credit", self.listener.intake.renew_credit())
         self.tasks.start("commands: send", self.dispatcher.send())
         self.tasks.start("sampling", self._sample())
@@ -124,7 +124,7 @@ class Ingest:
     async def stop(self) -> None:
         """Stop everything, in the order of the data; bounded."""
         await self.listener.close(PATIENCE)
-        for name in ("commands: send", "credit", "sampling", "commands: read", "routing"):
+        for name in ("mqtt", "commands: send", "credit", "sampling", "commands: read", "routing"):
             await self.tasks.cancel(name)
         await self._stack.aclose()
         await self.log.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -82,7 +81,6 @@ def tail(
                 end=end,
             )
 
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(follow())
 

@@ -18,6 +18,7 @@ from cloud_ingest import command_record, logs
 from cloud_ingest.config import Topics
 from cloud_ingest.following import Readable, following
 from cloud_ingest.journal.port import CaughtUp, OutRecord
+from cloud_ingest.printable import printable
 from cloud_ingest.where import BootstrapOption, ConfigOption, DataOption, located
 from waybill.errors import ConfigError, Unavailable
 from waybill.wire import CommandStatus
@@ -149,4 +150,4 @@ async def until_terminal(source: Readable, topics: Topics, id_: str, *, as_json:
 def describe(status: CommandStatus) -> str:
     """Return a state as a line for people."""
     detail = status.reason if status.result is None else status.result.decode(errors="backslashreplace")
-    return f"{status.state} {status.gateway}/{status.device} {detail}".rstrip()
+    return printable(f"{status.state} {status.gateway}/{status.device} {detail}".rstrip())

@@ -41,6 +41,9 @@ RELOAD_PAUSE: Final = 60.0
 ID_MARGIN_MS: Final = 86_400_000
 """How long after its expiry an id is remembered: a record written meanwhile under the same id is ignored."""
 
+REPORTED: Final = frozenset({"delivered", "done"})
+"""States that gateways report; the others are the router's."""
+
 _decode_status = msgspec.json.Decoder(CommandStatus).decode
 
 
@@ -87,7 +90,7 @@ class Dispatch:
     _open: dict[str, dict[str, _Open]] = field(default_factory=dict)
     _gateway_of: dict[str, str] = field(default_factory=dict)
     _seen: dict[str, int] = field(default_factory=dict)
-    _early: dict[str, None] = field(default_factory=dict)
+    _early: dict[str, str] = field(default_factory=dict)
     _attached: set[str] = field(default_factory=set)
     _bytes: int = 0
     _left_out: set[str] = field(default_factory=set)
@@ -104,8 +107,7 @@ class Dispatch:
             self.counters.repeated += 1
             return
         self._seen[command.id] = command.expires_ms + ID_MARGIN_MS
-        if command.id in self._early:
-            del self._early[command.id]
+        if self._early.pop(command.id, None) in {"", command.gateway}:
             return
         if command.expires_ms <= now_ms:
             return
@@ -120,12 +122,17 @@ class Dispatch:
         self._bytes += size
 
     def status(self, status: CommandStatus) -> None:
-        """Take a record of ``waybill.command-status``: whatever it says, the command is not sent any more."""
+        """Take a record of ``waybill.command-status``: whatever it says, the command is not sent any more.
+
+        But where a gateway reported it, it is only about that gateway's own command.
+        """
+        by = status.gateway if status.state in REPORTED else ""
         if status.id in self._gateway_of:
-            self._close(status.id)
+            if by in {"", self._gateway_of[status.id]}:
+                self._close(status.id)
         elif status.id not in self._seen:
             # States are read first, and then side by side with commands: a state can come before its command.
-            self._early[status.id] = None
+            self._early[status.id] = by
             if len(self._early) > self.limits.early_statuses:
                 # Forgotten, the command is sent once more; the gateway knows its id (C2).
                 del self._early[next(iter(self._early))]

@@ -92,6 +92,11 @@ class Topics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Frames that do not decode, and messages without a route."""
         return f"{self.prefix}waybill.dlq"
 
+    @property
+    def internal(self) -> frozenset[str]:
+        """All of these."""
+        return frozenset((self.frames, self.ledger, self.commands, self.command_status, self.dead_letters))
+
 
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Messages whose MQTT topic matches ``filter`` become records of ``topic`` under ``key``.
@@ -159,6 +164,7 @@ class Settings:
 
 _DEPLOYMENT = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_ROUTE_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,245}")  # Kafka's limit is 249, and ".dlq" comes behind it
 
 
 def read(path: Path) -> Settings:
@@ -230,9 +236,14 @@ def _check_topics(config: CloudConfig, where: str) -> None:
     if not config.route:
         raise ConfigError(f"{where}: no [[route]]: leave the key out for the default, or add one")
     for number, route in enumerate(config.route, 1):
-        if not _TOPIC.fullmatch(route.topic) or route.topic in {".", ".."}:
+        if not _ROUTE_TOPIC.fullmatch(route.topic) or route.topic in {".", ".."}:
             raise ConfigError(
-                f"{where}: [[route]] {number}: topic {route.topic!r}: use 1 to 249 letters, digits, '.', '_', '-'"
+                f"{where}: [[route]] {number}: topic {route.topic!r}: use 1 to 245 letters, digits, '.', '_', '-'"
+            )
+        if route.topic in config.topics.internal:
+            raise ConfigError(
+                f"{where}: [[route]] {number}: topic {route.topic!r} is an internal topic, which messages of devices "
+                "would spoil; choose another name"
             )
 
 

@@ -13,22 +13,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from waybill.errors import Corrupt, Refused, Unavailable, UnknownVersion
+from waybill.errors import Corrupt, Refused, TopicRefused, Unavailable, UnknownVersion
 from waybill.frames.header import FrameHeader, peek_span, read_header
 from waybill.mqtt.state import Batch, SavedState
-from waybill.wire import Ack, RefusedSpan, Span, up_topic
+from waybill.wire import LANE_NAME, Ack, RefusedSpan, Span, up_topic
 
 log = logging.getLogger(__name__)
 
 ONE_FRAME: Final = 1 << 20
-"""Credit is never below this (U3): gateways cut their frames at 1 MiB."""
-
-_LANE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""Bytes of the largest frame that a gateway sends; credit is never below it (U3)."""
 
 
 class Journal(Protocol):
@@ -71,7 +68,7 @@ def judge(frame: bytes, max_frame: int) -> FrameHeader:
     if len(frame) > max_frame:
         raise Corrupt(f"a frame of {len(frame)} bytes is over the limit of {max_frame}")
     header = read_header(frame)
-    if not _LANE.fullmatch(header.lane):
+    if not LANE_NAME.fullmatch(header.lane):
         raise Corrupt(f"lane {header.lane!r}: a lane is named with letters, digits, '.', '_' and '-'")
     return header
 
@@ -221,7 +218,8 @@ class Intake:
         if not fault:
             try:
                 await self._journal.append_frame(gateway, frame)
-            except Unavailable as error:
+            except (Unavailable, TopicRefused) as error:
+                # A journal that is not there or not allowed is for a person to mend; the frame is fit for it.
                 fault = str(error)
             else:
                 self.counters.journaled += 1

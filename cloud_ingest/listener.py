@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from cloud_ingest import config
-from cloud_ingest.intake import Intake, Journal
+from cloud_ingest.intake import ONE_FRAME, Intake, Journal
 from waybill import pki, wire
 from waybill.config import address
 from waybill.errors import Refused
@@ -37,6 +37,9 @@ TOPIC_ROOM: Final = 1024
 
 OUTPUT: Final = 1 << 20
 """Unsent bytes of one gateway; beyond it acks and commands are dropped, and sent again later."""
+
+STATE_BYTES: Final = 4096
+"""Of a gateway's state message at most; it is kept while the gateway is connected."""
 
 _decode_state = msgspec.json.Decoder(State).decode
 
@@ -83,7 +86,8 @@ class Listener:
         self.server = MqttServer(
             self.intake,
             Settings(
-                max_packet=settings.max_frame + TOPIC_ROOM,
+                # Over the limit a frame is still read, and answered: cut off, a gateway would send the same one again.
+                max_packet=max(settings.max_frame, ONE_FRAME) + TOPIC_ROOM,
                 max_connections=settings.connections,
                 connect_timeout=settings.connect_timeout,
                 output_bytes=OUTPUT,
@@ -202,6 +206,8 @@ class Listener:
         gateway = self.connected.get(message.client_id)
         if gateway is not None:
             try:
+                if len(message.payload) > STATE_BYTES:
+                    raise msgspec.ValidationError(f"{len(message.payload)} bytes, at most {STATE_BYTES}")
                 gateway.state = _decode_state(message.payload)
             except msgspec.MsgspecError as error:
                 log.warning("gateway %s: its state is not readable: %s", message.client_id, error)

@@ -12,6 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cloud_ingest.printable import printable
+
 MAX_GATEWAYS: Final = 1_000
 """So many gateways are listed; ``connected`` counts all."""
 
@@ -44,7 +46,7 @@ class FramesSnapshot(msgspec.Struct, frozen=True):
 
 
 class PartitionSnapshot(msgspec.Struct, frozen=True):
-    """A frames partition that this node routes. Counts are messages; ``behind_ms`` as of the last commit."""
+    """A frames partition that this node routes. Counts are messages; ``behind_ms``: 0 where it is read to its end."""
 
     partition: int
     state: str
@@ -162,7 +164,9 @@ def _gateways(shot: CloudSnapshot) -> Table:
     for column in ("gateway", "from", "connected for", "state", "version"):
         table.add_column(column)
     for one in shot.gateways:
-        table.add_row(one.gateway, one.address, _span(shot.now_ms - one.since_ms), one.state or "-", one.version or "-")
+        table.add_row(
+            one.gateway, one.address, _span(shot.now_ms - one.since_ms), one.state or "-", printable(one.version) or "-"
+        )
     return table
 
 

@@ -17,6 +17,7 @@ import msgspec
 
 from cloud_ingest.following import Readable, following
 from cloud_ingest.journal.port import CaughtUp, TopicRecord
+from cloud_ingest.printable import printable
 
 LAST: Final = 10
 """How many of the records that are there are shown before new ones."""
@@ -86,5 +87,4 @@ def _field(name: str, data: bytes | None) -> dict[str, str | None]:
 def _shown(data: bytes | None) -> str:
     if data is None:
         return "-"
-    text = data.decode(errors="backslashreplace")
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return printable(data.decode(errors="backslashreplace"))

@@ -27,7 +27,7 @@ from edge_agent.forwarder import Forwarder
 from edge_agent.intake import Forward, Intake
 from edge_agent.status import SOCKET, EdgeStatus, LaneState, LinkState, Rate
 from waybill import snapshot
-from waybill.lifecycle import Tasks
+from waybill.lifecycle import Tasks, say
 from waybill.mqtt.server import MqttServer
 from waybill.mqtt.settings import Hooks, Settings
 from waybill.pki import server_context
@@ -58,6 +58,7 @@ class Agent:
         self._clock = Clock()
         self._started_ms = self._clock.wall_ms()
         self._in, self._out = Rate(), Rate()
+        self._gone = Gone(self._clock.mono)
         self._tasks = Tasks()
         self._listening: list[str] = []
         self._uplink: Uplink | None = None
@@ -88,7 +89,11 @@ class Agent:
                     dup_window=settings.buffer.dup_window,
                     close_timeout=CLOSE_PATIENCE,
                 ),
-                Hooks(on_subscribed=lambda _client, pattern, _qos: self._commands.on_subscribed(pattern)),
+                Hooks(
+                    on_disconnected=lambda client, reason: self._gone.say(f"{client.client_id!r}", reason),
+                    on_subscribed=lambda _client, pattern, _qos: self._commands.on_subscribed(pattern),
+                    on_turned_away=lambda address, reason: self._gone.say(f"at {address}", reason),
+                ),
             )
             await server.start()
             self._forwarder = Forwarder(buffer, LANES, settings.forward, self._clock)
@@ -98,8 +103,9 @@ class Agent:
                     self._start_tasks()
                     for listener, context in zip(settings.listeners, contexts, strict=True):
                         host, port = await server.listen(listener.host, listener.port, context)
-                        self._listening.append(f"{host}:{port}")
-                        self._say(f"listening on {host}:{port}")
+                        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                        self._listening.append(address)
+                        self._say(f"listening on {address}")
                     if self._uplink is None:
                         self._say("no uplink is configured: messages are buffered and sent nowhere")
                     await self._tasks.until_stopped()
@@ -114,7 +120,8 @@ class Agent:
         self._tasks.stop()
 
     def _start_tasks(self) -> None:
-        """Every long-lived task of the agent but the server's own."""
+        """Every long-lived task of the agent; the server's own are watched."""
+        self._tasks.start("mqtt", self._server.died())
         self._tasks.start("commands", self._commands.publish())
         self._tasks.start("forwarder", self._forwarder.watch())
         if self._uplink is not None:
@@ -136,7 +143,7 @@ class Agent:
 
     async def _stop_tasks(self) -> None:
         await self._server.close()
-        for name in ("commands", "uplink", "forwarder", "rates"):
+        for name in ("mqtt", "commands", "uplink", "forwarder", "rates"):
             await self._tasks.cancel(name)
 
     # --- what it says of itself ---
@@ -186,6 +193,28 @@ class Agent:
             await asyncio.sleep(1)
 
 
+class Gone:
+    """Says why devices were cut off, one line a second at most: whoever mends a device must find the reason."""
+
+    def __init__(self, mono: Callable[[], float]) -> None:
+        """``mono``: monotonic seconds."""
+        self._mono = mono
+        self._next = 0.0
+        self._unsaid = 0
+
+    def say(self, device: str, reason: str) -> None:
+        """Say it; not what is everyday: a device that says good-bye or is away, and the agent's own end."""
+        if not reason or reason.startswith(("connection lost", "the server shuts down")):
+            return
+        now = self._mono()
+        if now < self._next:
+            self._unsaid += 1
+            return
+        more = f" (and {self._unsaid} more lately)" if self._unsaid else ""
+        log.warning("device %s is cut off: %s%s", device, reason, more)
+        self._next, self._unsaid = now + 1, 0
+
+
 def _context(listener: ListenerSettings) -> ssl.SSLContext | None:
     if listener.certificate is None or listener.key is None:
         return None
@@ -209,11 +238,7 @@ def run(settings: EdgeConfig, store: type[SqliteBuffer] = SqliteBuffer) -> int:
     """
     loop = asyncio.new_event_loop()
     try:
-        return loop.run_until_complete(Agent(settings, _say, store).run())
+        return loop.run_until_complete(Agent(settings, say, store).run())
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201 - somebody waits for it, at a terminal or in a test

@@ -127,6 +127,7 @@ def check(settings: EdgeConfig, where: str) -> EdgeConfig:
             raise ConfigError(f"{where}: [[listener]] {number}: certificate and key go together: give both, or neither")
         if listener.client_ca is not None and listener.certificate is None:
             raise ConfigError(f"{where}: [[listener]] {number}: client_ca needs certificate and key of the listener")
+        _check_files(listener, f"{where}: [[listener]] {number}")
     for key, filters in (("filters", settings.forward.filters), ("exclude", settings.forward.exclude)):
         for text in filters:
             if not valid_filter(text, MAX_LEVELS):
@@ -151,12 +152,16 @@ def _check_uplink(uplink: UplinkSettings, where: str) -> None:
     given = [name for name in ("ca", "certificate", "key") if getattr(uplink, name) is not None]
     if given and not uplink.tls:
         raise ConfigError(f"{where}: [uplink] {given[0]} is for TLS, and url begins with mqtt://; write mqtts://")
-    for name in given:
-        path: Path = getattr(uplink, name)
-        if not path.is_file():
-            raise ConfigError(f"{where}: [uplink] {name}: {path}: no such file")
+    _check_files(uplink, f"{where}: [uplink]")
     if (uplink.certificate is None) != (uplink.key is None):
         raise ConfigError(f"{where}: [uplink] certificate and key go together: give both, or neither")
+
+
+def _check_files(table: ListenerSettings | UplinkSettings, where: str) -> None:
+    for item in msgspec.structs.fields(table):
+        path = getattr(table, item.name)
+        if isinstance(path, Path) and not path.is_file():
+            raise ConfigError(f"{where} {item.name}: {path}: no such file")
 
 
 def _resolved(settings: EdgeConfig, base: Path) -> EdgeConfig:

@@ -1,10 +1,18 @@
 """Fixtures that any test may ask for; what is bigger is in tests/support."""
 
+import os
 import secrets
 
 import pytest
+from hypothesis import settings
 
 from deploy.kafka.cluster import free_ports
+
+# The short form draws the same examples each time, so that it fails for a change and not by chance; the long one looks
+# further at every run.
+settings.register_profile("short", derandomize=True, database=None, deadline=None)
+settings.register_profile("long", deadline=None, print_blob=True)
+settings.load_profile("long" if os.environ.get("WAYBILL_LONG") else "short")
 
 pytest_plugins = ["tests.support.kafka", "tests.support.kafka_log"]
 

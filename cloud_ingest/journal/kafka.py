@@ -25,7 +25,7 @@ from cloud_ingest.config import Topics
 from cloud_ingest.journal.kafka_admin import prepare, specs
 from cloud_ingest.journal.kafka_append import Appender
 from cloud_ingest.journal.kafka_batches import DEFAULT_LIMIT, Shape
-from cloud_ingest.journal.kafka_client import Client, discard, partitions_of, probe, quiet, started, translated
+from cloud_ingest.journal.kafka_client import Client, discard, partitions_of, probe, quiet, reason, started, translated
 from cloud_ingest.journal.kafka_config import parse
 from cloud_ingest.journal.kafka_owner import Owner
 from cloud_ingest.journal.kafka_partitions import KafkaPartition
@@ -139,7 +139,11 @@ class KafkaLog:
         """Journal a frame; durable on return. Raises Unavailable (say ``retry``), Refused (too large for the topic)."""
         key = gateway.encode()
         partition = partition_of(key, self.partitions)
-        await self._appender.append(self.frames, (key, frame, []), partition, self._limit(self.frames))
+        try:
+            await self._appender.append(self.frames, (key, frame, []), partition, self._limit(self.frames))
+        except TopicRefused as error:
+            # The topic's fault, which a person can mend: a gateway would take it for the frame's and give that up.
+            raise Unavailable(str(error)) from error
 
     async def append(self, record: OutRecord) -> None:
         """Append one record; durable on return. Raises Unavailable, Refused (TopicRefused: no such topic)."""
@@ -197,6 +201,8 @@ class KafkaLog:
                     found = (await self._admin.list_consumer_group_offsets(self.group, partitions=[place])).get(place)
                 if found is not None:
                     return found.offset, found.metadata or ""
+            except errors.GroupAuthorizationFailedError as error:
+                raise Unavailable(reason(errors.GroupAuthorizationFailedError(self.group), "Read")) from error
             except (errors.KafkaError, TimeoutError) as error:
                 last = error
             await asyncio.sleep(_SOON)  # the group's coordinator is being found, or loads
@@ -237,11 +243,7 @@ class KafkaLog:
         behind = {place for place in places if starts[place] < ends[place]}
         caught_up, moved = False, time.monotonic()
         while True:
-            if not behind and not caught_up:
-                caught_up = True
-                yield CaughtUp()
-                if end:
-                    return
+            # Before it is said, too, that an empty topic was read: that may not be allowed.
             got = await self._some(consumer)
             for records in got.values():
                 for record in records:
@@ -249,6 +251,11 @@ class KafkaLog:
             with translated("reading"):
                 reached = {place for place in behind if await consumer.position(place) >= ends[place]}
             behind -= reached
+            if not behind and not caught_up:
+                caught_up = True
+                yield CaughtUp()
+                if end:
+                    return
             if got or reached:
                 moved = time.monotonic()
             elif behind and time.monotonic() - moved > self.config.request:

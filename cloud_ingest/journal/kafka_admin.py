@@ -39,6 +39,9 @@ LETTER_BYTES: Final = 5 * MIB
 _DAY_MS: Final = 24 * 3_600_000
 _SAFE_REPLICAS: Final = 3
 
+APPEARS: Final = 10.0
+"""Seconds within which all brokers know a topic that was just made."""
+
 _DENIED: Final = (errors.TopicAuthorizationFailedError, errors.ClusterAuthorizationFailedError)
 
 
@@ -113,10 +116,11 @@ class State:
     replicas: int
     settings: Mapping[str, str] | None
 
-    @property
-    def shape(self) -> Shape:
-        """What the batches must know."""
-        return Shape(self.partitions, int((self.settings or {}).get("max.message.bytes", DEFAULT_LIMIT)))
+
+def shape(spec: Spec, state: State) -> Shape:
+    """Return what the batches must know. A limit that may not be read is taken for what it should be."""
+    settings = spec.settings if state.settings is None else state.settings
+    return Shape(state.partitions, int(settings.get("max.message.bytes", DEFAULT_LIMIT)))
 
 
 def judge(spec: Spec, state: State, partitions: int) -> tuple[list[str], list[str]]:
@@ -167,8 +171,8 @@ async def prepare(
         there = await _described(admin, [spec.name for spec in wanted])
         missing = [spec for spec in wanted if spec.name not in there]
         if missing:
-            await _create(admin, config, missing, partitions, replicas)
-            there = await _settled(admin, [spec.name for spec in wanted])
+            hidden = await _create(admin, config, missing, partitions, replicas)
+            there = await _settled(admin, [spec.name for spec in wanted], hidden)
     wrong: list[str] = []
     for spec in wanted:
         bad, doubtful = judge(spec, there[spec.name], partitions)
@@ -179,26 +183,36 @@ async def prepare(
         raise ConfigError("\n".join([*wrong, f"(allow_unsafe = true in {config.where} goes on all the same)"]))
     for text in wrong:
         log.error("unsafe, but allowed: %s", text)
-    return {name: state.shape for name, state in there.items()}
+    return {spec.name: shape(spec, there[spec.name]) for spec in wanted}
 
 
 async def _create(
     admin: AIOKafkaAdminClient, config: KafkaConfig, missing: Sequence[Spec], partitions: int, replicas: int
-) -> None:
+) -> set[str]:
+    """Create topics; return those that are there already: another node was faster, or they may not be seen.
+
+    Raises ConfigError (may not, or cannot, be created), Unavailable.
+    """
     new = [NewTopic(spec.name, partitions, 1, topic_configs=dict(spec.settings)) for spec in missing]
     for topic in new:
         topic.replication_factor = replicas  # -1 is the cluster's default (KIP-464); its constructor refuses that
     response = await admin.create_topics(new, timeout_ms=int(config.request * 1000))
+    existing: set[str] = set()
+    denied: list[str] = []
     for name, code, *text in response.topic_errors:
         error = errors.for_code(code)
-        if error in (errors.NoError, errors.TopicAlreadyExistsError):  # another node was faster
+        if error is errors.NoError:
+            continue
+        if error is errors.TopicAlreadyExistsError:
+            existing.add(name)
             continue
         reason = text[0] if text and text[0] else error.__name__
         if error in _DENIED:
-            raise ConfigError(
-                f"topic {name} is missing and may not be created here: create it, or allow Create on it ({reason})"
+            denied.append(
+                f"topic {name} is missing and may not be created here: create it, or allow Create on it; "
+                f"if it is there, allow Describe on it ({reason})"
             )
-        if error in (
+        elif error in (
             errors.InvalidReplicationFactorError,
             errors.PolicyViolationError,
             errors.InvalidConfigurationError,
@@ -206,17 +220,26 @@ async def _create(
             raise ConfigError(
                 f"topic {name} cannot be created: {reason}; set [topics] replication_factor to what the cluster has"
             )
-        raise Unavailable(f"topic {name} could not be created: {reason}")
+        else:
+            raise Unavailable(f"topic {name} could not be created: {reason}")
+    if denied:
+        raise ConfigError("\n".join(denied))
+    return existing
 
 
-async def _settled(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, State]:
-    """Wait until the brokers agree that all of ``names`` exist. Raises Unavailable."""
+async def _settled(admin: AIOKafkaAdminClient, names: Sequence[str], existing: set[str]) -> dict[str, State]:
+    """Wait until the brokers agree that all of ``names`` exist; ``existing``: they said so of these already.
+
+    Raises ConfigError (there, but hidden), Unavailable.
+    """
     there: dict[str, State] = {}
-    for _ in range(50):
+    for _ in range(int(APPEARS / 0.2)):
         there = await _described(admin, names)
         if len(there) == len(set(names)):
             return there
         await asyncio.sleep(0.2)
+    if hidden := existing - set(there):
+        raise ConfigError("\n".join(f"topic {name} is there but not seen: allow Describe on it" for name in hidden))
     raise Unavailable(f"topics were created but do not appear: {', '.join(set(names) - set(there))}")
 
 

@@ -18,7 +18,7 @@ from typing import Final
 
 from aiokafka import AIOKafkaProducer
 
-from cloud_ingest.journal.kafka_client import REFUSED_RECORD, REFUSED_TOPIC, discard, partitions_of, translated
+from cloud_ingest.journal.kafka_client import REFUSED_RECORD, REFUSED_TOPIC, discard, partitions_of, reason, translated
 from cloud_ingest.journal.port import Headers
 from waybill.errors import Refused, TopicRefused, Unavailable, WaybillError
 
@@ -169,7 +169,7 @@ class Appender:
         except BaseException as error:
             await self._drop(connection)
             if isinstance(error, REFUSED_TOPIC):
-                raise TopicRefused(lane.topic, str(error)) from error
+                raise TopicRefused(lane.topic, reason(error, "Write", lane.topic)) from error
             with translated(where):
                 raise
         for item in items:

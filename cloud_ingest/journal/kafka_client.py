@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import ssl
 import traceback
@@ -81,9 +82,28 @@ TOPIC_PATIENCE: Final = 5.0
 """Seconds for which a topic may be unknown (it may just have been made) before it counts as refused."""
 
 
+def reason(error: BaseException, needs: str, topic: str = "") -> str:
+    """Return what ``error`` says; where an ACL is missing, which.
+
+    ``needs``: the operation that was to be allowed on topics; ``topic``: the one it was where the error does not say.
+    """
+    cause: BaseException | None = error
+    while cause is not None:  # what ends a producer's sender is wrapped
+        named = cause.args[0] if cause.args else ""
+        name = ", ".join(sorted(named)) if isinstance(named, set | frozenset) else str(named)
+        if isinstance(cause, errors.TopicAuthorizationFailedError):
+            return f"not allowed: its ACLs must allow {needs} on topic {name or topic}"
+        if isinstance(cause, errors.GroupAuthorizationFailedError):
+            return f"not allowed: its ACLs must allow Read on group {name}"
+        if isinstance(cause, errors.TransactionalIdAuthorizationFailed):
+            return f"not allowed: its ACLs must allow Write on transactional id {name}"
+        cause = cause.__cause__
+    return str(error) or type(error).__name__
+
+
 @contextlib.contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """Turn aiokafka's errors into Fenced and Unavailable; ``doing`` begins their text."""
+    """Turn aiokafka's errors into Fenced and Unavailable; ``doing``, which only reads topics, begins their text."""
     try:
         yield
     except FENCED as error:
@@ -91,7 +111,7 @@ def translated(doing: str) -> Iterator[None]:
     except TimeoutError as error:
         raise Unavailable(f"{doing}: Kafka did not answer in time") from error
     except FAILURES as error:
-        raise Unavailable(f"{doing}: {error}") from error
+        raise Unavailable(f"{doing}: {reason(error, 'Read')}") from error
 
 
 def quiet() -> None:
@@ -177,7 +197,7 @@ async def partitions_of(client: AIOKafkaClient, topic: str) -> int:
         if known := client.cluster.partitions_for_topic(topic):
             return len(known)
         if topic in client.cluster.unauthorized_topics:
-            raise TopicRefused(topic, "not authorized (its ACL must allow Describe and Write)")
+            raise TopicRefused(topic, "not allowed: its ACLs must allow Describe and Write")
         if asyncio.get_running_loop().time() > until:
             raise TopicRefused(topic, "no such topic")
         await asyncio.sleep(0.1)
@@ -192,6 +212,9 @@ async def discard(client: Client, patience: float = 3.0) -> None:
         client._message_accumulator._closed = True
         if (manager := client._txn_manager) and (waiter := manager._transaction_waiter) and waiter.done():
             waiter.exception()  # seen: nobody waits for it any more
+        for batch in itertools.chain.from_iterable(client._message_accumulator._batches.values()):
+            if batch._drain_waiter.done():
+                batch._drain_waiter.exception()  # seen likewise: the batch's own future says it too
         inner, parts = client.client, (client, client._sender, client._message_accumulator)
     elif isinstance(client, AIOKafkaConsumer):
         with contextlib.suppress(*FAILURES):

@@ -86,12 +86,16 @@ class Owner:
 
     async def run(self) -> None:
         """Own partitions until cancelled."""
+        said = ""
         try:
             while True:
+                generation = self._generation
                 try:
                     await self._member()
                 except WaybillError as error:
-                    log.warning("cannot take part in routing: %s; trying again", error)
+                    if str(error) != said or generation != self._generation:
+                        log.warning("cannot take part in routing: %s; trying again", error)
+                    said = str(error)
                     await self._look_after(RETRY)
         finally:
             await self._let_go(list(self._runs))

@@ -29,6 +29,7 @@ from cloud_ingest.journal.kafka_client import (
     REFUSED_RECORD,
     REFUSED_TOPIC,
     discard,
+    reason,
     started,
     translated,
 )
@@ -244,7 +245,8 @@ class KafkaPartition:
             raise Fenced(f"{self!r}: another worker owns it by now") from error
         except FAILURES as error:
             await self._lose()
-            text = "Kafka did not answer in time" if isinstance(error, TimeoutError) else str(error)
+            # Its batches are handled below: what may be denied here is the offset of the frames that were read.
+            text = "no answer in time" if isinstance(error, TimeoutError) else reason(error, "Read", self._frames.topic)
             raise Unavailable(f"{self!r}: the outcome of a step is unknown, load again: {text}") from error
         except BaseException:  # cancelled, or Unavailable from within
             await self._lose()
@@ -283,6 +285,8 @@ class KafkaPartition:
         self._steps += 1
         token = f"{self._name}:{self._steps}"
         await producer.begin_transaction()
+        # Bears the error of a transaction that fails, and is replaced then: see kafka_client.discard.
+        producer._txn_manager.wait_for_transaction_end().add_done_callback(_seen)  # noqa: SLF001
         # The offset travels beside the data, not after it: whichever fails, nothing of the transaction counts.
         offset = {self._frames: OffsetAndMetadata(next_offset, token)}
         work = [asyncio.ensure_future(producer.send_offsets_to_transaction(offset, self._cluster.group))]
@@ -297,7 +301,7 @@ class KafkaPartition:
             topic = _culprit(error, sent)
             await self._drop(abort=True)
             if isinstance(error, REFUSED_TOPIC):
-                raise TopicRefused(topic, str(error)) from error
+                raise TopicRefused(topic, reason(error, "Write", topic)) from error
             raise RecordRefused(f"{topic}: {error}") from error
         finally:
             for future in work:

@@ -121,6 +121,9 @@ class Commands:
 
         ``fresh``: states of the step being made, which are not noted yet.
         """
+        known = self._open.get(status.id)
+        if known and known.gateway != status.gateway:
+            return "the command is of another gateway"
         seen = fresh.get(status.id) or self._states.get(status.id)
         if seen == status.state or (seen == "done" and status.state == "delivered"):
             return "copy"

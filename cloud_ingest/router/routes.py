@@ -47,9 +47,12 @@ class _Compiled(NamedTuple):
 class Routes:
     """The compiled routes of a deployment."""
 
-    def __init__(self, routes: Sequence[Route]) -> None:
-        """Compile ``routes``. Raises ConfigError for a filter or key template that cannot be."""
-        self._routes = [_compile(number, route) for number, route in enumerate(routes, 1)]
+    def __init__(self, routes: Sequence[Route], where: str = "routes") -> None:
+        """Compile ``routes``; ``where`` names their origin in errors.
+
+        Raises ConfigError for a filter or key template that cannot be.
+        """
+        self._routes = [_compile(f"{where}: [[route]] {number}", route) for number, route in enumerate(routes, 1)]
         self._known: dict[tuple[str, str, str], Target] = {}
 
     @property
@@ -89,19 +92,18 @@ def _level(placeholder: str, levels: list[str]) -> str:
     return levels[number - 1] if number <= len(levels) else ""
 
 
-def _compile(number: int, route: Route) -> _Compiled:
+def _compile(where: str, route: Route) -> _Compiled:
     if not valid_filter(route.filter, MAX_LEVELS):
         raise ConfigError(
-            f"[[route]] {number}: filter {route.filter!r} is no MQTT filter: "
-            "'+' and '#' stand alone in their level, '#' last"
+            f"{where}: filter {route.filter!r} is no MQTT filter: '+' and '#' stand alone in their level, '#' last"
         )
     parts = tuple(_PLACEHOLDER.split(route.key))
     for placeholder in parts[1::2]:
         if placeholder not in {"device", "client", "gateway", "topic"} and not _LEVEL.fullmatch(placeholder):
             raise ConfigError(
-                f"[[route]] {number}: key {route.key!r}: unknown placeholder {{{placeholder}}}; "
+                f"{where}: key {route.key!r}: unknown placeholder {{{placeholder}}}; "
                 "known are {device} {client} {gateway} {topic} {level:N}, N from 1"
             )
     if any("{" in literal or "}" in literal for literal in parts[::2]):
-        raise ConfigError(f"[[route]] {number}: key {route.key!r}: a brace without its partner")
+        raise ConfigError(f"{where}: key {route.key!r}: a brace without its partner")
     return _Compiled(matcher(route.filter), route.topic, parts)

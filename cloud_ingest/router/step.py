@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from cloud_ingest.journal.port import JournalRecord, OutRecord, Step
+from cloud_ingest.printable import printable
 from cloud_ingest.router.commands import status_record
 from cloud_ingest.router.entry import Key
 from cloud_ingest.router.ledger import Draft, Span
@@ -27,8 +28,8 @@ from cloud_ingest.router.routes import Target
 from cloud_ingest.router.state import Partition, Plan
 from waybill.errors import Corrupt
 from waybill.frames import Frame, FrameHeader, decode, read_header
-from waybill.frames.header import MAX_EPOCH, MAX_LANE
-from waybill.wire import COMMAND_STATUS_TOPIC, CONTROL_LANE, RECEIPT_TOPIC, CommandStatus, Receipt
+from waybill.frames.header import MAX_EPOCH
+from waybill.wire import COMMAND_STATUS_TOPIC, CONTROL_LANE, LANE_NAME, RECEIPT_TOPIC, CommandStatus, Receipt
 
 MAX_REASON = 64
 
@@ -283,7 +284,7 @@ class _Planner:
             raise _Rejected("the lane has too many gaps")
         self.ledger.admit(span, record.offset)
         before = self.ledger.edit(key).dropped_count
-        self.ledger.drop(key, receipt.first, receipt.last, receipt.bytes, receipt.reason[:MAX_REASON])
+        self.ledger.drop(key, receipt.first, receipt.last, receipt.bytes, printable(receipt.reason[:MAX_REASON]))
         self.counters.dropped += self.ledger.edit(key).dropped_count - before
         self.counters.receipts += 1
         lane = (record.gateway, receipt.lane)
@@ -379,7 +380,6 @@ class _Rejected(Exception):
 
 
 def _check_receipt(receipt: Receipt) -> None:
-    lane = len(receipt.lane.encode())
     if not (
         1 <= receipt.epoch <= MAX_EPOCH
         and 0 <= receipt.prev_epoch <= MAX_EPOCH
@@ -387,7 +387,7 @@ def _check_receipt(receipt: Receipt) -> None:
         and (receipt.prev_epoch == 0) == (receipt.prev_last == 0)
         and 1 <= receipt.first <= receipt.last <= MAX_EPOCH
         and 0 <= receipt.prev_last <= MAX_EPOCH
-        and 1 <= lane <= MAX_LANE
+        and LANE_NAME.fullmatch(receipt.lane)
         and receipt.bytes >= 0
     ):
         raise _Rejected("a receipt whose numbers do not agree")

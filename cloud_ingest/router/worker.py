@@ -1,7 +1,7 @@
 """The router's shell: one worker a frames partition, load → read → plan → commit, and what to do when that fails.
 
 * Fenced: let go (R3).
-* Unavailable: the outcome may be unknown; wait, fence and load anew (R3).
+* Unavailable: the outcome may be unknown; wait, fence and load anew (R3). So too where the commands may not be read.
 * RecordRefused: plan again with half as many messages, down to one; that one becomes a dead letter (R5).
 * TopicRefused: plan again with that topic's records as dead letters, for ``REFUSED_FOR`` seconds (R5).
 * Either of these for the ledger or for dead letters: this partition stops with an alarm, and is tried again every
@@ -62,7 +62,8 @@ class Status:
 
     ``state``: ``loading``, ``ready``, ``waiting``, ``stopped``, ``released``; ``reason``: why, where it is not ready.
     ``position``: the next journal offset to be read. ``held_frames``, ``held_bytes``: what waits for order (R7).
-    ``commit_seconds``: spent in commits. ``behind_ms``: age of the newest frame routed when its step was committed.
+    ``commit_seconds``: spent in commits. ``behind_ms``: age of the newest frame routed when its step was committed; 0
+    where the partition is read to its end.
     """
 
     partition: int
@@ -146,7 +147,7 @@ class _Worker:
                 log.info("router: partition %d is another's now: %s", self._log.partition, error)
                 status.state, status.reason = "released", str(error)
                 return
-            except Unavailable as error:
+            except (Unavailable, TopicRefused) as error:  # refused: the commands may not be read
                 if status.commits > commits:
                     pause = FIRST_PAUSE
                 if status.reason != str(error):
@@ -218,6 +219,8 @@ class _Worker:
                 self._forget_at = now + FORGET_EVERY
                 log_start = await self._log.log_start()
             await self._advance(state, records, at_end=at_end, log_start=log_start)
+            if at_end:
+                status.behind_ms = 0
 
     async def _advance(
         self, state: Partition, records: Sequence[JournalRecord], *, at_end: bool, log_start: int | None

@@ -31,6 +31,7 @@ class Directory:
         self.path = path
         self._ballast = path / "ballast"
         self._ballast_bytes = ballast_bytes
+        self._in_use: tuple[Path, int, int] | None = None
         try:
             if not path.exists():
                 path.mkdir(mode=0o700, parents=True)
@@ -58,6 +59,17 @@ class Directory:
         """Return the database file to use, whether it exists or not."""
         numbers = [int(found[1] or 1) for entry in self.path.iterdir() if (found := _FILE.fullmatch(entry.name))]
         return self._file(max(numbers, default=1))
+
+    def check(self, path: Path) -> None:
+        """Raise OSError where the database file ``path`` is no longer the one that it was at the last call.
+
+        SQLite goes on writing into a file that somebody has removed, and everything acknowledged goes with it.
+        """
+        known, self._in_use = self._in_use, None
+        found = path.stat()
+        if known is not None and known[0] == path and known[1:] != (found.st_dev, found.st_ino):
+            raise OSError("the file was replaced by another one")
+        self._in_use = (path, found.st_dev, found.st_ino)
 
     def successor(self) -> tuple[Path, Path]:
         """Return the name of the next file while it is written, and its name from then on."""

@@ -103,6 +103,7 @@ class Engine:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._logged = 0
         self._broken = False
+        self._unusable = ""
         self._bad_reads = 0
         self._doubt: Job | None = None
 
@@ -202,9 +203,10 @@ class Engine:
         self._apply(job)
 
     def _work(self, db: sqlite3.Connection, job: Job, leaving: tuple[tuple[str, int, int, int], ...]) -> None:
+        job.outcome = None
+        self._directory.check(self.path)
         if job.size:
             self._room.check(db, self.path, job.size)
-        job.outcome = None
         with transaction(db):
             writer = Transaction(db, self._context)
             job.result = job.work(writer)
@@ -316,7 +318,9 @@ class Engine:
         except (sqlite3.Error, OSError, ConfigError) as error:
             if trouble_of(error) == "full":
                 raise
-            log.error("buffer: %s cannot be used any more: %s", self.path, say(error))  # noqa: TRY400
+            if (why := say(error)) != self._unusable:  # the same again and again is one event
+                log.error("buffer: %s cannot be used any more: %s", self.path, why)  # noqa: TRY400
+                self._unusable = why
             db = None
         if db is None:
             db = await self._move()
@@ -330,6 +334,7 @@ class Engine:
             await self._declare_lost(db)
         self._db = db
         self._broken = False
+        self._unusable = ""
 
     async def _tried(self, db: Connection, work: Callable[..., T], *args: object) -> T:
         try:

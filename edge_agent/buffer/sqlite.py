@@ -205,8 +205,8 @@ class SqliteBuffer:
         """Take a command in; see the port. Raises Unavailable: not now, or the outbox is full."""
         if envelope.expires_ms <= now_ms:
             return False
-        limit = self._settings.outbox_limit
-        taken = await self._engine.write(Job(lambda transaction: transaction.receive(envelope, now_ms, limit)))
+        limit, before = self._settings.outbox_limit, now_ms - self._settings.outbox_margin_ms
+        taken = await self._engine.write(Job(lambda transaction: transaction.receive(envelope, now_ms, limit, before)))
         if taken is None:
             raise Unavailable(f"the outbox holds {limit} commands: command {envelope.id} is not accepted")
         return bool(taken)

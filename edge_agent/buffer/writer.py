@@ -88,8 +88,9 @@ class Transaction:
             if tail is not None and (chunk.remembered or start):
                 tail.blocks += 1
             self._lanes.setdefault(chunk.lane, []).append((chunk, start))
-        elif tail is not None and chunk.remembered:
+        elif tail is not None:  # no block will say what it proved, nor hold what is to be remembered
             self._keep(chunk.client, start, entries_of(chunk.raw, chunk.version), tail)
+            self._set_low(chunk.client, tail)
 
     def own(self, own: Own) -> None:
         """Append a message of the agent itself to the control lane."""
@@ -103,8 +104,12 @@ class Transaction:
 
     # --- commands (C2) ---
 
-    def receive(self, envelope: Envelope, now_ms: int, limit: int) -> bool | None:
-        """Take a command in, with its ``delivered`` status. False: known; None: the outbox holds ``limit`` ids."""
+    def receive(self, envelope: Envelope, now_ms: int, limit: int, forget_ms: int) -> bool | None:
+        """Take a command in, with its ``delivered`` status. False: known; None: the outbox holds ``limit`` ids.
+
+        Ids of commands that expired before ``forget_ms`` are forgotten first.
+        """
+        self.forget_commands(forget_ms)
         if self._db.execute(SQL["command"], (envelope.id,)).fetchone():
             return False
         if self._db.execute(SQL["commands"]).fetchone()[0] >= limit:
@@ -170,6 +175,10 @@ class Transaction:
             return
         for start, entries in kept:
             self._keep(client, start, entries, tail)
+        self._set_low(client, tail)
+
+    def _set_low(self, client: str, tail: Tail) -> None:
+        """Write down what is proven, and forget a client of whom nothing is left."""
         self._db.execute(SQL["trim_tail"], (client, tail.low))
         if tail.remembers or tail.blocks:
             self._db.execute(SQL["set_low"], (client, tail.low))

@@ -65,25 +65,34 @@ def _explain(text: str, kind: type[Any], where: str) -> str:
     text = _PATH.sub("", text)
     key = f"[{path}] " if path else ""
     if unknown := _UNKNOWN.search(text):
-        known = _keys(kind)
+        tables = _tables(kind)
+        known = tables.get(re.sub(r"\[[^]]*\]", "", path), set())
         near = difflib.get_close_matches(unknown["field"], known, n=1)
-        mend = f"did you mean {near[0]!r}?" if near else f"known keys are: {', '.join(sorted(known))}"
+        others = [table for table, keys in tables.items() if table and unknown["field"] in keys]
+        if near:
+            mend = f"did you mean {near[0]!r}?"
+        elif others:
+            mend = f"it belongs below {' or '.join(f'[{table}]' for table in others)}"
+        else:
+            mend = f"known keys are: {', '.join(sorted(known))}"
         return f"{where}: {key}unknown key {unknown['field']!r}; {mend}"
     if missing := _MISSING.search(text):
         return f"{where}: {key}the key {missing['field']!r} is missing; add it"
-    return f"{where}: {path or 'top level'}: {text[:1].lower()}{text[1:]}"
+    mend = f"; write [[{path}]], once for each" if text == "Expected `array`, got `object`" else ""
+    return f"{where}: {path or 'top level'}: {text[:1].lower()}{text[1:]}{mend}"
 
 
-def _keys(kind: type[Any], seen: frozenset[type[Any]] = frozenset()) -> set[str]:
-    """Return every key name that ``kind`` or a struct within it knows."""
-    names: set[str] = set()
+def _tables(kind: type[Any], path: str = "", seen: frozenset[type[Any]] = frozenset()) -> dict[str, set[str]]:
+    """Return the key names of ``kind`` and of every struct within it, by the path of their table."""
     if kind in seen or not issubclass(kind, msgspec.Struct):
-        return names
+        return {}
+    tables: dict[str, set[str]] = {path: set()}
     for item in msgspec.structs.fields(kind):
-        names.add(item.encode_name)
+        tables[path].add(item.encode_name)
         for inner in _structs(item.type):
-            names |= _keys(inner, seen | {kind})
-    return names
+            for table, keys in _tables(inner, f"{path}.{item.encode_name}".lstrip("."), seen | {kind}).items():
+                tables.setdefault(table, set()).update(keys)
+    return tables
 
 
 def _structs(annotation: Any) -> list[type[msgspec.Struct]]:  # noqa: ANN401 - any annotation can be asked

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import signal
+import sys
 from collections.abc import Coroutine
 from typing import Any
 
@@ -70,3 +73,14 @@ class Tasks:
         _, pending = await asyncio.wait({task}, timeout=patience)
         if pending:
             log.error("task %s did not end within %.0f s", name, patience)
+
+
+def say(line: str) -> None:
+    """Print a line for which a person or a test may wait.
+
+    Where it cannot be printed (a full disk, a closed pipe) the process goes on: not through ``print``, which would keep
+    the line and fail again at the end.
+    """
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError):
+            os.write(sys.stdout.fileno(), f"{line}\n".encode())

@@ -5,6 +5,10 @@ A :class:`Device` is one paho client for as long as the device lives, because pa
 published between a connection's start and its CONNACK: paho would send it ahead of what it has to repeat, and the order
 would be the device's own fault.
 
+A device reads before it writes. A write to a connection that is gone makes paho close it, and with it what lies unread
+in the kernel: PUBACKs that this machine's TCP has acknowledged, which is all a broker can know. The device would send
+again what the broker has every reason to call a new message.
+
 paho's socket is driven by the asyncio loop, so that some hundreds of devices share one thread.
 """
 
@@ -132,6 +136,7 @@ class Device:
         self._on_acked = on_acked
         self._commands = commands
         self._random = random.Random(f"{seed}/{name}")  # noqa: S311 - jitter
+        self._pause = _FIRST_PAUSE
         self._numbers: dict[int, int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watched: int | None = None
@@ -184,6 +189,7 @@ class Device:
             if len(self._numbers) >= self._window:
                 self._room.clear()
                 await self._room.wait()
+        self._read()
         sent = self._client.publish(topic, payload, qos=1)
         # Once in its hands the client keeps it whatever becomes of the connection.
         if sent.rc not in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN):
@@ -194,19 +200,17 @@ class Device:
     async def run(self) -> None:
         """Stay connected until cancelled, then disconnect; what is not acknowledged by then stays so."""
         self._loop = asyncio.get_running_loop()
-        pause = _FIRST_PAUSE
         try:
             while True:
                 if await self._connect():
                     while not self._lost.is_set():
                         with contextlib.suppress(TimeoutError):
                             await asyncio.wait_for(self._lost.wait(), 1.0)
+                        self._read()
                         self._client.loop_misc()
-                        if self._connected.is_set():
-                            pause = _FIRST_PAUSE
                 self._connected.clear()
-                await asyncio.sleep(self._random.uniform(0, pause))
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                await asyncio.sleep(self._random.uniform(0, self._pause))
+                self._pause = min(2 * self._pause, _LONGEST_PAUSE)
         finally:
             self._connected.clear()
             self._client.disconnect()
@@ -236,7 +240,7 @@ class Device:
         self._watched = sock.fileno()
         loop.add_reader(self._watched, self._read)
         if self._client.want_write():
-            loop.add_writer(self._watched, self._client.loop_write)
+            loop.add_writer(self._watched, self._write)
         return True
 
     def _read(self) -> None:
@@ -244,6 +248,10 @@ class Device:
         # What TLS has decrypted already makes no socket readable.
         while isinstance(sock := self._client.socket(), ssl.SSLSocket) and sock.pending():
             self._client.loop_read()
+
+    def _write(self) -> None:
+        self._read()
+        self._client.loop_write()
 
     def _unwatch(self) -> None:
         if self._watched is not None and self._loop is not None:
@@ -258,7 +266,7 @@ class Device:
 
     def _on_want_write(self, *_: object) -> None:
         if self._watched is not None and self._loop is not None:
-            self._loop.add_writer(self._watched, self._client.loop_write)
+            self._loop.add_writer(self._watched, self._write)
 
     def _on_wrote(self, *_: object) -> None:
         if self._watched is not None and self._loop is not None:
@@ -278,6 +286,7 @@ class Device:
             return
         self.error = ""
         self.connects += 1
+        self._pause = _FIRST_PAUSE
         if self._commands:
             client.subscribe(f"cmd/{self.name}/+/req", qos=1)
         # paho repeats what is unacknowledged right after this callback, in the same call; publish() wakes later.

@@ -71,7 +71,11 @@ def check(replay: Replay) -> Checked:
     vehicles: dict[str, int] = {}
     files: dict[str, Path] = {}
     duration = 0.0
+    seen: set[Path] = set()
     for path in replay.files:
+        if path.resolve() in seen:
+            raise ConfigError(f"{path} is named twice: name it once")
+        seen.add(path.resolve())
         empty = True
         for message in messages(replay, path):
             if files.setdefault(message.vehicle, path) != path:

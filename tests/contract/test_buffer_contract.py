@@ -206,6 +206,7 @@ async def test_e2_the_last_seq_is_known_when_its_blocks_are_gone(bench: Bench) -
     await bench.buffer.commit(commit(b"4"))
     (lease,) = await drain(bench.buffer)
     assert (lease.prev_epoch, lease.prev_last) == (first, 3)
+    assert lease.oldest_epoch == bench.buffer.epoch  # E4: what is settled is not named
 
 
 async def test_e4_a_lease_names_the_oldest_epoch_with_unsettled_messages(bench: Bench) -> None:
@@ -467,6 +468,15 @@ async def test_o3_what_stays_at_the_gateway_is_remembered_in_its_place(bench: Be
     await bench.buffer.commit(Commit([two]))
     assert await payloads(bench.buffer) == [b"1", b"3"]
     assert await memory_of(bench) == entries(stays, two)
+
+
+@pytest.mark.parametrize("pid", [0, 2], ids=["QoS 0", "QoS 1"])
+async def test_o3_what_stays_at_the_gateway_proves_too(bench: Bench, pid: int) -> None:
+    one = chunk(b"1", pid=1)
+    stays = chunk(b"2", pid=2, lane=LOCAL) if pid else Chunk(LOCAL, "c", 4, 0, 0, 0, 0, b"")
+    await bench.buffer.commit(Commit([one]))
+    await bench.buffer.commit(Commit([stays]))
+    assert await memory_of(bench) == entries(stays)
 
 
 async def test_o3_the_memory_is_bounded_by_the_window(bench: Bench) -> None:

@@ -137,6 +137,8 @@ async def test_the_outbox_is_bounded(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="the outbox holds 2 commands"):
         await buffer.receive(Envelope("c", "command", "V1", "x", b"", 10), 0)
     assert len(await payloads(buffer, CONTROL_LANE)) == 2
+    day = 24 * 3600 * 1000  # nobody asked for the open commands meanwhile, and there is room again
+    assert await buffer.receive(Envelope("c", "command", "V1", "x", b"", 2 * day), 10 + day)
     await buffer.close()
 
 

@@ -107,6 +107,20 @@ async def test_b2_where_the_checkpoint_fails_the_agent_goes_on_in_a_new_file(
     await buffer.close()
 
 
+async def test_b2_what_lies_above_the_last_commit_that_returned_is_deleted(buffer: SqliteBuffer, disk: Disk) -> None:
+    """Where not even the count of transactions can be read, the failed commit's blocks go and are written again."""
+    disk.faults += [
+        Fault(COMMIT, after=True),
+        Fault(CHECKPOINT, times=1000, file="/buffer.db"),
+        Fault("SELECT last FROM lanes", sqlite3.SQLITE_IOERR_READ, times=1000, file="mode=ro"),
+    ]
+    await buffer.commit(commit(b"2", b"3"))
+    await buffer.commit(commit(b"4"))
+    assert buffer.path.name == "buffer.2.db"
+    assert await payloads(buffer) == [b"1", b"2", b"3", b"4"]
+    assert await receipts(buffer) == []
+
+
 async def test_b2_a_commit_waits_while_neither_file_can_be_written(
     buffer: SqliteBuffer, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -163,6 +177,10 @@ async def test_b2_commits_that_the_disk_lost_after_they_returned_are_declared(
     disk.faults.append(Fault(COMMIT))
     await buffer.commit(commit(b"5"))
     engine._shut = shut  # type: ignore[method-assign]
+    rows = await engine.read(
+        lambda db: db.execute("SELECT lane, last FROM lanes WHERE lane <> '' ORDER BY 1").fetchall()
+    )
+    assert rows == [(CONTROL_LANE, 1), (TELEMETRY_LANE, 5)]  # the receipt is there before anybody reads
     leases = await drain(buffer)
     assert [(lease.first, [m.payload for m in lease.messages]) for lease in leases] == [(1, [b"1", b"2"]), (5, [b"5"])]
     (receipt,) = await receipts(buffer)
@@ -255,3 +273,34 @@ async def test_a_mistake_of_our_own_is_raised_and_changes_nothing(buffer: Sqlite
         await buffer.commit(Commit([chunk(b"2")], [Unknown("c", 1, 1, retain=False, topic=b"", payload=b"")]))
     await buffer.commit(commit(b"3"))
     assert await payloads(buffer) == [b"1", b"3"]
+
+
+@pytest.mark.parametrize("removed", [("buffer.db",), ("buffer.db", "buffer.db-wal")], ids=["file", "file and log"])
+async def test_b1_nothing_is_acknowledged_into_a_file_that_was_removed(
+    buffer: SqliteBuffer, tmp_path: Path, removed: tuple[str, ...]
+) -> None:
+    for name in removed:
+        (tmp_path / "data" / name).unlink()
+    await buffer.commit(commit(b"2"))
+    (lost,) = await receipts(buffer)
+    assert (lost.epoch, lost.lane, lost.first, lost.last) == (buffer.epoch, TELEMETRY_LANE, 1, 1)
+    assert await payloads(buffer) == [b"2"]
+    await buffer.commit(commit(b"3"))
+    assert buffer.counters.repairs == 1
+    shutil.copytree(tmp_path / "data", tmp_path / "killed")
+    again = await open_sqlite(tmp_path / "killed")
+    assert await payloads(again) == [b"2", b"3"]
+    await again.close()
+
+
+async def test_a_directory_that_is_gone_is_said_once_however_often_it_is_tried(
+    buffer: SqliteBuffer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "data").rename(tmp_path / "away")
+    waiting = asyncio.create_task(buffer.commit(commit(b"2")))
+    await until(lambda: buffer.counters.repairs > 5)
+    (tmp_path / "away").rename(tmp_path / "data")
+    await waiting
+    assert await payloads(buffer) == [b"1", b"2"]
+    said = [message for message in caplog.messages if "cannot" in message or "nothing is acknowledged" in message]
+    assert len(said) == len(set(said)) <= 3

@@ -27,6 +27,12 @@ from waybill.frames.header import PLAIN, Clock, Durability, FrameHeader, Order, 
 MAX_RAW: Final = 64 << 20
 """Largest body that is decompressed, bytes; a frame that claims more is refused before any work is done."""
 
+MAX_MESSAGE: Final = 4 << 20
+"""Largest payload with its properties, bytes: with key and headers it still fits into a dead letter (R5)."""
+
+MAX_NAME: Final = 65_535
+"""Largest topic and client id, bytes of UTF-8 (OASIS MQTT 3.1.1, 1.5.3)."""
+
 LEVEL: Final = 3
 
 QOS: Final = 0x03
@@ -127,4 +133,19 @@ def decode(data: bytes, max_raw: int = MAX_RAW) -> Frame:
     if max(map(_source, rows)) >= len(sources):
         msg = "frame: a row names a source that is not there"
         raise Corrupt(msg)
+    _check_sizes(header.raw_size, sources, rows)
     return Frame(header, sources, rows)
+
+
+def _check_sizes(raw_size: int, sources: Sequence[tuple[str, str]], rows: Sequence[Row]) -> None:
+    """Refuse what would be no MQTT message; most bodies are too small to hold any. Raises Corrupt."""
+    if raw_size > MAX_NAME:
+        largest = max(len(name.encode()) for source in sources for name in source)
+        if largest > MAX_NAME:
+            msg = f"frame: a topic or client of {largest} bytes; MQTT allows {MAX_NAME}"
+            raise Corrupt(msg)
+    if raw_size > MAX_MESSAGE:
+        largest = max(len(payload) + len(properties) for _, _, _, payload, properties in rows)
+        if largest > MAX_MESSAGE:
+            msg = f"frame: a message of {largest} bytes; the limit is {MAX_MESSAGE}"
+            raise Corrupt(msg)

@@ -568,6 +568,8 @@ class Connection(Output):
         """
         if not self.closed:
             self.broker.detach(self, reason)
+            if self.client is None:
+                self.broker.turned_away(self, reason)
             if code and self.ready and self.terms.version == MQTT_5:
                 packet = codec.disconnect(code, reason)
                 if not self.terms.takes(packet):

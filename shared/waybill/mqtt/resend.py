@@ -178,10 +178,7 @@ class ClientMemory:
             self._counts.clear()
 
     def add(self, publishes: Sequence[Publish], count: int, size: int, commit: Commit) -> Chunk:
-        """Remember ``count`` messages (those with a packet id) of a read of ``size`` bytes that ``commit`` will store.
-
-        Emember ``count`` messages (those with a packet id) of a read of ``size`` bytes that ``commit`` will store.
-        """
+        """Remember ``count`` messages (those with a packet id) of a read of ``size`` bytes that ``commit`` stores."""
         chunk = Chunk(publishes, count, size, commit)
         self.touched = True
         self.tail.append(chunk)

@@ -296,6 +296,13 @@ class MqttServer:
         session.connection.close(reason, Reason.ADMINISTRATIVE_ACTION)
         return True
 
+    async def died(self) -> None:
+        """Wait for the end of one of the server's own tasks, which only :meth:`close` should bring; raise its error."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if not task.cancelled() and (error := task.exception()):
+                raise error
+
     async def close(self) -> None:
         """Stop accepting, commit what was read, send the acks, close; waits at most ``close_timeout`` for the sink."""
         self.closing = True
@@ -313,7 +320,10 @@ class MqttServer:
             try:
                 await asyncio.wait_for(self._idle.wait(), self.settings.close_timeout)
             except TimeoutError:
-                logger.exception("the store did not commit in time; what it holds is not acknowledged")
+                logger.error(  # noqa: TRY400 - where it waited says nothing
+                    "the store did not commit within %.0f s; what it holds is not acknowledged",
+                    self.settings.close_timeout,
+                )
         for task in self._tasks:
             task.remove_done_callback(self._task_ended)
             task.cancel()

@@ -241,6 +241,10 @@ class Sessions(Exchange):
             self._will(client, will)
         self._tell(self.hooks.on_disconnected, client, reason)
 
+    def turned_away(self, connection: Connection, reason: str) -> None:
+        """A connection is closed that never was accepted."""
+        self._tell(self.hooks.on_turned_away, connection.peer()[1], reason)
+
     def sweep(self) -> None:
         """Do what is due by the clock: sessions and retained messages expire, wills come that were to wait."""
         now = self.mono_ns

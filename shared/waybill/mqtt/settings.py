@@ -127,6 +127,8 @@ class Hooks:
     ``on_connected``: just after CONNACK was written. ``on_disconnected(client, reason)``: after the connection ended;
     the reason is empty where the client sent DISCONNECT. ``on_subscribed(client, filter, qos)``: just after SUBACK
     was written.
+    ``on_turned_away(address, reason)``: a connection was closed before it was accepted (refused, not MQTT, a version
+    that is not spoken, too slow).
     ``on_commit_failed(error)``: a commit raised; nothing of it was acknowledged, its connections are closed.
     """
 
@@ -136,6 +138,7 @@ class Hooks:
     on_connected: Callable[[Client], None] | None = None
     on_disconnected: Callable[[Client, str], None] | None = None
     on_subscribed: Callable[[Client, str, int], None] | None = None
+    on_turned_away: Callable[[str, str], None] | None = None
     on_commit_failed: Callable[[Exception], None] | None = None
 
 

@@ -18,8 +18,10 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from cloud_ingest import config
 from cloud_ingest.app import Ingest
+from cloud_ingest.intake import ONE_FRAME
 from cloud_ingest.journal.embedded import EmbeddedLog
 from cloud_ingest.journal.port import OutRecord
+from cloud_ingest.listener import STATE_BYTES
 from tests.integration.cloud.gateway import (
     Pki,
     connected,
@@ -155,6 +157,24 @@ async def test_u4_corrupt_frames_and_unknown_versions_are_answered_and_not_journ
         assert (await gateway.ack()).journaled == (span(5, 6),)
 
 
+async def test_u4_a_frame_over_the_limit_is_answered_so_that_the_gateway_cuts_it_smaller(
+    tmp_path: Path, certificates: Pki
+) -> None:
+    """A connection that is closed instead would come back with the same frame for ever."""
+    large = frame(1, 40_000)
+    assert 20_000 < len(large) <= ONE_FRAME
+    async with (
+        running(embedded(tmp_path / "data", certificates.listener(max_frame=10_000))) as ingest,
+        connected(ingest, "g1", certificates.gateway("g1")) as gateway,
+    ):
+        await gateway.send(large)
+        (refused,) = (await gateway.ack()).refused
+        assert (refused.first, refused.last) == (1, 40_000)
+        assert "over the limit of 10000" in refused.reason
+        await gateway.send(frame(1, 10))
+        await gateway.journaled(1, 10)
+
+
 async def test_a_second_connection_of_a_gateway_takes_over(ingest: Ingest, certificates: Pki) -> None:
     context = certificates.gateway("g1")
     async with connected(ingest, "g1", context) as first, connected(ingest, "g1", context) as second:
@@ -173,7 +193,9 @@ async def test_the_state_and_the_will_of_a_gateway_are_seen(ingest: Ingest, cert
         assert ingest.listener.connected["g1"].state == State("online", version="9")
         (seen,) = ingest.snapshot().gateways
         assert (seen.gateway, seen.state, seen.version) == ("g1", "online", "9")
-        await gateway.client.publish(wire.state_topic("g1"), b"{", qos=1, retain=True)
+        for unfit in (b"{", b'{"state":"online","version":"%s"}' % (b"9" * STATE_BYTES)):
+            await gateway.client.publish(wire.state_topic("g1"), unfit, qos=1, retain=True)
+            assert ingest.listener.connected["g1"].state == State("online", version="9")
     await until(lambda: not ingest.snapshot().gateways)
 
 

@@ -11,10 +11,10 @@ import aiomqtt
 import msgspec
 import pytest
 
-from edge_agent.config import ForwardSettings
+from edge_agent.config import EdgeConfig, ForwardSettings
 from edge_agent.status import SOCKET, EdgeStatus
 from fleet_simulator.link import Link as Relay
-from tests.integration.edge.agents import publish, running
+from tests.integration.edge.agents import ANY, Running, publish, running
 from tests.integration.edge.peer import GATEWAY, Cloud, journal_it, listening, refuse_it, span, until, url
 from waybill import snapshot
 from waybill.errors import Locked
@@ -270,3 +270,16 @@ async def test_the_snapshot_tells_link_backlog_rates_and_counters(tmp_path: Path
     assert (lane.count, lane.oldest_ms is not None) == (30, True)
     assert status.counters["mqtt_received_1"] == 30
     assert status.counters["uplink_connects"] == 1
+
+
+async def test_an_agent_whose_server_has_died_does_not_live_on(tmp_path: Path) -> None:
+    agent = Running(EdgeConfig(GATEWAY, tmp_path, (ANY,)))
+    await until(lambda: agent.said)
+
+    def broken() -> None:
+        raise RuntimeError("a bug")
+
+    broker = agent.agent._server.broker  # what no device and no store can cause
+    broker.cut = broken  # type: ignore[method-assign,assignment]
+    broker.touch()
+    assert await asyncio.wait_for(agent.task, 20) == 1

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import aiomqtt
 import pytest
 
+from edge_agent.status import SOCKET
 from fleet_simulator.link import Link as Relay
 from tests.integration.edge.agents import process, publish
 from tests.integration.edge.peer import GATEWAY, Cloud, listening, until
+from waybill import snapshot
+from waybill.config import address
 
 CONFIG = """
 gateway = "{gateway}"
@@ -139,3 +144,29 @@ async def test_bad_input_is_named_with_exit_code_2_and_no_traceback(tmp_path: Pa
                 assert text in err.decode()
                 assert "Traceback" not in err.decode()
                 assert agent.process.returncode == code, err.decode()
+
+
+async def test_it_runs_where_nothing_can_be_printed(tmp_path: Path) -> None:
+    """As on a full disk to which its output is redirected."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        agent = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "edge_agent", "127.0.0.1:0", str(tmp_path / "data"), stdout=full, stderr=full
+        )
+        try:
+            socket_file = tmp_path / "data" / SOCKET
+            await until(lambda: socket_file.exists() or agent.returncode is not None)
+            listening_on: list[str] = []
+            while not listening_on:
+                listening_on = (await snapshot.request(socket_file, "snapshot"))["listening"]
+            reader, writer = await asyncio.open_connection(*address(listening_on[0]))
+            writer.write(b"no MQTT at all")  # which is logged
+            writer.write_eof()
+            await reader.read()
+            writer.close()
+        finally:
+            if agent.returncode is None:
+                agent.terminate()
+        assert await asyncio.wait_for(agent.wait(), 20) == 0
+    finally:
+        os.close(full)

@@ -245,7 +245,8 @@ async def test_close_is_bounded_when_the_store_is_stuck(start: Start, caplog: py
         await site.server.close()
     assert await device.expect_end() == b""
     assert site.stored == []
-    assert "not acknowledged" in caplog.text
+    (said,) = [record for record in caplog.records if "not acknowledged" in record.message]
+    assert said.exc_info is None  # a full disk is no mistake of the program
 
 
 async def test_a_persistent_session_over_a_restart_of_the_server(start: Start) -> None:
@@ -319,6 +320,23 @@ async def test_disconnect_by_the_program(start: Start) -> None:
     assert [(client.client_id, reason) for client, reason in gone] == [("dev", "certificate revoked")]
 
 
+async def test_who_is_turned_away_is_told_to_the_program(start: Start) -> None:
+    said: list[tuple[str, str]] = []
+    site = await start(hooks=Hooks(on_turned_away=lambda address, reason: said.append((address, reason))))
+    for packet in (rig.PING, rig.connect(level=9), rig.connect("", clean=False)):
+        raw = await site.raw(packet)
+        await raw.expect_end()
+    device = await site.device()
+    await device.send(rig.packet(0xF0, b""))
+    await device.expect_end()
+    assert all(address.startswith("127.0.0.1:") for address, _ in said)
+    assert [reason for _, reason in said] == [
+        "the first packet is not CONNECT",
+        "protocol level 9 is not spoken",
+        "refused: BAD_CLIENT_ID",
+    ]
+
+
 async def test_a_taken_address_is_a_clear_error(site: Site) -> None:
     with pytest.raises(Unavailable, match=rf"cannot listen on 127.0.0.1:{site.port}"):
         await site.server.listen("127.0.0.1", site.port)
@@ -331,9 +349,12 @@ async def test_a_dead_task_says_so_and_stops_the_server(site: Site, caplog: pyte
         raise RuntimeError("a bug")
 
     site.server.broker.cut = broken  # type: ignore[method-assign,assignment] # what no store can cause
+    died = asyncio.create_task(site.server.died())
     with caplog.at_level(logging.CRITICAL):
         await device.send(rig.publish("a", b"x", 1, 1))
         assert await device.expect_end() == b""
+    with pytest.raises(RuntimeError, match="a bug"):
+        await asyncio.wait_for(died, 10)
     assert "mqtt-commit died" in caplog.text
     assert site.server.closing
 

@@ -32,6 +32,12 @@ def test_all_there_is_complete() -> None:
     assert audit.report(bench.ledger).complete
 
 
+def test_a_reason_cannot_command_the_terminal() -> None:
+    bench = Bench()
+    bench.feed(control(9, 1, receipt(ONE, 1, 3, "\x1b[2Jgone")))
+    assert lanes(bench)[1].reasons == {"\\x1b[2Jgone": 3}
+
+
 def test_a_gap_given_up_is_missing_until_it_comes_or_is_declared() -> None:
     bench = Bench()
     bench.feed(ONE.frame(4, 6))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from cloud_ingest.command_cli import describe, milliseconds
+from cloud_ingest.config import Topics
+from cloud_ingest.journal.embedded import EmbeddedLog
 from cloud_ingest.journal.port import OutRecord
 from cloud_ingest.logs import as_fields, from_fields
 from waybill import pki
@@ -107,3 +113,31 @@ def test_a_record_survives_the_socket() -> None:
     for bad in (dict[str, object](), {**whole, "key": "?"}, {**whole, "value": 7}, {**whole, "headers": [1]}):
         with pytest.raises(Refused, match="append needs"):
             from_fields(bad)
+
+
+def test_a_reader_leaves_the_handling_of_broken_connections_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With SIGPIPE at its default a broker that hangs up would end the process without a word."""
+    before = signal.getsignal(signal.SIGPIPE)
+    run(capsys, "cloud", "tail", "t", "--data", tmp_path, "--end")
+    assert signal.getsignal(signal.SIGPIPE) == before == signal.SIG_IGN
+
+
+def test_a_pipe_whose_reader_is_gone_ends_without_a_word(tmp_path: Path) -> None:
+    async def fill() -> None:
+        log = EmbeddedLog(tmp_path / "log.db", Topics())
+        await log.start()
+        for _ in range(50):
+            await log.append(OutRecord("t", None, bytes(10_000), []))
+        await log.close()
+
+    asyncio.run(fill())
+    program = "import sys; from waybill.console.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "cloud", "tail", "t", "--data", str(tmp_path), "--end"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tail:
+        assert tail.stdout is not None
+        assert tail.stderr is not None
+        tail.stdout.read(10)
+        tail.stdout.close()
+        assert tail.stderr.read() == b""

@@ -26,8 +26,8 @@ def command(id_: str, gateway: str = "g", *, expires_ms: int = LATE, payload: by
     return Command(id_, gateway, "V1", "lock", payload, expires_ms)
 
 
-def status(id_: str, state: Any = "delivered") -> CommandStatus:
-    return CommandStatus(id_, "g", "V1", state, NOW)
+def status(id_: str, state: Any = "delivered", gateway: str = "g") -> CommandStatus:
+    return CommandStatus(id_, gateway, "V1", state, NOW)
 
 
 def ready(*commands: Command, limits: Limits | None = None) -> Dispatch:
@@ -76,6 +76,18 @@ def test_c1_not_sent_any_more_once_a_state_was_read(state: str) -> None:
     core.status(status("1", state))
     assert sent(core) == ["2"]
     assert core.open == 1
+
+
+@pytest.mark.parametrize("state", ["delivered", "done"])
+def test_c1_a_gateway_cannot_stop_another_gateways_command(state: str) -> None:
+    told = status("1", state, "rogue")
+    known_first, told_first = ready(command("1")), ready()
+    known_first.status(told)
+    told_first.status(told)
+    told_first.command(command("1"), NOW, NOW)
+    for core in (known_first, told_first):
+        core.attach("g")
+        assert sent(core) == ["1"]
 
 
 def test_c1_not_sent_after_its_expiry_and_no_state_is_made_up() -> None:
@@ -149,8 +161,8 @@ def test_the_memory_of_all_payloads_is_bounded() -> None:
     core = ready(*(command(str(n), f"g{n}", payload=b"x" * 100) for n in range(9)), limits=Limits(memory=400))
     assert core.open == 4
     assert not core.wants_reload()
-    core.status(status("0"))
-    core.status(status("1"))
+    core.status(status("0", gateway="g0"))
+    core.status(status("1", gateway="g1"))
     assert core.wants_reload()
 
 

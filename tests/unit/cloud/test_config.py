@@ -70,6 +70,17 @@ def test_kafka_settings_are_handed_on_under_kafkas_own_names(tmp_path: Path) -> 
         ('data = "d"\nroute = []\n[listener]\naddress = "[::1]:1"\n', ("no [[route]]",)),
         ('data = "d"\n[listener]\naddress = "[::1]:1"\n[[route]]\ntopic = "a b"\n', ("[[route]] 1", "topic 'a b'")),
         ('data = "d"\n[[route]]\nfilter = "a"\n', ("'topic' is missing",)),
+        *(
+            (
+                f'data = "d"\n[listener]\n{TLS}[topics]\nprefix = "x."\n[[route]]\ntopic = "x.waybill.{name}"\n',
+                ("[[route]] 1", f"topic 'x.waybill.{name}'", "internal", "choose another"),
+            )
+            for name in ("frames", "ledger", "commands", "command-status", "dlq")
+        ),
+        (
+            f'data = "d"\n[listener]\naddress = "[::1]:1"\n[[route]]\ntopic = "{"a" * 246}"\n',
+            ("[[route]] 1", "1 to 245"),
+        ),
     ],
 )
 def test_each_mistake_names_its_place_and_its_mend(tmp_path: Path, text: str, parts: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cloud_ingest.intake import ONE_FRAME, Intake, judge, merged
-from waybill.errors import Corrupt, Refused, Unavailable
+from waybill.errors import Corrupt, Refused, TopicRefused, Unavailable
 from waybill.frames import encode_plain
 from waybill.mqtt.state import Arrival, Batch, Publish
 from waybill.wire import Ack, RefusedSpan, Span, up_topic
@@ -184,6 +184,15 @@ async def test_u4_an_unknown_version_is_answered_with_those_spoken_and_kept_by_t
     assert ack.versions == (1,)
     assert (ack.journaled, ack.refused, ack.retry) == ((), (), ())
     assert bench.intake.counters.unknown_versions == 1
+
+
+async def test_u4_a_journal_that_is_gone_or_forbidden_refuses_no_frame() -> None:
+    """Refused would have the gateway drop it with a receipt; a person can bring the topic back."""
+    bench = Bench()
+    bench.errors[frame()] = TopicRefused("waybill.frames", "no such topic")
+    ack = await bench.answer(batch(frame()))
+    assert (ack.refused, ack.retry) == ((), (Span(7, "telemetry", 1, 1),))
+    assert bench.intake.fault == "waybill.frames: no such topic"
 
 
 async def test_u4_what_cannot_be_journaled_is_retried_and_what_follows_it_too() -> None:

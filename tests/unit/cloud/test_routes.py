@@ -64,8 +64,8 @@ def test_the_default_is_everything_to_fleet_telemetry_by_device() -> None:
 )
 def test_a_wrong_route_is_named_with_its_mend(route: Route, text: str) -> None:
     with pytest.raises(ConfigError) as error:
-        Routes([Route(topic="fine"), route])
-    assert str(error.value).startswith("[[route]] 2: ")
+        Routes([Route(topic="fine"), route], "cloud.toml")
+    assert str(error.value).startswith("cloud.toml: [[route]] 2: ")
     assert text in str(error.value)
 
 

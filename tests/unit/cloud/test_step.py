@@ -210,6 +210,10 @@ def test_c1_states_are_written_once_each_and_keyed_by_the_command() -> None:
         (("$waybill/receipt", b"{}"), b"missing required field `epoch`"),
         (("$waybill/receipt", b"\xff"), b"malformed"),
         (receipt(Epoch(1), 5, 4), b"a receipt whose numbers do not agree"),
+        (
+            ("$waybill/receipt", msgspec.json.encode(receipt(ONE, 1, 4)).replace(b'"telemetry"', b'"a/\\u001b"')),
+            b"numbers do not",
+        ),
         (receipt(Epoch(1, prev=1, prev_last=4), 1, 4), b"a receipt whose numbers do not agree"),
         (status("delivered", gateway="another"), b"the state of a command of gateway 'another', sent by 'gw'"),
         (status("expired"), b"the state 'expired' is not a gateway's to report"),
@@ -229,6 +233,13 @@ def test_the_control_topics_mean_nothing_in_other_lanes() -> None:
     frame = ONE.frame(1, 1, topics=["$waybill/receipt"], payloads=[msgspec.json.encode(receipt(ONE, 1, 9))])
     (letter,) = Bench().feed(frame)
     assert header(letter, "waybill_error") == b"no route"
+
+
+def test_c1_a_gateway_reports_no_state_of_another_gateways_command() -> None:
+    bench = Bench()
+    bench.commands.learn(command(gateway="another"), TOPICS.commands)
+    (letter,) = bench.feed(control(5, 1, status("done")))
+    assert header(letter, "waybill_error") == b"the command is of another gateway"
 
 
 def test_c1_a_command_expires_at_its_time_once() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Literal
@@ -110,6 +111,18 @@ async def test_frames_become_records_and_the_status_tells(log: EmbeddedLog) -> N
     task.cancel()
     await asyncio.wait({task})
     assert router.partitions == {}
+
+
+async def test_a_backlog_that_is_routed_leaves_nobody_behind(log: EmbeddedLog) -> None:
+    await log.append_frame(GATEWAY, ONE.frame(1, 10))
+    router = Router(log, TOPICS, ROUTES, clock_ms=lambda: time.time_ns() // 1_000_000 + 3_600_000)
+    async with routing(router, EmbeddedPartition(log, 0)) as partitions:
+        await written(log, "fleet.telemetry", 10)
+
+        async def caught_up() -> bool:
+            return partitions[0].behind_ms == 0 and partitions[0].commits > 0
+
+        await until(caught_up)
 
 
 async def test_r3_an_unknown_outcome_is_found_out_by_loading_anew(log: EmbeddedLog) -> None:

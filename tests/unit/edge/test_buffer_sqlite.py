@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -20,7 +21,7 @@ from tests.support.buffer import chunk, commit, drain, messages, open_sqlite, pa
 from waybill.errors import ConfigError
 from waybill.mqtt.resend import entries_of
 from waybill.mqtt.state import ResendFrozen
-from waybill.wire import TELEMETRY_LANE, Span
+from waybill.wire import TELEMETRY_LANE, Receipt, Span
 
 
 @pytest.fixture
@@ -83,6 +84,7 @@ async def test_settling_goes_with_the_next_commit(buffer: SqliteBuffer) -> None:
     await buffer.commit(commit(b"3"))
     assert buffer.counters.transactions == before + 1
     assert await asked(buffer, "SELECT first FROM blocks") == [(3,)]
+    assert buffer._engine.leaving == []
 
 
 async def test_settling_is_not_delayed_long(buffer: SqliteBuffer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +95,14 @@ async def test_settling_is_not_delayed_long(buffer: SqliteBuffer, monkeypatch: p
         await buffer.settle([Span(buffer.epoch, TELEMETRY_LANE, 1, number)])
         await until(lambda number=number: buffer.counters.blocks_deleted == number)  # type: ignore[misc]
     assert await asked(buffer, "SELECT count(*) FROM blocks") == [(0,)]
+
+
+async def test_u4_giving_up_is_one_transaction(buffer: SqliteBuffer) -> None:
+    await buffer.commit(commit(b"1"))
+    before = buffer.counters.transactions
+    await buffer.give_up(Receipt(buffer.epoch, TELEMETRY_LANE, 0, 0, 1, 1, 1, 1, "refused"))
+    assert buffer.counters.transactions == before + 1
+    assert await asked(buffer, "SELECT lane FROM blocks") == [("control",)]
 
 
 async def test_what_was_settled_is_deleted_at_the_close(tmp_path: Path) -> None:
@@ -166,6 +176,20 @@ async def test_stamps_of_another_boot_are_told(tmp_path: Path) -> None:
     buffer = await open_sqlite(tmp_path, boot="boot-2")
     assert [lease.boot for lease in await drain(buffer)] == [False, True]
     await buffer.close()
+
+
+async def test_e1_a_clone_never_shares_an_epoch_with_its_origin(tmp_path: Path) -> None:
+    epochs = {(await started(tmp_path / "origin"))}
+    shutil.copytree(tmp_path / "origin", tmp_path / "clone")
+    for name in ("origin", "clone", "fresh"):
+        epochs.add(await started(tmp_path / name))
+    assert len(epochs) == 4
+
+
+async def started(data: Path) -> int:
+    buffer = await open_sqlite(data)
+    await buffer.close()
+    return buffer.epoch
 
 
 async def test_e2_epochs_that_nothing_names_any_more_are_pruned(tmp_path: Path) -> None:

@@ -48,15 +48,15 @@ max_bytes = 1073741824
 
 def test_a_whole_file_with_paths_relative_to_it(tmp_path: Path) -> None:
     (tmp_path / "tls").mkdir()
-    for name in ("ca.pem", "gateway.pem", "gateway.key"):
+    for name in ("ca.pem", "gateway.pem", "gateway.key", "listener.pem", "listener.key", "devices.pem"):
         (tmp_path / "tls" / name).touch()
     path = tmp_path / "edge.toml"
-    path.write_text(WHOLE)
+    path.write_text(WHOLE.replace("/etc/listener.key", __file__))
     read = config.load(path)
     assert read.data == tmp_path / "buffer"
     assert read.listeners[0] == ListenerSettings("0.0.0.0", 1883)
     assert read.listeners[1].certificate == tmp_path / "tls/listener.pem"
-    assert read.listeners[1].key == Path("/etc/listener.key")
+    assert read.listeners[1].key == Path(__file__)
     assert read.uplink is not None
     assert (read.uplink.host, read.uplink.port, read.uplink.tls) == ("ingest.example", 8884, True)
     assert read.uplink.ca == tmp_path / "tls/ca.pem"
@@ -85,6 +85,7 @@ def test_defaults(tmp_path: Path) -> None:
         ("listener = []", "at least one [[listener]]"),
         ("[[listener]]\nport = 70000", "listener[0].port"),
         ('[[listener]]\ncertificate = "x"', "[[listener]] 1: certificate and key go together"),
+        ('[[listener]]\ncertificate = "no.pem"\nkey = "edge.toml"', "[[listener]] 1 certificate: "),
         ('[[listener]]\nclient_ca = "x"', "client_ca needs certificate and key"),
         ('[uplink]\nurl = "ingest:8883"', "write mqtts://HOST:PORT"),
         ('[uplink]\nurl = "mqtts://h:99999"', "write mqtts://HOST:PORT"),
@@ -125,7 +126,7 @@ def test_the_documentation_shows_every_key_and_its_default(tmp_path: Path) -> No
     section = text[text.index("## The gateway's agent") :]
     example = section.split("```toml\n")[1].split("```")[0].replace("# certificate", "certificate")
     example = example.replace("# key", "key").replace("# client_ca", "client_ca")
-    for name in ("ca.pem", "gateway.pem", "gateway.key"):
+    for name in ("ca.pem", "gateway.pem", "gateway.key", "listener.pem", "listener.key", "devices.pem"):
         (tmp_path / name).touch()
     path = tmp_path / "edge.toml"
     path.write_text(example)

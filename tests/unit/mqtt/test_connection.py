@@ -58,6 +58,7 @@ MALFORMED = {
     "PINGREQ before CONNECT": rig.PING,
     "second CONNECT": GOOD + GOOD,
     "QoS 3": GOOD + rig.packet(0x36, rig.text("a") + b"\0\1"),
+    "QoS 3 under an id that is held": GOOD + rig.publish("a", b"x", 2, 1) + rig.packet(0x36, rig.text("a") + b"\0\1"),
     "QoS 3 with DUP": GOOD + rig.packet(0x3E, rig.text("a") + b"\0\1"),
     "DUP with QoS 0": GOOD + rig.publish("a", b"", dup=True),
     "packet id 0 in PUBLISH": GOOD + rig.publish("a", b"x", 1, 0),

@@ -48,6 +48,13 @@ def test_each_mistake_is_named_with_its_place_and_mend(tmp_path: Path) -> None:
     text = error_of(path, 'gateway = "g"\n[inner]\nprot = 1\n')
     assert "[inner]" in text
     assert "did you mean 'port'" in text
+    text = error_of(path, 'gateway = "g"\nport = 1\n')
+    assert "unknown key 'port'; it belongs below [inner] or [many]" in text
+    assert error_of(path, 'gateway = "g"\nzzz = 1\n').endswith("known keys are: gateway, inner, many")
+    assert error_of(path, 'gateway = "g"\n[[many]]\nzzz = 1\n').endswith(
+        "[many[0]] unknown key 'zzz'; known keys are: port"
+    )
+    assert error_of(path, 'gateway = "g"\n[many]\nport = 1\n').endswith("write [[many]], once for each")
 
 
 def test_a_file_that_cannot_be_read_as_text(tmp_path: Path) -> None:

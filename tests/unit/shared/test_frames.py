@@ -13,6 +13,7 @@ import pytest
 from waybill.errors import Corrupt, UnknownVersion
 from waybill.frames import decode, encode_plain, read_header
 from waybill.frames.header import peek_span
+from waybill.frames.plain import MAX_MESSAGE
 
 SOURCES = [("vehicles/V1/telemetry", "V1"), ("vehicles/V2/telemetry", "V2")]
 ROWS = [(0, 0, 1, b'{"n":1}', b""), (1, 5, 5, b"\x00\xff", b"\x03\x00\x04text"), (0, -7, 2, b"", b"")]
@@ -183,3 +184,27 @@ def test_a_decompression_bomb_costs_no_more_than_its_header_admits() -> None:
 def test_a_header_field_out_of_range_is_refused_at_encoding(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"lane|header"):
         frame(**bad)
+
+
+@pytest.mark.parametrize(
+    ("sources", "row", "error"),
+    [
+        ([("t", "c")], (0, 0, 1, bytes(MAX_MESSAGE + 1), b""), f"a message of {MAX_MESSAGE + 1} bytes"),
+        ([("t", "c")], (0, 0, 1, b"", bytes(MAX_MESSAGE + 1)), f"a message of {MAX_MESSAGE + 1} bytes"),
+        ([("t" * 65_536, "c")], (0, 0, 1, b"", b""), "a topic or client of 65536 bytes"),
+        ([("t", "ü" * 32_768)], (0, 0, 1, b"", b""), "a topic or client of 65536 bytes"),
+    ],
+)
+def test_r5_what_no_mqtt_client_could_have_sent_does_not_decode(sources: Any, row: Any, error: str) -> None:
+    """Some hundred bytes of zstd can hold a record that not even the dead letters take: it would stop a partition."""
+    data = frame(sources=sources, rows=[row])
+    assert len(data) < 2_000
+    with pytest.raises(Corrupt, match=error):
+        decode(data)
+
+
+def test_the_largest_message_decodes() -> None:
+    sources = [("t" * 65_535, "c" * 65_535)]
+    rows = [(0, 0, 1, bytes(MAX_MESSAGE), b"")]
+    back = decode(frame(sources=sources, rows=rows))
+    assert (back.sources, back.rows) == (sources, rows)

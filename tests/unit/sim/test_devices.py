@@ -79,6 +79,18 @@ async def test_what_was_not_acknowledged_is_resent_with_dup_in_order_and_new_one
     assert list(device.acked) == [(1, 6)]
 
 
+async def test_it_reads_before_it_writes(peer: Peer) -> None:
+    peer.acks = False
+    device = make(peer)
+    async with running(device):
+        await device.publish("t", b"1", 1)
+        await peer.until(PUBLISH, 1)
+        peer.send(b"\x40\x02" + peer.publishes()[0].pid)
+        # The loop does not turn in between: the PUBACK is in the kernel, and nobody was told.
+        await device.publish("t", b"2", 2)
+        assert list(device.acked) == [(1, 1)]
+
+
 async def test_the_window_holds_and_moves_on(peer: Peer) -> None:
     peer.acks = False
     device = make(peer, window=2)

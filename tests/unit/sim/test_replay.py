@@ -88,6 +88,12 @@ def test_what_is_wrong_is_told_before_anything_is_sent(
         check(replace(Replay((trip,)), **change))  # type: ignore[arg-type]
 
 
+def test_a_file_that_is_named_twice_is_refused(trip: Path) -> None:
+    """Its vehicle would have every seq twice, and the replay would never be complete."""
+    with pytest.raises(ConfigError, match=r"V1\.csv is named twice: name it once"):
+        check(Replay((trip, trip.parent / ".." / trip.parent.name / trip.name), speed=None))
+
+
 def test_one_vehicle_in_two_files_has_no_order(trip: Path, tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     other = tmp_path / "b" / "V1.csv"
