@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from waybill.mqtt import codec, groups, properties
 from waybill.mqtt.codec import MQTT_5, RETAIN, Wanted
 from waybill.mqtt.groups import Grant
-from waybill.mqtt.pending import Delivery, Pending
+from waybill.mqtt.pending import Pending
 from waybill.mqtt.properties import Content
 from waybill.mqtt.reasons import Reason
 from waybill.mqtt.sessions import Sessions
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from waybill.mqtt.connection import Connection, Run
-    from waybill.mqtt.pending import Ticket
+    from waybill.mqtt.pending import Delivery, Ticket
     from waybill.mqtt.resend import ClientMemory, Entry
     from waybill.mqtt.session import Outgoing, Session
     from waybill.mqtt.settings import Client, Hooks, Settings
@@ -132,7 +132,7 @@ class Broker(Sessions):
         def after(error: Exception | None) -> None:
             if error is None and connection.session is session:
                 for message in kept:
-                    self._send(message.targets[0], message.flags, message, self.settings.queue_bytes)
+                    self._send_kept(connection, message)
                 connection.pump()
                 for each in granted:
                     self._tell(self.hooks.on_subscribed, client, each.filter, each.options & 3)
@@ -149,12 +149,20 @@ class Broker(Sessions):
         for topic, message in self.retained.matching(wanted.filter, self.mono_ns):
             flags = min(grant.qos, message.qos) << 1 | RETAIN
             content = Content.onward_only(message.properties)
-            delivery = Delivery((target,), (), topic, message.payload, flags, content, message.expires_ns, "")
+            delivery: Delivery = ((target,), (), topic, message.payload, flags, content, message.expires_ns, "")
             if flags > RETAIN and session.persistent:
                 self._queue(target, flags, delivery)
             else:
                 online.append(delivery)
         return online
+
+    def _send_kept(self, connection: Connection, message: Delivery) -> None:
+        """Send a retained message that is not queued."""
+        target, flags = message[0][0], message[4]
+        if flags > RETAIN:
+            self._send(target, flags, message)
+        else:
+            self._offer(connection, target[1], flags, message, self.settings.queue_bytes)
 
     def _grant(self, session: Session, client: Client, wanted: Wanted) -> int:
         """Subscribe a session, if it may and has room. Returns the code for SUBACK."""

@@ -141,6 +141,7 @@ class Connection(Output):
         limit = broker.settings.max_packet if self.session is not None else CONNECT_LIMIT
         five = self.terms.version == MQTT_5
         content = EMPTY
+        packet: bytes | None = None  # encoded anew
         n = len(data)
         i = 0
         need = 2
@@ -197,8 +198,8 @@ class Connection(Output):
                     k += 2
                     if k > e or pid == NO_ID:
                         raise Malformed("PUBLISH without a packet id")
-                packet = None  # encoded anew
                 if five:
+                    packet = None
                     if k < e and not data[k]:  # no properties
                         k += 1
                         content = EMPTY
@@ -480,7 +481,11 @@ class Connection(Output):
         """Add a PUBLISH of QoS 0, unless over ``limit`` bytes wait already or it is larger than the client takes."""
         if not self.ready or self.choked or self.obuf_bytes > limit:
             return False
-        packet = self.terms.publish(topic, payload, flags, b"", block, remaining)
+        terms = self.terms
+        if terms.version < MQTT_5:
+            packet: bytes | None = codec.publish(topic, payload, flags)
+        else:
+            packet = terms.publish(topic, payload, flags, b"", block, remaining)
         if packet is None:
             return False
         self.push(packet)

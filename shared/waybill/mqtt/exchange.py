@@ -6,9 +6,9 @@ import logging
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from waybill.mqtt import groups, topics
-from waybill.mqtt.codec import DUP, NO_LOCAL, QOS_BITS, RETAIN
+from waybill.mqtt.codec import DUP, NO_LOCAL, RETAIN
 from waybill.mqtt.groups import Grant, Group
-from waybill.mqtt.pending import QUIET, Delivery, Pending, Route
+from waybill.mqtt.pending import QUIET, Pending, Route
 from waybill.mqtt.properties import EMPTY
 from waybill.mqtt.reasons import Malformed, ProtocolError, Reason
 from waybill.mqtt.retained import RetainedMessage, RetainedMessages
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from waybill.mqtt.connection import Connection
-    from waybill.mqtt.pending import Target
+    from waybill.mqtt.pending import Delivery, Target
     from waybill.mqtt.properties import Content
     from waybill.mqtt.session import Outgoing
     from waybill.mqtt.settings import OnMessage, Settings
@@ -143,17 +143,17 @@ class Exchange:
         if flags & RETAIN:
             self._retain(topic, payload, flags, content, expires_ns)
         targets = route.targets if route.plain else self._targets(route, flags, client_id)
-        self._give(Delivery(targets, route.callbacks, topic, payload, flags, content, expires_ns, client_id))
+        self._give((targets, route.callbacks, topic, payload, flags, content, expires_ns, client_id))
 
     def _give(self, message: Delivery) -> None:
         """Queue or put off a message for its targets."""
-        later = bool(message.callbacks)
-        flags = message.flags
-        for target in message.targets:
+        targets, callbacks, _, _, flags, _, _, _ = message
+        later = bool(callbacks)
+        published = flags >> 1 & 3
+        for target in targets:
             session, grant, _ = target
-            qos = min(grant.qos, flags >> 1 & 3)
-            if qos and session.persistent:
-                self._queue(target, qos << 1 | (flags & RETAIN if grant.retain else 0), message)
+            if published and grant.qos and session.persistent:
+                self._queue(target, min(grant.qos, published) << 1 | (flags & RETAIN if grant.retain else 0), message)
             else:
                 later = True
         if later:
@@ -188,10 +188,10 @@ class Exchange:
     def _enqueue(self, target: Target, flags: int, message: Delivery) -> Outgoing | None:
         """Number a message in its session; None where that is full: then it is dropped and counted."""
         session, grant, group = target
+        _, _, topic, payload, _, content, expires_ns, _ = message
         limit = (self.settings.queue_messages, self.settings.queue_bytes)
-        block = message.content.onward + grant.block
-        chosen = (group, message.content) if group is not None else None
-        args = (flags, message.topic, message.payload, limit, block, message.expires_ns, chosen)
+        chosen = (group, content) if group is not None else None
+        args = (flags, topic, payload, limit, content.onward + grant.block, expires_ns, chosen)
         out = session.enqueue(*args)
         if out is None and self._expire(session):
             out = session.enqueue(*args)
@@ -226,7 +226,7 @@ class Exchange:
                 if other is not None:
                     self.touch()
                     targets, flags = ((*other, group),), out.flags & ~DUP
-                    self._give(Delivery(targets, (), out.topic, out.payload, flags, content, out.expires_ns, ""))
+                    self._give((targets, (), out.topic, out.payload, flags, content, out.expires_ns, ""))
 
     def _retain(self, topic: bytes, payload: bytes, flags: int, content: Content, expires_ns: int) -> None:
         pending, kept = self.pending, self.retained
@@ -258,7 +258,7 @@ class Exchange:
         if not flags:
             dirty: set[Connection] = set()
             targets = route.targets if route.plain else self._targets(route, flags, "")
-            self._deliver(Delivery(targets, route.callbacks, *hit[1:], 0, ""), dirty)
+            self._deliver((targets, route.callbacks, *hit[1:], 0, ""), dirty)
             for connection in dirty:
                 connection.pump()
             after(None)
@@ -283,40 +283,43 @@ class Exchange:
 
     def _deliver(self, message: Delivery, dirty: set[Connection]) -> None:
         """Send a message to online subscribers, but for what waits in the queues of persistent sessions."""
-        flags = message.flags
-        for target in message.targets:
+        targets, callbacks, topic, payload, flags, content, _, client_id = message
+        published, room = flags >> 1 & 3, self.settings.output_bytes
+        for target in targets:
             session, grant, _ = target
-            qos = min(grant.qos, flags >> 1 & 3)
             connection = session.connection
-            if connection is not None and not (qos and session.persistent):
-                kept = flags & RETAIN if grant.retain else 0
-                self._send(target, qos << 1 | kept, message, self.settings.output_bytes)
-                dirty.add(connection)
-        for callback in message.callbacks:
-            topic, payload, content = message.topic, message.payload, message.content
-            retain = bool(flags & RETAIN)
+            if connection is None:
+                continue
+            kept = flags & RETAIN if grant.retain else 0
+            if not (published and grant.qos):
+                self._offer(connection, grant, kept, message, room)
+            elif session.persistent:
+                continue
+            else:
+                self._send(target, min(grant.qos, published) << 1 | kept, message)
+            dirty.add(connection)
+        for callback in callbacks:
             try:
-                callback(Message(message.client_id, topic.decode(), payload, flags >> 1 & 3, retain, content.kept))
+                callback(Message(client_id, topic.decode(), payload, published, bool(flags & RETAIN), content.kept))
             except Exception:
-                logger.exception("a subscriber of the program failed on %r", message.topic)
+                logger.exception("a subscriber of the program failed on %r", topic)
 
-    def _send(self, target: Target, flags: int, message: Delivery, room: int) -> None:
-        """Send to a session that is online, without durable state; QoS 0 only while less than ``room`` bytes wait."""
-        session, grant, _ = target
-        connection = session.connection
-        if connection is None:
-            return
-        if not flags & QOS_BITS:
-            if 0 < message.expires_ns <= self.mono_ns:
+    def _offer(self, connection: Connection, grant: Grant, flags: int, message: Delivery, room: int) -> None:
+        """Send a message of QoS 0, while less than ``room`` bytes wait."""
+        _, _, topic, payload, _, content, expires_ns, _ = message
+        left = None
+        if expires_ns:
+            if expires_ns <= self.mono_ns:
                 self.counters.expired += 1
                 return
-            block = message.content.onward + grant.block
-            left = remaining(message.expires_ns, self.mono_ns)
-            if connection.offer(message.topic, message.payload, flags, block, left, room):
-                self.counters.sent_0 += 1
-            else:
-                self.counters.dropped += 1
-            return
+            left = remaining(expires_ns, self.mono_ns)
+        if connection.offer(topic, payload, flags, content.onward + grant.block, left, room):
+            self.counters.sent_0 += 1
+        else:
+            self.counters.dropped += 1
+
+    def _send(self, target: Target, flags: int, message: Delivery) -> None:
+        """Send a message of QoS 1 or 2 to a session that is online, without durable state."""
         out = self._enqueue(target, flags, message)
         if out is not None:
-            session.waiting.append(out)
+            target[0].waiting.append(out)

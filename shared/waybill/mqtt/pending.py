@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from waybill.mqtt.resend import Commit
 from waybill.mqtt.state import Batch, InboundHeld, Queued, ResendFrozen, RetainCleared, Retained
@@ -25,6 +25,14 @@ NOT_INHERITED = (Queued, InboundHeld, Retained, RetainCleared, ResendFrozen)
 """Changes that fall when their commit fails: what a publish made, and memories, which are written anew (``frozen``).
 
 All others are facts and go into the next batch.
+"""
+
+
+Delivery: TypeAlias = "tuple[tuple[Target, ...], tuple[OnMessage, ...], bytes, bytes, int, Content, int, str]"
+"""A message for those who get it, a plain tuple because one is made for every message.
+
+Targets, callbacks, topic, payload, flags, properties, when it expires (on the broker's clock, 0: never), and the client
+that published it.
 """
 
 
@@ -65,19 +73,6 @@ class Ticket:
         self.size = 0
         self.acks = 0
         self.quota = 0
-
-
-class Delivery(NamedTuple):
-    """A message for those who get it after the commit."""
-
-    targets: tuple[Target, ...]
-    callbacks: tuple[OnMessage, ...]
-    topic: bytes
-    payload: bytes
-    flags: int
-    content: Content
-    expires_ns: int
-    client_id: str
 
 
 class Pending:
