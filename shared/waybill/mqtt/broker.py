@@ -31,8 +31,9 @@ from waybill.mqtt.state import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from waybill.mqtt.connection import Connection, Run
+    from waybill.mqtt.connection import Connection
     from waybill.mqtt.pending import Delivery, Ticket
+    from waybill.mqtt.reader import Run
     from waybill.mqtt.resend import ClientMemory, Entry
     from waybill.mqtt.session import Outgoing, Session
     from waybill.mqtt.settings import Client, Hooks, Settings

@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Final
 
 from waybill.errors import Unavailable
 from waybill.mqtt.broker import Broker
-from waybill.mqtt.connection import OVERDUE, Connection
+from waybill.mqtt.connection import OVERDUE
+from waybill.mqtt.reader import Reader
 from waybill.mqtt.reasons import Reason
 from waybill.mqtt.settings import Counters, Hooks, Settings
 
@@ -72,7 +73,7 @@ def _now() -> tuple[int, int]:
     return time.time_ns() // 1_000_000, time.monotonic_ns()
 
 
-class _Wire(Connection, asyncio.Protocol):
+class _Wire(Reader, asyncio.Protocol):
     """A connection on an asyncio transport."""
 
     __slots__ = ("_base", "_server", "_socket", "_transport", "close_at")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from waybill.mqtt.broker import Broker
-from waybill.mqtt.connection import Connection
+from waybill.mqtt.reader import Reader
 from waybill.mqtt.settings import Hooks, Settings
 from waybill.mqtt.state import SavedState
 from waybill.mqtt.testing import MemorySink
@@ -98,7 +98,7 @@ ACCEPTED = b"\x20\x02\x00\x00"
 PRESENT = b"\x20\x02\x01\x00"
 
 
-class Wire(Connection):
+class Wire(Reader):
     """A connection whose output is a list. ``tcp``: bytes that the peer's TCP has acknowledged, None for unknown."""
 
     def __init__(self, rig: Rig) -> None:
