@@ -12,6 +12,9 @@ What is remembered of a client
     cannot have arrived. What ends a QoS 2 message is its PUBCOMP: until then clients without a session (paho with clean
     sessions) publish it again.
 
+MQTT 5 sends again within a session only (4.4): the memory of such a client ends with its session (``clear``), and holds
+as many messages as the Receive Maximum that it was told.
+
 Cost. A chunk is a reference to what was read; hashes are made when the first DUP=1 comes (or when more than
 ``FOLD_BYTES`` are held, so that the memory does not keep the reads alive), and from then on until nothing is left.
 

@@ -99,15 +99,16 @@ class Sessions(Exchange):
         allow = self.hooks.authorize_publish
         if will is not None and allow is not None and not isinstance(code, ConnackCode | Reason):
             code = code if allow(client, will.topic.decode()) else ConnackCode.NOT_AUTHORIZED
-        known = self.sessions.get(client_id)
-        new = packet.expiry > 0 and (known is None or not known.persistent)
-        if new and self._persistent >= self.settings.max_sessions:
-            code = Reason.QUOTA_EXCEEDED if packet.version == MQTT_5 else ConnackCode.UNAVAILABLE
         terms = PLAIN if packet.version < MQTT_5 else Terms(packet, self.settings.topic_aliases)
         expiry = min(packet.expiry, self.settings.max_session_expiry) if packet.version == MQTT_5 else packet.expiry
         keepalive, said = self._answer(packet, client_id, expiry)
-        if not terms.takes(codec.connack(packet.version, ConnackCode.ACCEPTED, present=False, said=said)):
-            code = Reason.PACKET_TOO_LARGE
+        if not isinstance(code, ConnackCode | Reason) or not code:
+            known = self.sessions.get(client_id)
+            new = packet.expiry > 0 and (known is None or not known.persistent)
+            if new and self._persistent >= self.settings.max_sessions:
+                code = Reason.QUOTA_EXCEEDED if packet.version == MQTT_5 else ConnackCode.UNAVAILABLE
+            elif not terms.takes(codec.connack(packet.version, ConnackCode.ACCEPTED, present=False, said=said)):
+                code = Reason.PACKET_TOO_LARGE
         if isinstance(code, ConnackCode | Reason) and code:
             self.counters.refused += 1
             connection.refuse(codec.connack(packet.version, code, present=False), f"refused: {code.name}")

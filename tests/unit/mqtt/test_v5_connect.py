@@ -101,6 +101,8 @@ def test_a_client_id_that_is_too_long_is_not_valid() -> None:
 
 def test_one_session_too_many_is_a_quota() -> None:
     assert refused(v5.connect("b", v5.expiry(1)), Rig(Settings(max_sessions=0))) == 0x97
+    hooks = Hooks(authorize_connect=lambda _: ConnackCode.BAD_CREDENTIALS)
+    assert refused(v5.connect("b", v5.expiry(1)), Rig(Settings(max_sessions=0), hooks)) == 0x86  # who knows nobody
 
 
 def test_enhanced_authentication_is_not_spoken() -> None:
