@@ -203,6 +203,28 @@ async def partitions_of(client: AIOKafkaClient, topic: str) -> int:
         await asyncio.sleep(0.1)
 
 
+def seen(future: asyncio.Future[Any]) -> None:
+    """Take note of an exception that another one stood for: asyncio logs those that nobody saw."""
+    if not future.cancelled():
+        future.exception()
+
+
+def forsake(producer: AIOKafkaProducer) -> None:
+    """See to it that no error of what ``producer`` has under way is logged by asyncio, with a traceback, as unseen.
+
+    Whoever waits gets the error from another future; these are behind a shield, or of aiokafka's own.
+    """
+    futures = []
+    if manager := producer._txn_manager:
+        futures = [manager._transaction_waiter, *(future for _, _, future in manager._pending_txn_offsets)]
+    waiting = producer._message_accumulator
+    for batch in itertools.chain(*waiting._batches.values(), waiting._pending_batches):
+        futures += [batch.future, batch._drain_waiter]
+    for future in futures:
+        if future is not None:
+            future.add_done_callback(seen)
+
+
 async def discard(client: Client, patience: float = 3.0) -> None:
     """End ``client`` within about ``patience`` seconds, whatever state it and the brokers are in. Flushes nothing."""
     parts: tuple[Any, ...]
@@ -210,11 +232,7 @@ async def discard(client: Client, patience: float = 3.0) -> None:
         # Not stop(): it waits for batches that may never be taken.
         client._closed = True
         client._message_accumulator._closed = True
-        if (manager := client._txn_manager) and (waiter := manager._transaction_waiter) and waiter.done():
-            waiter.exception()  # seen: nobody waits for it any more
-        for batch in itertools.chain.from_iterable(client._message_accumulator._batches.values()):
-            if batch._drain_waiter.done():
-                batch._drain_waiter.exception()  # seen likewise: the batch's own future says it too
+        forsake(client)
         inner, parts = client.client, (client, client._sender, client._message_accumulator)
     elif isinstance(client, AIOKafkaConsumer):
         with contextlib.suppress(*FAILURES):

@@ -29,7 +29,9 @@ from cloud_ingest.journal.kafka_client import (
     REFUSED_RECORD,
     REFUSED_TOPIC,
     discard,
+    forsake,
     reason,
+    seen,
     started,
     translated,
 )
@@ -285,8 +287,6 @@ class KafkaPartition:
         self._steps += 1
         token = f"{self._name}:{self._steps}"
         await producer.begin_transaction()
-        # Bears the error of a transaction that fails, and is replaced then: see kafka_client.discard.
-        producer._txn_manager.wait_for_transaction_end().add_done_callback(_seen)  # noqa: SLF001
         # The offset travels beside the data, not after it: whichever fails, nothing of the transaction counts.
         offset = {self._frames: OffsetAndMetadata(next_offset, token)}
         work = [asyncio.ensure_future(producer.send_offsets_to_transaction(offset, self._cluster.group))]
@@ -304,8 +304,9 @@ class KafkaPartition:
                 raise TopicRefused(topic, reason(error, "Write", topic)) from error
             raise RecordRefused(f"{topic}: {error}") from error
         finally:
+            forsake(producer)
             for future in work:
-                future.add_done_callback(_seen)
+                future.add_done_callback(seen)
                 future.cancel()
         ending = asyncio.ensure_future(producer.commit_transaction())
         try:
@@ -315,7 +316,7 @@ class KafkaPartition:
             await asyncio.wait({ending}, timeout=ENDING)
             raise
         finally:
-            ending.add_done_callback(_seen)
+            ending.add_done_callback(seen)
             ending.cancel()
         self._token = token
 
@@ -367,9 +368,3 @@ def _culprit(error: Exception, sent: list[tuple[str, asyncio.Future[Any]]]) -> s
             return topic
     named = error.args[0] if error.args else ""
     return str(min(named)) if isinstance(named, set | frozenset) else str(named)
-
-
-def _seen(future: asyncio.Future[Any]) -> None:
-    """Take note of an exception that another one stood for."""
-    if not future.cancelled():
-        future.exception()

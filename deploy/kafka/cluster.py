@@ -95,7 +95,9 @@ def _jars(repository: Path, endpoints: Sequence[str]) -> list[Path]:
         jars = {jar.name: jar for folder in folders for jar in sorted(folder.rglob("*.jar"))}
         damaged = [name for name, jar in jars.items() if not zipfile.is_zipfile(jar)]
         if not damaged:
-            return list(jars.values())
+            # Not where jgo has linked them: it removes and makes the links anew, under a Java that is just starting.
+            stable = {path.name: path for path in repository.rglob("*.jar")}
+            return [stable.get(name, jar) for name, jar in jars.items()]
         for path in [path for name in damaged for path in repository.rglob(name)]:
             path.unlink()
         for folder in folders:
