@@ -91,22 +91,26 @@ DELETE FROM resend_tail WHERE client = ? AND first + count <= ?
 DELETE FROM resend_tail
 
 -- name: sessions
-SELECT client, version FROM sessions
+SELECT client, version, expiry, expires_ms FROM sessions
 
 -- name: subscriptions
-SELECT client, filter, qos FROM subscriptions
+SELECT client, filter, options, identifier FROM subscriptions
 
 -- name: queue
-SELECT client, n, qos, retain, topic, payload, properties, received FROM queue ORDER BY client, n
+SELECT client, n, qos, retain, topic, payload, properties, received, expires_ms FROM queue ORDER BY client, n
 
 -- name: inbound
 SELECT client, pid FROM inbound ORDER BY client, pid
 
 -- name: retained
-SELECT topic, qos, payload, properties FROM retained
+SELECT topic, qos, payload, properties, expires_ms FROM retained
 
 -- name: open_session
-INSERT INTO sessions VALUES (?, ?) ON CONFLICT DO UPDATE SET version = excluded.version
+INSERT INTO sessions VALUES (?, ?, ?, 0)
+ON CONFLICT DO UPDATE SET version = excluded.version, expiry = excluded.expiry, expires_ms = 0
+
+-- name: leave_session
+UPDATE sessions SET expiry = ?, expires_ms = ? WHERE client = ?
 
 -- name: delete_session
 DELETE FROM sessions WHERE client = ?
@@ -121,13 +125,15 @@ DELETE FROM queue WHERE client = ?
 DELETE FROM inbound WHERE client = ?
 
 -- name: subscribe
-INSERT INTO subscriptions VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET qos = excluded.qos
+INSERT INTO subscriptions VALUES (?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET options = excluded.options, identifier = excluded.identifier
 
 -- name: unsubscribe
 DELETE FROM subscriptions WHERE client = ? AND filter = ?
 
 -- name: enqueue
-INSERT OR REPLACE INTO queue (client, n, qos, retain, topic, payload, properties) VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT OR REPLACE INTO queue (client, n, qos, retain, topic, payload, properties, expires_ms)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 
 -- name: received
 UPDATE queue SET received = 1 WHERE client = ? AND n = ?
@@ -142,8 +148,9 @@ INSERT INTO inbound VALUES (?, ?) ON CONFLICT DO NOTHING
 DELETE FROM inbound WHERE client = ? AND pid = ?
 
 -- name: retain
-INSERT INTO retained VALUES (?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET qos = excluded.qos, payload = excluded.payload, properties = excluded.properties
+INSERT INTO retained VALUES (?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET qos = excluded.qos, payload = excluded.payload, properties = excluded.properties,
+    expires_ms = excluded.expires_ms
 
 -- name: clear_retained
 DELETE FROM retained WHERE topic = ?

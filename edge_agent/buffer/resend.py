@@ -86,7 +86,7 @@ def _read_chunks(db: sqlite3.Connection, epoch: int, memories: dict[str, _Memory
         lane, first, count, crc, head, body = db.execute(SQL["block"], (block,)).fetchone()
         if checksum(lane, epoch, first, count, head, body) == crc:  # else the reader sets it aside
             for memory, chunk, at in chunks:
-                memory.saved.update(enumerate(entries_of(body[at : at + chunk.size]), chunk.start))
+                memory.saved.update(enumerate(entries_of(body[at : at + chunk.size], chunk.version), chunk.start))
 
 
 def readable_heads(head: bytes) -> list[ChunkHead]:

@@ -65,16 +65,20 @@ CREATE TABLE resend_tail (
     PRIMARY KEY (client, first)
 ) WITHOUT ROWID;
 
--- Sessions of the MQTT server (waybill.mqtt.state).
+-- Sessions of the MQTT server (waybill.mqtt.state). `expiry`: seconds after the connection's end, 0xFFFFFFFF for never;
+-- `expires_ms`: when that is, 0 while there is a connection.
 CREATE TABLE sessions (
-    client  TEXT    PRIMARY KEY,
-    version INTEGER NOT NULL
+    client     TEXT    PRIMARY KEY,
+    version    INTEGER NOT NULL,
+    expiry     INTEGER NOT NULL,
+    expires_ms INTEGER NOT NULL
 ) WITHOUT ROWID;
 
 CREATE TABLE subscriptions (
-    client TEXT    NOT NULL,
-    filter TEXT    NOT NULL,
-    qos    INTEGER NOT NULL,
+    client     TEXT    NOT NULL,
+    filter     TEXT    NOT NULL,
+    options    INTEGER NOT NULL,
+    identifier INTEGER NOT NULL,
     PRIMARY KEY (client, filter)
 ) WITHOUT ROWID;
 
@@ -84,6 +88,7 @@ CREATE TABLE queue (
     qos        INTEGER NOT NULL,
     retain     INTEGER NOT NULL,
     received   INTEGER NOT NULL DEFAULT 0,
+    expires_ms INTEGER NOT NULL,
     topic      BLOB    NOT NULL,
     payload    BLOB    NOT NULL,
     properties BLOB    NOT NULL,
@@ -100,7 +105,8 @@ CREATE TABLE retained (
     topic      BLOB    PRIMARY KEY,
     qos        INTEGER NOT NULL,
     payload    BLOB    NOT NULL,
-    properties BLOB    NOT NULL
+    properties BLOB    NOT NULL,
+    expires_ms INTEGER NOT NULL
 ) WITHOUT ROWID;
 
 -- C2: commands, open and done; an id stays until its expiry plus a margin.

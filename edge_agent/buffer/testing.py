@@ -34,7 +34,9 @@ from waybill.wire import (
 @dataclass(slots=True)
 class _Session:
     version: int
-    subscriptions: dict[str, int] = field(default_factory=dict)
+    expiry: int
+    expires_ms: int = 0
+    subscriptions: dict[str, mqtt.Subscription] = field(default_factory=dict)
     queue: dict[int, mqtt.SavedMessage] = field(default_factory=dict)
     inbound: dict[int, None] = field(default_factory=dict)
 
@@ -56,7 +58,7 @@ class MemoryBuffer:
         self._index = Index(1, _epoch(), (CONTROL_LANE, TELEMETRY_LANE))
         self._messages: dict[tuple[str, int, int], Stored] = {}
         self._sessions: dict[str, _Session] = {}
-        self._retained: dict[bytes, tuple[int, bytes, bytes]] = {}
+        self._retained: dict[bytes, mqtt.Retained] = {}
         self._memories: dict[str, _Memory] = {}
         self._outbox: dict[str, tuple[OutboxEntry, bool]] = {}
         self._appended = asyncio.Event()
@@ -80,7 +82,9 @@ class MemoryBuffer:
         """Return sessions, queues, retained messages and resend memories."""
         return mqtt.SavedState(
             {
-                client: mqtt.SavedSession(s.version, dict(s.subscriptions), list(s.queue.values()), list(s.inbound))
+                client: mqtt.SavedSession(
+                    s.version, dict(s.subscriptions), list(s.queue.values()), list(s.inbound), s.expiry, s.expires_ms
+                )
                 for client, s in self._sessions.items()
             },
             dict(self._retained),
@@ -100,7 +104,9 @@ class MemoryBuffer:
             self._freeze([each for each in frozen if each.at == at])
             memory = self._memories.setdefault(chunk.client, _Memory())
             memory.tail = memory.tail[-chunk.keep :] if chunk.keep else []
-            memory.tail = (memory.tail + (entries_of(chunk.raw) if chunk.remembered else []))[-self._window :]
+            memory.tail = (memory.tail + (entries_of(chunk.raw, chunk.version) if chunk.remembered else []))[
+                -self._window :
+            ]
             if chunk.lane != LOCAL:
                 head = ChunkHead(chunk.client, chunk.version, chunk.wall_ms, 0, 0, chunk.count, 0, 0, len(chunk.raw))
                 self._append(chunk.lane, parse(head, chunk.raw, {}))
@@ -202,19 +208,23 @@ class MemoryBuffer:
         for each in frozen:
             self._memories[each.client] = _Memory(list(each.entries))
 
-    def _change(self, change: mqtt.Change) -> None:  # noqa: C901 - one case a change
+    def _change(self, change: mqtt.Change) -> None:  # noqa: C901, PLR0912 - one case a change
         sessions = self._sessions
         match change:
-            case mqtt.SessionOpened(client, version):
-                sessions.setdefault(client, _Session(version)).version = version
+            case mqtt.SessionOpened(client, version, expiry):
+                session = sessions.setdefault(client, _Session(version, expiry))
+                session.version, session.expiry, session.expires_ms = version, expiry, 0
+            case mqtt.SessionLeft(client, expiry, expires_ms):
+                sessions[client].expiry, sessions[client].expires_ms = expiry, expires_ms
             case mqtt.SessionDeleted(client):
                 sessions.pop(client, None)
-            case mqtt.Subscribed(client, pattern, qos):
-                sessions[client].subscriptions[pattern] = qos
+            case mqtt.Subscribed(client, pattern, options, identifier):
+                sessions[client].subscriptions[pattern] = options, identifier
             case mqtt.Unsubscribed(client, pattern):
                 sessions[client].subscriptions.pop(pattern, None)
-            case mqtt.Queued(client, n, qos, retain, topic, payload, properties):
-                sessions[client].queue[n] = mqtt.SavedMessage(n, qos, retain, topic, payload, properties)
+            case mqtt.Queued(client, n, qos, retain, topic, payload, block, expires_ms):
+                message = mqtt.SavedMessage(n, qos, retain, topic, payload, block, expires_ms=expires_ms)
+                sessions[client].queue[n] = message
             case mqtt.Received(client, n):
                 if n in sessions[client].queue:
                     sessions[client].queue[n] = replace(sessions[client].queue[n], received=True)
@@ -224,8 +234,8 @@ class MemoryBuffer:
                 sessions[client].inbound[pid] = None
             case mqtt.InboundReleased(client, pid):
                 sessions[client].inbound.pop(pid, None)
-            case mqtt.Retained(topic, qos, payload, properties):
-                self._retained[topic] = qos, payload, properties
+            case mqtt.Retained():
+                self._retained[change.topic] = change
             case mqtt.RetainCleared(topic):
                 self._retained.pop(topic, None)
 

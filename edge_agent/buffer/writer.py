@@ -19,11 +19,13 @@ from edge_agent.buffer.resend import pack_entries, readable_heads
 from edge_agent.buffer.sql import SQL
 from waybill.mqtt.codec import publish
 from waybill.mqtt.resend import entries_of
-from waybill.mqtt.state import Change, ResendFrozen
+from waybill.mqtt.state import Change, ResendEntry, ResendFrozen
 from waybill.wire import COMMAND_STATUS_TOPIC, CONTROL_LANE, RECEIPT_TOPIC, CommandStatus, Envelope, Receipt
 
 _json = msgspec.json.Encoder().encode
 _MQTT_3_1_1 = 4
+
+ResendEntries = Sequence[ResendEntry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class Transaction:
                 tail.blocks += 1
             self._lanes.setdefault(chunk.lane, []).append((chunk, start))
         elif tail is not None:  # no block will say what it proved, nor hold what is to be remembered
-            self._keep(chunk.client, start, entries_of(chunk.raw), tail)
+            self._keep(chunk.client, start, entries_of(chunk.raw, chunk.version), tail)
             self._set_low(chunk.client, tail)
 
     def own(self, own: Own) -> None:
@@ -137,7 +139,7 @@ class Transaction:
 
     def settle(self, lane: str, ordinal: int, first: int, last: int) -> None:
         """Delete the blocks that lie wholly within ``first..last``; their resend memory stays (O3)."""
-        leaving: dict[str, list[tuple[int, bytes]]] = {}
+        leaving: dict[str, list[tuple[int, ResendEntries]]] = {}
         removed = 0
         rows = self._db.execute(SQL["blocks_within"], (lane, ordinal, first, last, last)).fetchall()
         for block, size, head in rows:
@@ -152,7 +154,7 @@ class Transaction:
             self.outcome.removed[lane] = self.outcome.removed.get(lane, 0) + removed
             self.outcome.oldest[lane] = None
 
-    def _leave(self, block: int, head: bytes, leaving: dict[str, list[tuple[int, bytes]]]) -> None:
+    def _leave(self, block: int, head: bytes, leaving: dict[str, list[tuple[int, ResendEntries]]]) -> None:
         """Note what of a block that is about to go must be remembered."""
         body = b""
         at = 0
@@ -164,15 +166,15 @@ class Transaction:
                     tail.blocks -= 1
                     if chunk.start + chunk.remembered > tail.low:
                         body = body or self._db.execute(SQL["block_body"], (block,)).fetchone()[0]
-                        kept.append((chunk.start, body[at : at + chunk.size]))
+                        kept.append((chunk.start, entries_of(body[at : at + chunk.size], chunk.version)))
             at += chunk.size
 
-    def _left(self, client: str, kept: Sequence[tuple[int, bytes]]) -> None:
+    def _left(self, client: str, kept: Sequence[tuple[int, ResendEntries]]) -> None:
         tail = self._tail(client, make=True)
         if tail is None:
             return
-        for start, raw in kept:
-            self._keep(client, start, entries_of(raw), tail)
+        for start, entries in kept:
+            self._keep(client, start, entries, tail)
         self._set_low(client, tail)
 
     def _set_low(self, client: str, tail: Tail) -> None:
@@ -196,7 +198,7 @@ class Transaction:
             tail = tails[client] = replace(known) if known else Tail()
         return tail
 
-    def _keep(self, client: str, start: int, entries: Sequence[tuple[int, bytes]], tail: Tail) -> None:
+    def _keep(self, client: str, start: int, entries: ResendEntries, tail: Tail) -> None:
         skip = max(0, tail.low - start)
         if skip < len(entries):
             row = (client, start + skip, len(entries) - skip, pack_entries(entries[skip:]))

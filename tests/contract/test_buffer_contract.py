@@ -15,6 +15,7 @@ from tests.support.buffer import chunk, commit, drain, messages, open_sqlite, pa
 from waybill.errors import Unavailable
 from waybill.mqtt.resend import entries_of
 from waybill.mqtt.state import (
+    Change,
     Dequeued,
     InboundHeld,
     InboundReleased,
@@ -25,6 +26,7 @@ from waybill.mqtt.state import (
     Retained,
     SavedMessage,
     SessionDeleted,
+    SessionLeft,
     SessionOpened,
     Subscribed,
     Unsubscribed,
@@ -307,19 +309,19 @@ async def test_sessions_come_back_as_they_were(bench: Bench) -> None:
                 Queued("gone", 1, 1, retain=False, topic=b"x", payload=b""),
                 SessionOpened("a", 3),
                 Subscribed("a", "x/#", 1),
-                Subscribed("a", "y", 2),
+                Subscribed("a", "y", 2 | 4 | 0x20, 268_435_455),
                 Subscribed("a", "x/#", 2),
                 Subscribed("a", "z", 0),
                 Unsubscribed("a", "z"),
                 Queued("a", 10, 1, retain=True, topic=b"x/10", payload=b"ten"),
-                Queued("a", 9, 2, retain=False, topic=b"x/9", payload=b"nine", properties=b"p"),
+                Queued("a", 9, 2, retain=False, topic=b"x/9", payload=b"nine", properties=b"p", expires_ms=77),
                 Queued("a", 8, 1, retain=False, topic=b"x/8", payload=b"eight"),
                 Received("a", 9),
                 InboundHeld("a", 7),
                 InboundHeld("a", 3),
                 InboundHeld("a", 5),
                 Retained(b"r/1", 1, b"old"),
-                Retained(b"r/1", 0, b"new", b"p"),
+                Retained(b"r/1", 0, b"new", b"p", 99),
                 Retained(b"r/2", 0, b"gone"),
             ]
         )
@@ -340,17 +342,38 @@ async def test_sessions_come_back_as_they_were(bench: Bench) -> None:
     assert set(state.sessions) == {"a"}
     session = state.sessions["a"]
     assert session.version == 4
-    assert dict(session.subscriptions) == {"x/#": 2, "y": 2}
+    assert dict(session.subscriptions) == {"x/#": (2, 0), "y": (2 | 4 | 0x20, 268_435_455)}
     assert sorted(session.queue, key=lambda each: each.n) == [
-        SavedMessage(9, 2, retain=False, topic=b"x/9", payload=b"nine", properties=b"p", received=True),
+        SavedMessage(9, 2, retain=False, topic=b"x/9", payload=b"nine", properties=b"p", received=True, expires_ms=77),
         SavedMessage(10, 1, retain=True, topic=b"x/10", payload=b"ten"),
     ]
     assert set(session.inbound) == {3, 7}
-    assert dict(state.retained) == {b"r/1": (0, b"new", b"p")}
+    assert dict(state.retained) == {b"r/1": Retained(b"r/1", 0, b"new", b"p", 99)}
+
+
+async def test_when_sessions_expire_comes_back(bench: Bench) -> None:
+    changes: list[Change] = [
+        SessionOpened("online", 5, 60),
+        SessionOpened("away", 5, 60),
+        SessionLeft("away", 30, 1_000),
+        SessionOpened("back", 5, 60),
+        SessionLeft("back", 60, 1_000),
+        SessionOpened("back", 5, 90),
+        SessionOpened("old", 4),
+    ]
+    await bench.buffer.commit(Commit(changes=changes))
+    await bench.restart()
+    sessions = (await bench.buffer.restore()).sessions
+    assert {client: (each.expiry, each.expires_ms) for client, each in sessions.items()} == {
+        "online": (60, 0),
+        "away": (30, 1_000),
+        "back": (90, 0),
+        "old": (0xFFFFFFFF, 0),
+    }
 
 
 def entries(*chunks: Chunk) -> list[tuple[int, bytes]]:
-    return [entry for each in chunks for entry in entries_of(each.raw)]
+    return [entry for each in chunks for entry in entries_of(each.raw, each.version)]
 
 
 async def memory_of(bench: Bench, client: str = "c") -> list[tuple[int, bytes]]:

@@ -1,22 +1,21 @@
-"""The broker: sessions, routing, retained messages, wills, and the batch that every ack waits for. No I/O.
+"""The broker: what clients publish, subscribe to and acknowledge, and the batch that every ack waits for. No I/O.
 
-A shell owns one Broker. It sets ``wall_ms`` and ``mono_ns`` before each call, calls ``cut`` when ``wake`` was called
-and no commit is under way, and then ``committed`` or ``failed``. Nothing here blocks, and nothing here is called from
-another thread.
+A shell owns one Broker. It sets ``wall_ms`` and ``mono_ns`` before each call, calls ``sweep`` now and then, calls
+``cut`` when ``wake`` was called and no commit is under way, and then ``committed`` or ``failed``. Nothing here blocks,
+and nothing here is called from another thread.
 """
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Final, ParamSpec
+from typing import TYPE_CHECKING, Final
 
-from waybill.mqtt import codec, topics
-from waybill.mqtt.codec import RETAIN, ConnackCode, Connect, Malformed
-from waybill.mqtt.exchange import Exchange
+from waybill.mqtt import codec, groups, properties
+from waybill.mqtt.codec import MQTT_5, RETAIN, Wanted
+from waybill.mqtt.groups import Grant
 from waybill.mqtt.pending import Pending
-from waybill.mqtt.resend import Memories
-from waybill.mqtt.session import Session
-from waybill.mqtt.settings import Client, ConnectInfo
+from waybill.mqtt.properties import Content
+from waybill.mqtt.reasons import Reason
+from waybill.mqtt.sessions import Sessions
 from waybill.mqtt.state import (
     Arrival,
     Dequeued,
@@ -25,8 +24,6 @@ from waybill.mqtt.state import (
     Received,
     ResendFrozen,
     SavedState,
-    SessionDeleted,
-    SessionOpened,
     Subscribed,
     Unsubscribed,
 )
@@ -34,23 +31,23 @@ from waybill.mqtt.state import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from waybill.mqtt.codec import Will
-    from waybill.mqtt.connection import Connection, Run
-    from waybill.mqtt.pending import Ticket
+    from waybill.mqtt.connection import Connection
+    from waybill.mqtt.pending import Delivery, Ticket
+    from waybill.mqtt.reader import Run
     from waybill.mqtt.resend import ClientMemory, Entry
-    from waybill.mqtt.session import Outgoing
-    from waybill.mqtt.settings import Hooks, Settings
+    from waybill.mqtt.session import Outgoing, Session
+    from waybill.mqtt.settings import Client, Hooks, Settings
 
-P = ParamSpec("P")
-
-logger = logging.getLogger(__name__)
-
-CLIENT_ID_BYTES: Final = 1024
-SECOND: Final = 1_000_000_000
+BLOCKS: Final = 4096
+BLOCK_BYTES: Final = 256
+"""Property blocks that are remembered as understood, and how large one may be."""
 
 
-class Broker(Exchange):
-    """All state of a server. ``new_id`` makes client ids for those that bring none."""
+class Broker(Sessions):
+    """All state of a server. ``new_id`` makes client ids for those that bring none.
+
+    ``now``: wall time in ms and monotonic time in ns, at the start.
+    """
 
     def __init__(
         self,
@@ -60,23 +57,12 @@ class Broker(Exchange):
         *,
         new_id: Callable[[], str],
         wake: Callable[[], None],
+        now: tuple[int, int],
     ) -> None:
-        super().__init__(settings, saved, wake)
-        self.hooks = hooks
-        self.new_id = new_id
-        self.wall_ms = 0
-        self.mono_ns = 0
+        super().__init__(settings, hooks, saved, new_id=new_id, wake=wake, now=now)
         self.uncommitted = 0
         self.paused: set[Connection] = set()
-        self.committing: Pending | None = None
-        self.sessions: dict[str, Session] = {}
-        self.memories = Memories(settings.dup_window, settings.memory_clients, settings.memory_entries, saved.memories)
-        self._persistent = 0
-        for client_id, each in saved.sessions.items():
-            session = self.sessions[client_id] = Session.restored(client_id, each, settings.inflight)
-            self._persistent += 1
-            for pattern, qos in each.subscriptions.items():
-                self._tree.add(pattern, session, qos)
+        self.blocks: dict[bytes, Content] = {b"": properties.EMPTY}
 
     # -- publish -------------------------------------------------------------------------------------------------
 
@@ -111,205 +97,107 @@ class Broker(Exchange):
         connection.charge(ticket, len(raw))
         return ticket
 
-    def _tell(self, hook: Callable[P, None] | None, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Call a hook that only hears; its failure is its own."""
-        if hook is not None:
-            try:
-                hook(*args, **kwargs)
-            except Exception:
-                logger.exception("a hook failed")
-
-    # -- sessions ------------------------------------------------------------------------------------------------
-
-    def connect(self, connection: Connection, packet: Connect) -> None:
-        """Handle a CONNECT (3.1): refuse it, or bind the connection to its session."""
-        self.counters.connects += 1
-        client_id, will = packet.client_id, packet.will
-        code: ConnackCode | str | None = None
-        if (not client_id and not packet.clean) or len(client_id.encode()) > CLIENT_ID_BYTES:
-            code = ConnackCode.BAD_CLIENT_ID
-        client_id = client_id or self.new_id()
-        if will is not None and not topics.valid_topic(will.topic, self.settings.max_levels):
-            raise Malformed("the will's topic is no topic name")
-        certificate, address = connection.peer()
-        info = ConnectInfo(client_id, packet.user, packet.password, certificate, address, packet.version, packet.clean)
-        if code is None and self.hooks.authorize_connect is not None:
-            code = self.hooks.authorize_connect(info)
-        user = code if isinstance(code, str) else packet.user
-        client = Client(client_id, user, packet.version, info.address)
-        allow = self.hooks.authorize_publish
-        if will is not None and allow is not None and not isinstance(code, ConnackCode):
-            code = code if allow(client, will.topic.decode()) else ConnackCode.NOT_AUTHORIZED
-        known = self.sessions.get(client_id)
-        new = not packet.clean and (known is None or not known.persistent)
-        if new and self._persistent >= self.settings.max_sessions:
-            code = ConnackCode.UNAVAILABLE
-        if isinstance(code, ConnackCode) and code is not ConnackCode.ACCEPTED:
-            self.counters.refused += 1
-            connection.refuse(codec.connack(packet.version, code, present=False), f"refused: {code.name}")
-            return
-        self._bind(connection, packet, client)
-
-    def _bind(self, connection: Connection, packet: Connect, client: Client) -> None:
-        client_id = client.client_id
-        session = self.sessions.get(client_id)
-        if session is not None and session.connection is not None:
-            self.counters.taken_over += 1
-            session.connection.close("taken over")
-            session = self.sessions.get(client_id)
-        changes = self.pending.batch.changes
-        present = False
-        if packet.clean:
-            if session is not None:
-                self._forget(session)
-                changes.append(SessionDeleted(client_id))
-                self.pending.sessions.add(client_id)
-            session = self.sessions[client_id] = Session(client_id, packet.version, persistent=False)
-        elif session is None:
-            session = self.sessions[client_id] = Session(client_id, packet.version, persistent=True)
-            self._persistent += 1
-            changes.append(SessionOpened(client_id, packet.version))
-            self.pending.sessions.add(client_id)
-        else:
-            present = True
-            if session.version != packet.version:
-                session.version = packet.version
-                changes.append(SessionOpened(client_id, packet.version))
-                self.pending.sessions.add(client_id)
-        session.connection = connection
-        connection.session = session
-        connection.client = client
-        connection.will = packet.will
-        connection.keepalive_ns = packet.keepalive * SECOND
-        connection.memory = memory = self.memories.enter(client_id)
-        if memory.freeze():
-            self._freeze(client_id)
-        answer = codec.connack(packet.version, ConnackCode.ACCEPTED, present=present)
-        if any(client_id in each.sessions for each in (self.pending, self.committing) if each is not None):
-            # a state that is not durable yet must not be promised, nor PUBREL be sent from it
-            connection.owe().out.append(answer)
-            self.pending.after.append(lambda error: self._welcome(connection) if error is None else None)
-        else:
-            connection.push(answer)
-            self._welcome(connection)
-
-    def _welcome(self, connection: Connection) -> None:
-        """CONNACK is out: send what waited, and go on with live messages."""
-        session, client = connection.session, connection.client
-        connection.ready = True
-        if session is not None and client is not None:
-            session.resend(connection.obuf)
-            connection.pump()
-            self._tell(self.hooks.on_connected, client)
-
-    def _forget(self, session: Session) -> None:
-        """Drop a session from memory."""
-        for pattern in session.subscriptions:
-            self._tree.remove(pattern, session)
-        if session.subscriptions:
-            self.routes.clear()
-        session.subscriptions.clear()
-        if self.sessions.get(session.client_id) is session:
-            del self.sessions[session.client_id]
-        self._persistent -= session.persistent
-
-    def detach(self, connection: Connection, reason: str) -> None:
-        """Unbind a connection from its session: its memory is frozen, its will fires unless it was taken off."""
-        session, client, memory = connection.session, connection.client, connection.memory
-        if session is None or client is None or memory is None:
-            return
-        connection.prove()
-        if not reason:
-            memory.disconnected()
-        connection.session = connection.memory = None
-        session.connection = None
-        if memory.freeze():
-            self._freeze(client.client_id)
-        for forgotten in self.memories.leave(client.client_id, memory):
-            self._freeze(forgotten)
-        if not session.persistent:
-            self._forget(session)
-        if connection.will is not None:
-            self._will(client, connection.will)
-            connection.will = None
-        self._tell(self.hooks.on_disconnected, client, reason)
-
-    def turned_away(self, connection: Connection, reason: str) -> None:
-        """A connection is closed that never was accepted."""
-        self._tell(self.hooks.on_turned_away, connection.peer()[1], reason)
-
-    def _freeze(self, client_id: str) -> None:
-        pending = self.touch()
-        pending.frozen[client_id] = len(pending.batch.arrivals)
-
-    def _will(self, client: Client, will: Will) -> None:
-        self.counters.wills += 1
-        flags = will.qos << 1 | will.retain
-        raw = codec.publish(will.topic, will.payload, flags, b"\0\0" if will.qos else b"")
-        publish = (will.topic, will.payload, flags, b"\0\0" if will.qos else None, 0, len(raw), will.properties)
-        self.touch().batch.arrivals.append(
-            Arrival(client.client_id, client.user, client.version, self.wall_ms, self.mono_ns, raw, [publish])
-        )
-        route = self.routes.get(will.topic) or self.resolve(will.topic)
-        self._route((route, will.topic, will.payload, flags), client.client_id)
+    def content(self, block: bytes) -> Content:
+        """Understand the properties of a PUBLISH. Raises Malformed."""
+        content = self.blocks.get(block)
+        if content is None:
+            content = Content(block)
+            if len(block) <= BLOCK_BYTES:
+                if len(self.blocks) >= BLOCKS:
+                    self.blocks.clear()
+                self.blocks[block] = content
+        return content
 
     # -- subscriptions and acks ----------------------------------------------------------------------------------
 
-    def subscribe(self, connection: Connection, pid: bytes, wanted: list[tuple[str, int]]) -> None:
+    def subscribe(self, connection: Connection, pid: bytes, wanted: list[Wanted]) -> None:
         """Handle a SUBSCRIBE (3.8). Raises Malformed for a filter that is none."""
         session, client = connection.session, connection.client
         if session is None or client is None:
             return
-        if not all(topics.valid_filter(pattern, self.settings.max_levels) for pattern, _ in wanted):
-            raise Malformed("not a topic filter")
-        codes = [qos if self._grant(session, client, pattern, qos) else codec.SUBACK_FAILURE for pattern, qos in wanted]
-        granted = [(pattern, qos) for (pattern, qos), code in zip(wanted, codes, strict=True) if code == qos]
-        self.routes.clear()
-        connection.answer(codec.suback(pid, codes), sum(len(pattern) for pattern, _ in wanted))
-        kept: list[tuple[int, bytes, bytes]] = []
-        for pattern, qos in granted:
-            for topic, message in self.retained.matching(pattern):
-                to = min(qos, message.qos)
-                if to and session.persistent:
-                    self._queue(session, to << 1 | RETAIN, topic, message.payload)
-                else:
-                    kept.append((to, topic, message.payload))
+        for each in wanted:
+            self.check_filter(each.filter, each.options)
+        codes: list[int] = []
+        owed: list[Wanted] = []  # whose retained messages are to be sent
+        for each in wanted:
+            new = each.filter not in session.subscriptions
+            codes.append(self._grant(session, client, each))
+            handling = each.options & codec.RETAIN_HANDLING
+            if codes[-1] < codec.SUBACK_FAILURE and (not handling or (handling == codec.RETAIN_IF_NEW and new)):
+                owed.append(each)
+        granted = [each for each, code in zip(wanted, codes, strict=True) if code < codec.SUBACK_FAILURE]
+        answer = connection.terms.check(codec.suback(pid, codes, client.version))
+        connection.answer(answer, sum(len(each.filter) for each in wanted))
+        kept = [message for each in owed for message in self._kept_for(session, each)]
 
         def after(error: Exception | None) -> None:
             if error is None and connection.session is session:
-                for to, topic, payload in kept:
-                    self._send(session, to << 1 | RETAIN, topic, payload, self.settings.queue_bytes)
+                for message in kept:
+                    self._send_kept(connection, message)
                 connection.pump()
-                for pattern, qos in granted:
-                    self._tell(self.hooks.on_subscribed, client, pattern, qos)
+                for each in granted:
+                    self._tell(self.hooks.on_subscribed, client, each.filter, each.options & 3)
 
         self.pending.after.append(after)
 
-    def _grant(self, session: Session, client: Client, pattern: str, qos: int) -> bool:
-        """Subscribe a session, if it may and has room."""
-        allow, mine = self.hooks.authorize_subscribe, session.subscriptions
-        full = pattern not in mine and len(mine) >= self.settings.max_subscriptions
-        if full or (allow is not None and not allow(client, pattern)):
+    def _kept_for(self, session: Session, wanted: Wanted) -> list[Delivery]:
+        """Queue the retained messages for a new subscription; return those that are sent without."""
+        if groups.split(wanted.filter)[0]:  # 5.0, 4.8.2: none for a shared one
+            return []
+        grant = Grant([(wanted.options, wanted.identifier)])
+        target = (session, grant, None)
+        online: list[Delivery] = []
+        for topic, message in self.retained.matching(wanted.filter, self.mono_ns):
+            flags = min(grant.qos, message.qos) << 1 | RETAIN
+            content = Content.onward_only(message.properties)
+            delivery: Delivery = ((target,), (), topic, message.payload, flags, content, message.expires_ns, "")
+            if flags > RETAIN and session.persistent:
+                self._queue(target, flags, delivery)
+            else:
+                online.append(delivery)
+        return online
+
+    def _send_kept(self, connection: Connection, message: Delivery) -> None:
+        """Send a retained message that is not queued."""
+        target, flags = message[0][0], message[4]
+        if flags > RETAIN:
+            self._send(target, flags, message)
+        else:
+            self._offer(connection, target[1], flags, message, self.settings.queue_bytes)
+
+    def _grant(self, session: Session, client: Client, wanted: Wanted) -> int:
+        """Subscribe a session, if it may and has room. Returns the code for SUBACK."""
+        allow, mine, pattern = self.hooks.authorize_subscribe, session.subscriptions, wanted.filter
+        code = wanted.options & 3
+        if pattern not in mine and len(mine) >= self.settings.max_subscriptions:
+            code = Reason.QUOTA_EXCEEDED
+        elif allow is not None and not allow(client, groups.split(pattern)[1]):
+            code = Reason.NOT_AUTHORIZED
+        if code >= codec.SUBACK_FAILURE:
             self.counters.denied += 1
-            return False
-        mine[pattern] = qos
-        self._tree.add(pattern, session, qos)
+            return code if client.version == MQTT_5 else codec.SUBACK_FAILURE
+        self._subscribe(session, pattern, (wanted.options, wanted.identifier))
         if session.persistent:
-            self.pending.batch.changes.append(Subscribed(session.client_id, pattern, qos))
-        return True
+            change = Subscribed(session.client_id, pattern, wanted.options, wanted.identifier)
+            self.pending.batch.changes.append(change)
+        return code
 
     def unsubscribe(self, connection: Connection, pid: bytes, patterns: list[str]) -> None:
         """Handle an UNSUBSCRIBE (3.10)."""
         session = connection.session
         if session is None:
             return
+        codes: list[int] = []
         for pattern in patterns:
-            if session.subscriptions.pop(pattern, None) is not None:
-                self._tree.remove(pattern, session)
-                self.routes.clear()
-                if session.persistent:
-                    self.pending.batch.changes.append(Unsubscribed(session.client_id, pattern))
-        connection.answer(codec.unsuback(pid), sum(map(len, patterns)))
+            if pattern not in session.subscriptions:
+                codes.append(Reason.NO_SUBSCRIPTION_EXISTED)
+                continue
+            codes.append(Reason.SUCCESS)
+            self._unsubscribe(session, pattern)
+            if session.persistent:
+                self.pending.batch.changes.append(Unsubscribed(session.client_id, pattern))
+        answer = connection.terms.check(codec.unsuback(pid, codes, connection.terms.version))
+        connection.answer(answer, sum(map(len, patterns)))
 
     def done(self, session: Session, out: Outgoing | None) -> None:
         """A client acknowledged a message for good."""
@@ -340,12 +228,14 @@ class Broker(Exchange):
 
         pending.undo.append(undo)
 
-    def release(self, session: Session, pid: bytes) -> None:
-        """A client released an id with PUBREL."""
-        if pid in session.held:
-            session.held.discard(pid)
-            if session.persistent:
-                self.touch().batch.changes.append(InboundReleased(session.client_id, int.from_bytes(pid, "big")))
+    def release(self, session: Session, pid: bytes) -> bool:
+        """A client released an id with PUBREL. Says whether it was held."""
+        if pid not in session.held:
+            return False
+        session.held.discard(pid)
+        if session.persistent:
+            self.touch().batch.changes.append(InboundReleased(session.client_id, int.from_bytes(pid, "big")))
+        return True
 
     def concern(self, copy: Entry, connection: Connection) -> None:
         """The copy of a message that is being committed: if that fails its ack must not leave (O2)."""
@@ -388,7 +278,7 @@ class Broker(Exchange):
             if session.connection is not None:
                 dirty.add(session.connection)
         for delivery in pending.deliveries:
-            self._deliver(*delivery, dirty)
+            self._deliver(delivery, dirty)
         for connection in dirty:
             connection.pump()
         if self.paused:
@@ -410,7 +300,7 @@ class Broker(Exchange):
         if pending.batch.changes or pending.frozen:
             self.touch().inherit(pending)
         for connection in pending.concerned:
-            connection.close("commit failed")
+            connection.close("commit failed", Reason.IMPLEMENTATION_SPECIFIC)
         for after in pending.after:
             after(error)
         self.relieve()

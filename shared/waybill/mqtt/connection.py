@@ -1,9 +1,7 @@
-"""One connection of a client: bytes in, packets understood, answers out. No I/O.
+"""One connection of a client: packets understood, answers out, its end. No I/O.
 
-A shell fills in the methods that :class:`waybill.mqtt.output.Output` leaves open.
-
-``feed`` is the hot path. A read is parsed in one loop; runs of consecutive PUBLISH packets become one arrival, sliced
-whole out of what was read. Everything else goes through ``_packet``.
+A shell fills in the methods that :class:`waybill.mqtt.output.Output` leaves open; it derives from
+:class:`waybill.mqtt.reader.Reader`, which adds the bytes that come in.
 """
 
 from __future__ import annotations
@@ -11,59 +9,43 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from waybill.mqtt import codec
-from waybill.mqtt.codec import Malformed, UnsupportedVersion
+from waybill.mqtt.codec import MQTT_5
 from waybill.mqtt.output import Output
-from waybill.mqtt.pending import QUIET, Route, Ticket
+from waybill.mqtt.pending import Ticket
+from waybill.mqtt.reasons import Malformed, ProtocolError, Reason
 from waybill.mqtt.resend import Chunk
-from waybill.mqtt.settings import KIB, Client
+from waybill.mqtt.settings import Client
+from waybill.mqtt.terms import PLAIN, SECOND, Terms
 
 if TYPE_CHECKING:
     from waybill.mqtt.broker import Broker
     from waybill.mqtt.codec import Will
-    from waybill.mqtt.resend import ClientMemory, Entry
+    from waybill.mqtt.resend import ClientMemory
     from waybill.mqtt.session import Session
-    from waybill.mqtt.state import Publish
 
-CONNECT_LIMIT: Final = 256 * KIB
-"""The largest first packet: nobody is known yet who might be allowed more."""
-
-TOPICS_ASKED: Final = 1024
-"""Topics a connection, for which the answer of ``authorize_publish`` is remembered."""
-
-NO_ID: Final = b"\0\0"
-SECOND: Final = 1_000_000_000
-
-
-class Run:
-    """Consecutive PUBLISH packets of one read. ``hits``: those that somebody gets or that are retained."""
-
-    __slots__ = ("hits", "pubacks", "publishes", "pubrecs")
-
-    def __init__(self) -> None:
-        self.publishes: list[Publish] = []
-        self.pubacks: list[bytes] = []
-        self.pubrecs: list[bytes] = []
-        self.hits: list[tuple[Route, bytes, bytes, int]] = []
+OVERDUE: Final = {"keepalive": Reason.KEEP_ALIVE_TIMEOUT}
+"""What a client of MQTT 5 is told for the answers of ``Connection.overdue``, where that is not just 0x80."""
 
 
 class Connection(Output):
     """The server's end of one connection. ``session`` is None before CONNECT and after the end."""
 
     __slots__ = (
-        "_asked",
-        "_mark",
-        "_need",
-        "_rest",
         "choked",
         "client",
+        "farewell",
         "finishing",
         "keepalive_ns",
         "memory",
+        "open",
         "opened_ns",
         "ready",
+        "rest",
+        "second",
         "seen_ns",
         "session",
         "stuck",
+        "terms",
         "will",
     )
 
@@ -73,204 +55,17 @@ class Connection(Output):
         self.session: Session | None = None
         self.client: Client | None = None
         self.memory: ClientMemory | None = None
+        self.terms: Terms = PLAIN
         self.will: Will | None = None
         self.keepalive_ns = 0
+        self.open = 0  # messages of MQTT 5 that the client has out: QoS 1 to PUBACK, QoS 2 to PUBCOMP (Receive Maximum)
+        self.second: set[bytes] | None = None  # those of QoS 2 among them
         self.ready = False  # CONNACK was written
         self.finishing = False  # to be closed when the last ack is out
+        self.farewell: int = Reason.SUCCESS  # what is said then
         self.choked = False  # more output waits than output_bytes
         self.stuck: tuple[int, int] | None = None  # since when, and with how much output, nothing was read
-        self._rest: bytearray | None = None
-        self._need = 0
-        self._mark = 0
-        self._asked: set[bytes] | None = set() if broker.hooks.authorize_publish else None
-
-    # -- in ------------------------------------------------------------------------------------------------------
-
-    def feed(self, data: bytes) -> None:
-        """Take what was read, at the time that the broker was told. Closes the connection where it is malformed."""
-        if self.closed or self.finishing:
-            return
-        self.broker.counters.bytes_in += len(data)
-        try:
-            if self._rest is not None:
-                self._rest += data
-                if len(self._rest) < self._need:
-                    if len(self._rest) - self._mark >= KIB:
-                        self._mark = len(self._rest)
-                        self.seen_ns = self.broker.mono_ns
-                    return
-                data = bytes(self._rest)
-                self._rest = None
-            self._parse(data)
-        except Malformed as error:
-            self.broker.counters.malformed += 1
-            self.close(str(error))
-        except UnsupportedVersion as error:
-            self.broker.counters.refused += 1
-            self.refuse(error.answer, str(error))
-        if self.obuf:
-            self.flush()
-
-    def _parse(self, data: bytes) -> None:  # noqa: C901, PLR0912, PLR0915 - one loop, no call for what every message costs
-        broker = self.broker
-        routes = broker.routes
-        asked = self._asked
-        limit = broker.settings.max_packet if self.session is not None else CONNECT_LIMIT
-        n = len(data)
-        i = 0
-        need = 2
-        start = -1  # of the run of PUBLISH packets
-        run = Run()
-        publishes, pubacks = run.publishes, run.pubacks
-        try:
-            while n - i >= 2:
-                h = data[i]
-                size = data[i + 1]
-                j = i + 2
-                if size > 127:  # more than one byte of remaining length (2.2.3)
-                    size &= 127
-                    shift = 7
-                    while j < n:
-                        b = data[j]
-                        j += 1
-                        size |= (b & 127) << shift
-                        if b < 128:
-                            break
-                        shift += 7
-                        if shift > 21:
-                            raise Malformed("remaining length of more than four bytes")
-                    else:
-                        need = n - i + 1
-                        break
-                    if size > limit:
-                        raise Malformed(f"packet of {size} bytes; the limit is {limit}")
-                e = j + size
-                if e > n:
-                    need = e - i
-                    break
-                if h & 0xF0 != 0x30 or self.session is None:  # anything but PUBLISH
-                    if start >= 0:
-                        self._run(data[start:i], run)
-                        run = Run()
-                        publishes, pubacks = run.publishes, run.pubacks
-                        start = -1
-                    self._packet(h, data[j:e])
-                    if self.closed or self.finishing:
-                        return
-                    limit = broker.settings.max_packet
-                    i = e
-                    continue
-                k = j + 2 + (data[j] << 8 | data[j + 1]) if size > 2 else n + 1
-                if k > e:
-                    raise Malformed("PUBLISH ends within its topic")
-                topic = data[j + 2 : k]
-                route = routes.get(topic)
-                if route is None:
-                    route = broker.resolve(topic)
-                if asked is not None and topic not in asked:
-                    self._ask(topic)
-                if h & 6:
-                    pid = data[k : k + 2]
-                    k += 2
-                    if k > e or pid == NO_ID:
-                        raise Malformed("PUBLISH without a packet id")
-                    payload = data[k:e]
-                    if h & 12:  # DUP or QoS 2
-                        if start >= 0 and h & 8:
-                            self._run(data[start:i], run)  # the copy may be of one of these
-                            run = Run()
-                            publishes, pubacks = run.publishes, run.pubacks
-                            start = -1
-                        copy = self._copy(h, pid, topic, payload)
-                        if copy is not None:
-                            if start >= 0:
-                                self._run(data[start:i], run)
-                                run = Run()
-                                publishes, pubacks = run.publishes, run.pubacks
-                                start = -1
-                            self._answer_copy(h, pid, copy)
-                            i = e
-                            continue
-                    if h & 4:
-                        run.pubrecs.append(pid)
-                    else:
-                        pubacks.append(pid)
-                else:
-                    if h & 8:
-                        raise Malformed("DUP with QoS 0")
-                    pid = b""
-                    payload = data[k:e]
-                if start < 0:
-                    start = i
-                publishes.append((topic, payload, h & 15, pid or None, i - start, e - start, b""))
-                if route is not QUIET or h & 1:
-                    run.hits.append((route, topic, payload, h))
-                i = e
-        finally:  # what came before a malformed packet is as good as ever
-            if start >= 0:
-                self._run(data[start:i], run)
-        if i:
-            self.seen_ns = broker.mono_ns
-        if i < n:
-            self._rest = bytearray(data[i:])
-            self._need = need
-            self._mark = n - i
-
-    def _run(self, raw: bytes, run: Run) -> None:
-        """Hand a run of PUBLISH packets over; its acks are owed."""
-        ticket = self.broker.store(self, raw, run)
-        if run.pubacks:
-            ticket.out.append(codec.acks(codec.PUBACK, run.pubacks))
-        if run.pubrecs:
-            ticket.out.append(codec.acks(codec.PUBREC, run.pubrecs))
-
-    def _ask(self, topic: bytes) -> None:
-        """Ask whether this client may publish here. Raises Malformed: 3.1.1 knows no answer but closing (3.3.5)."""
-        allow, asked = self.broker.hooks.authorize_publish, self._asked
-        if allow is None or asked is None or self.client is None:
-            return
-        if not allow(self.client, topic.decode()):
-            self.broker.counters.denied += 1
-            raise Malformed(f"may not publish to {topic.decode()}")
-        if len(asked) >= TOPICS_ASKED:
-            asked.clear()
-        asked.add(topic)
-
-    def _copy(self, h: int, pid: bytes, topic: bytes, payload: bytes) -> Entry | bool | None:
-        """Judge a PUBLISH with DUP or of QoS 2.
-
-        None if it is to be stored, True if its id is held (QoS 2), or what it repeats (O1).
-        """
-        session, memory = self.session, self.memory
-        if session is None or memory is None:
-            return True
-        if h & 6 == 6:
-            raise Malformed("QoS 3")
-        if h & 4 and pid in session.held:  # 4.3.3: the id says it all, whatever the content
-            return True
-        copy = None
-        if h & 8:
-            self.prove()
-            copy = memory.judge(pid, topic, payload, h)
-        if h & 4:
-            self.broker.hold(session, pid)
-        return copy
-
-    def _answer_copy(self, h: int, pid: bytes, copy: Entry | bool) -> None:  # noqa: FBT001 - see _copy
-        """Owe the ack of a copy; it waits for the commit of the original (O2)."""
-        broker = self.broker
-        broker.counters.duplicates += 1
-        if h & 4:
-            broker.counters.received_2 += 1
-        else:
-            broker.counters.received_1 += 1
-        ticket = self.answer(codec.acks(codec.PUBREC if h & 4 else codec.PUBACK, (pid,)))
-        ticket.acks += 1
-        if not isinstance(copy, bool):
-            if not h & 4:
-                ticket.copies.append(copy)
-            if not copy.stored:
-                broker.concern(copy, self)
+        self.rest: bytearray | None = None
 
     def prove(self) -> None:
         """Let the peer's TCP say which acks have arrived."""
@@ -280,46 +75,82 @@ class Connection(Output):
             if acknowledged is not None:
                 memory.prove(acknowledged)
 
-    def _packet(self, h: int, body: bytes) -> None:  # noqa: C901, PLR0912 - a case a packet type
+    def packet(self, h: int, body: bytes) -> None:  # noqa: C901, PLR0912 - a case a packet type
         """Handle any packet but PUBLISH."""
-        session, broker = self.session, self.broker
+        session, broker, version = self.session, self.broker, self.terms.version
         if session is None:
-            if h != codec.CONNECT:
-                raise Malformed("the first packet is not CONNECT")
-            broker.connect(self, codec.parse_connect(body))
-            return
-        if h == codec.PUBACK:
-            broker.done(session, session.acknowledged(codec.parse_ack(body)))
+            self._connect(h, body)
+        elif h == codec.PUBACK:
+            broker.done(session, session.acknowledged(codec.parse_ack(body, version, h)[0]))
         elif h == codec.PUBREC:
-            pid = codec.parse_ack(body)
-            broker.received(session, session.received(pid))
-            self.answer(codec.acks(codec.PUBREL, (pid,)))
+            self._received(session, *codec.parse_ack(body, version, h))
         elif h == codec.PUBREL:
-            pid = codec.parse_ack(body)
-            broker.release(session, pid)
-            ticket = self.answer(codec.acks(codec.PUBCOMP, (pid,)))
-            proven = self.memory.release(pid) if self.memory is not None else None
-            if isinstance(proven, Chunk):
-                ticket.chunks.append(proven)
-            elif proven is not None:
-                ticket.copies.append(proven)
+            self._release(session, codec.parse_ack(body, version, h)[0])
         elif h == codec.PUBCOMP:
-            broker.done(session, session.completed(codec.parse_ack(body)))
+            broker.done(session, session.completed(codec.parse_ack(body, version, h)[0]))
         elif h == codec.SUBSCRIBE:
-            broker.subscribe(self, *codec.parse_subscribe(body))
+            broker.subscribe(self, *codec.parse_subscribe(body, version))
         elif h == codec.UNSUBSCRIBE:
-            broker.unsubscribe(self, *codec.parse_unsubscribe(body))
+            broker.unsubscribe(self, *codec.parse_unsubscribe(body, version))
         elif h == codec.PINGREQ and not body:
             if self.ready:
                 self.push(codec.PINGRESP_PACKET)
             else:
                 self.answer(codec.PINGRESP_PACKET)
-        elif h == codec.DISCONNECT and not body:
-            self.will = None
-            broker.detach(self, "")
-            self.finish()
+        elif h == codec.DISCONNECT:
+            self._disconnect(session, *codec.parse_disconnect(body, version))
+        elif h == codec.CONNECT:
+            raise ProtocolError("a second CONNECT")
+        elif h == codec.AUTH and version == MQTT_5:
+            raise ProtocolError("enhanced authentication is not spoken", Reason.BAD_AUTHENTICATION_METHOD)
         else:
             raise Malformed(f"packet type {h >> 4} with flags {h & 15} and {len(body)} bytes is not for a server")
+
+    def _connect(self, h: int, body: bytes) -> None:
+        """Handle the first packet."""
+        if h != codec.CONNECT:
+            raise Malformed("the first packet is not CONNECT")
+        try:
+            self.broker.connect(self, codec.parse_connect(body))
+        except Malformed as error:
+            if codec.level_of(body) != MQTT_5:
+                raise
+            self.broker.counters.malformed += 1
+            self.refuse(codec.connack(MQTT_5, error.reason, present=False), str(error))
+
+    def _received(self, session: Session, pid: bytes, reason: int) -> None:
+        """Handle a PUBREC."""
+        broker = self.broker
+        if reason >= Reason.UNSPECIFIED:  # 4.3.3: the client will not have it
+            broker.done(session, session.refused(pid))
+            return
+        broker.received(session, session.received(pid))
+        unknown = self.terms.version == MQTT_5 and pid not in session.flight
+        self.answer(codec.ack(codec.PUBREL, pid, Reason.PACKET_ID_NOT_FOUND if unknown else Reason.SUCCESS))
+
+    def _release(self, session: Session, pid: bytes) -> None:
+        """Handle a PUBREL."""
+        known = self.broker.release(session, pid) or self.terms.version < MQTT_5
+        ticket = self.answer(codec.ack(codec.PUBCOMP, pid, Reason.SUCCESS if known else Reason.PACKET_ID_NOT_FOUND))
+        if self.second is not None and pid in self.second:
+            self.second.discard(pid)
+            ticket.quota += 1
+        proven = self.memory.release(pid) if self.memory is not None else None
+        if isinstance(proven, Chunk):
+            ticket.chunks.append(proven)
+        elif proven is not None:
+            ticket.copies.append(proven)
+
+    def _disconnect(self, session: Session, reason: int, expiry: int | None) -> None:
+        """Handle a DISCONNECT (3.14): the will is off, unless the client says otherwise."""
+        if expiry is not None:
+            if expiry and not session.expiry:
+                raise ProtocolError("a session that ends with its connection cannot be kept by DISCONNECT")
+            session.expiry = min(expiry, self.broker.settings.max_session_expiry)
+        if reason == Reason.SUCCESS:
+            self.will = None
+        self.broker.detach(self, "")
+        self.finish()
 
     # -- out -----------------------------------------------------------------------------------------------------
 
@@ -340,28 +171,44 @@ class Connection(Output):
             self.flush()
             self.broker.counters.acked += ticket.acks
             memory = self.memory
+            self.open -= ticket.quota
             for chunk in ticket.chunks:
                 chunk.end = self.written
             if memory is not None:
                 for entry in ticket.copies:
                     memory.reacknowledged(entry, self.written)
         if self.finishing:
-            self.finish()
+            self.finish(self.farewell)
 
-    def offer(self, packet: bytes, limit: int) -> bool:
-        """Add a PUBLISH of QoS 0, unless more than ``limit`` bytes wait already."""
+    def offer(self, topic: bytes, payload: bytes, flags: int, block: bytes, remaining: int | None, limit: int) -> bool:
+        """Add a PUBLISH of QoS 0, unless over ``limit`` bytes wait already or it is larger than the client takes."""
         if not self.ready or self.choked or self.obuf_bytes > limit:
+            return False
+        terms = self.terms
+        if terms.version < MQTT_5:
+            packet: bytes | None = codec.publish(topic, payload, flags)
+        else:
+            packet = terms.publish(topic, payload, flags, b"", block, remaining)
+        if packet is None:
             return False
         self.push(packet)
         return True
+
+    @property
+    def window(self) -> int:
+        """How many messages of QoS 1 and 2 may be in flight to this client."""
+        return min(self.broker.settings.inflight, self.terms.receive_maximum)
 
     def pump(self) -> None:
         """Send what waits for this client, as far as the window and its reading allow."""
         session, broker = self.session, self.broker
         if session is not None and self.ready and not self.choked and session.waiting:
-            sent_1, sent_2 = session.send(self.obuf, broker.settings.inflight, broker.settings.output_bytes)
+            settings, terms = broker.settings, self.terms
+            sent_1, sent_2, dropped = session.send(self.obuf, self.window, settings.output_bytes, terms, broker.mono_ns)
             broker.counters.sent_1 += sent_1
             broker.counters.sent_2 += sent_2
+            if dropped:
+                broker.dropped(session, dropped)
         self.flush()
 
     def hold(self) -> None:
@@ -403,7 +250,7 @@ class Connection(Output):
         silent = now_ns - self.seen_ns
         if self.keepalive_ns and silent > self.keepalive_ns * 3 // 2:  # 3.1.2.10
             return "keepalive"
-        if self._rest is not None and silent > settings.stall_timeout * SECOND:
+        if self.rest is not None and silent > settings.stall_timeout * SECOND:
             return "unfinished packet"
         return ""
 
@@ -414,15 +261,16 @@ class Connection(Output):
         self.flush()
         self.close(reason)
 
-    def finish(self) -> None:
-        """Close when every ack that is owed has been written."""
+    def finish(self, code: int = Reason.SUCCESS) -> None:
+        """Close when every ack that is owed has been written; ``code``: as of ``close``."""
         self.finishing = True
+        self.farewell = code
         if not self.closed and self.open_tickets == 0:
             self.flush()
-            self.close("")
+            self.close("", code)
 
-    def close(self, reason: str) -> None:
-        """End the connection; ``reason`` is for the log.
+    def close(self, reason: str, code: int = Reason.SUCCESS) -> None:
+        """End the connection; ``reason`` is for the log, and for a client of MQTT 5 with a ``code`` that is an error.
 
         Empty after a DISCONNECT. Fires the will unless that was so.
         """
@@ -430,6 +278,13 @@ class Connection(Output):
             self.broker.detach(self, reason)
             if self.client is None:
                 self.broker.turned_away(self, reason)
+            if code and self.ready and self.terms.version == MQTT_5:
+                packet = codec.disconnect(code, reason)
+                if not self.terms.takes(packet):
+                    packet = codec.disconnect(code)
+                if self.terms.takes(packet):
+                    self.push(packet)
+                self.flush()
             self.lost()
             self.shut()
 

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from waybill.mqtt import codec, topics
-from waybill.mqtt.codec import QOS_BITS, RETAIN, Malformed
+from waybill.mqtt import groups, topics
+from waybill.mqtt.codec import DUP, NO_LOCAL, RETAIN
+from waybill.mqtt.groups import Grant, Group
 from waybill.mqtt.pending import QUIET, Pending, Route
+from waybill.mqtt.properties import EMPTY
+from waybill.mqtt.reasons import Malformed, ProtocolError, Reason
 from waybill.mqtt.retained import RetainedMessage, RetainedMessages
-from waybill.mqtt.session import Session
+from waybill.mqtt.session import Session, on_clock
 from waybill.mqtt.settings import Counters, Message
-from waybill.mqtt.state import Queued, RetainCleared, Retained
+from waybill.mqtt.state import Dequeued, Queued, RetainCleared, Retained
+from waybill.mqtt.terms import SECOND, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from waybill.mqtt.connection import Connection
+    from waybill.mqtt.pending import Delivery, Target
+    from waybill.mqtt.properties import Content
+    from waybill.mqtt.session import Outgoing
     from waybill.mqtt.settings import OnMessage, Settings
-    from waybill.mqtt.state import SavedState
+    from waybill.mqtt.state import SavedState, Subscription
+
+Hit: TypeAlias = "tuple[Route, bytes, bytes, int, Content]"
+"""A message that somebody gets or that is retained: route, topic, payload, flags, properties."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,30 +51,74 @@ class Exchange:
     ``wake`` is called when the batch gets its first content.
     """
 
-    def __init__(self, settings: Settings, saved: SavedState, wake: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, saved: SavedState, wake: Callable[[], None], now: tuple[int, int]) -> None:
         self.settings = settings
         self.counters = Counters()
         self.pending = Pending()
+        self.wall_ms, self.mono_ns = now
         self.routes: dict[bytes, Route] = {}
-        self.retained = RetainedMessages(settings.retained_messages, settings.retained_bytes, saved.retained)
+        kept = {
+            topic: RetainedMessage(each.qos, each.payload, each.properties, on_clock(each.expires_ms, now))
+            for topic, each in saved.retained.items()
+        }
+        self.retained = RetainedMessages(settings.retained_messages, settings.retained_bytes, kept)
         self._wake = wake
-        self._tree: topics.Tree[Session | Listener] = topics.Tree()
+        self._tree: topics.Tree[Session | Group | Listener, Subscription] = topics.Tree()
+        self._groups: dict[str, Group] = {}
 
     def resolve(self, topic: bytes) -> Route:
         """Check a topic name and find who gets it. Raises Malformed."""
         if not topics.valid_topic(topic, self.settings.max_levels):
-            raise Malformed(f"not a topic name: {topic[:64]!r}")
+            raise Malformed(f"not a topic name: {topic[:64]!r}", Reason.TOPIC_NAME_INVALID)
         found = self._tree.match(topic)
         route = QUIET
         if found:
             route = Route(
-                tuple((each, qos) for each, qos in found.items() if isinstance(each, Session)),
+                tuple((each, Grant(values), None) for each, values in found.items() if isinstance(each, Session)),
+                tuple(each for each in found if isinstance(each, Group)),
                 tuple(each.callback for each in found if isinstance(each, Listener)),
             )
         if len(self.routes) >= ROUTES:
             self.routes.clear()
         self.routes[topic] = route
         return route
+
+    def _subscribe(self, session: Session, pattern: str, subscription: Subscription) -> None:
+        """Make or replace a subscription of a session."""
+        session.subscriptions[pattern] = subscription
+        self.routes.clear()
+        share, rest = groups.split(pattern)
+        if not share:
+            self._tree.add(pattern, session, subscription)
+            return
+        group = self._groups.get(pattern)
+        if group is None:
+            group = self._groups[pattern] = Group(pattern)
+            self._tree.add(rest, group, (0, 0))
+        group.members[session] = Grant([subscription])
+
+    def _unsubscribe(self, session: Session, pattern: str) -> None:
+        """End a subscription of a session."""
+        del session.subscriptions[pattern]
+        self.routes.clear()
+        share, rest = groups.split(pattern)
+        if not share:
+            self._tree.remove(pattern, session)
+            return
+        group = self._groups[pattern]
+        group.members.pop(session, None)
+        if not group.members:
+            del self._groups[pattern]
+            self._tree.remove(rest, group)
+
+    def check_filter(self, pattern: str, options: int = 0) -> None:
+        """Check what somebody wants to subscribe to. Raises Malformed."""
+        if not groups.valid_share(pattern) or not topics.valid_filter(
+            groups.split(pattern)[1], self.settings.max_levels
+        ):
+            raise Malformed(f"not a topic filter: {pattern[:64]!r}", Reason.TOPIC_FILTER_INVALID)
+        if options & NO_LOCAL and pattern.startswith(groups.SHARE):
+            raise ProtocolError("No Local in a shared subscription")
 
     def touch(self) -> Pending:
         """Return the batch in the making; there is something for it."""
@@ -74,45 +128,120 @@ class Exchange:
             self._wake()
         return pending
 
-    def _route(self, hit: tuple[Route, bytes, bytes, int], client_id: str) -> None:
+    def _expires(self, content: Content) -> int:
+        """Return when a message that came just now expires, on the broker's clock; 0 for never."""
+        return 0 if content.expiry is None else self.mono_ns + content.expiry * SECOND
+
+    def _on_wall(self, expires_ns: int) -> int:
+        """Return a time of the broker's clock as wall time, ms; 0 stays 0."""
+        return max(1, self.wall_ms + (expires_ns - self.mono_ns) // 1_000_000) if expires_ns else 0
+
+    def _route(self, hit: Hit, client_id: str) -> None:
         """Put copies for persistent sessions into the batch, and the rest on the list for after the commit."""
-        route, topic, payload, flags = hit
-        pending = self.pending
+        route, topic, payload, flags, content = hit
+        expires_ns = self._expires(content) if content.expiry is not None else 0
         if flags & RETAIN:
-            self._retain(topic, payload, flags)
-        later = bool(route.callbacks)
-        for session, granted in route.targets:
-            qos = min(granted, flags >> 1 & 3)
-            if qos and session.persistent:
-                self._queue(session, qos << 1, topic, payload)
+            self._retain(topic, payload, flags, content, expires_ns)
+        targets = route.targets if route.plain else self._targets(route, flags, client_id)
+        self._give((targets, route.callbacks, topic, payload, flags, content, expires_ns, client_id))
+
+    def _give(self, message: Delivery) -> None:
+        """Queue or put off a message for its targets."""
+        targets, callbacks, _, _, flags, _, _, _ = message
+        later = bool(callbacks)
+        published = flags >> 1 & 3
+        for target in targets:
+            session, grant, _ = target
+            if published and grant.qos and session.persistent:
+                self._queue(target, min(grant.qos, published) << 1 | (flags & RETAIN if grant.retain else 0), message)
             else:
                 later = True
         if later:
-            pending.deliveries.append((route, topic, payload, flags, client_id))
+            self.pending.deliveries.append(message)
 
-    def _queue(self, session: Session, flags: int, topic: bytes, payload: bytes) -> None:
+    def _targets(self, route: Route, flags: int, client_id: str) -> tuple[Target, ...]:
+        """Leave out who does not want to hear himself, and let shared subscriptions choose."""
+        targets: list[Target] = []
+        for session, grant, group in route.targets:
+            mine = grant.own if session.client_id == client_id else grant
+            if mine is not None:
+                targets.append((session, mine, group))
+        for group in route.groups:
+            chosen = group.choose(flags >> 1 & 3)
+            if chosen is not None:
+                targets.append((*chosen, group))
+        return tuple(targets)
+
+    def _queue(self, target: Target, flags: int, message: Delivery) -> None:
         """Queue a message for a persistent session: durable in this batch, sent after it."""
-        limit = (self.settings.queue_messages, self.settings.queue_bytes)
-        out = session.enqueue(flags, topic, payload, limit)
+        session = target[0]
+        out = self._enqueue(target, flags, message)
         if out is None:
-            self.counters.dropped += 1
             return
         pending = self.pending
-        pending.batch.changes.append(Queued(session.client_id, out.n, out.qos, out.retain, topic, payload))
+        until_ms = self._on_wall(out.expires_ns)
+        pending.batch.changes.append(
+            Queued(session.client_id, out.n, out.qos, out.retain, out.topic, out.payload, out.block, until_ms)
+        )
         pending.queued.append((session, out))
 
-    def _retain(self, topic: bytes, payload: bytes, flags: int) -> None:
+    def _enqueue(self, target: Target, flags: int, message: Delivery) -> Outgoing | None:
+        """Number a message in its session; None where that is full: then it is dropped and counted."""
+        session, grant, group = target
+        _, _, topic, payload, _, content, expires_ns, _ = message
+        limit = (self.settings.queue_messages, self.settings.queue_bytes)
+        chosen = (group, content) if group is not None else None
+        args = (flags, topic, payload, limit, content.onward + grant.block, expires_ns, chosen)
+        out = session.enqueue(*args)
+        if out is None and self._expire(session):
+            out = session.enqueue(*args)
+        if out is None:
+            self.counters.dropped += 1
+        return out
+
+    def _expire(self, session: Session) -> bool:
+        """Drop what expired in a session's queue; says whether anything had."""
+        expired = session.expire(self.mono_ns)
+        self.dropped(session, expired)
+        return bool(expired)
+
+    def dropped(self, session: Session, outs: list[Outgoing]) -> None:
+        """Messages left a session's queue unsent: they had expired, or were too large for the client."""
+        self.counters.expired += len(outs)
+        if outs and session.persistent:
+            self.touch().batch.changes += [Dequeued(session.client_id, out.n) for out in outs]
+
+    def _hand_on(self, session: Session) -> None:
+        """A session ends: what shared subscriptions had chosen it for goes to another member (5.0, 4.8.2).
+
+        But for QoS 2 that may have been sent.
+        """
+        outs = [out for out in session.flight.values() if out.qos == 1]
+        outs += [out for out in session.waiting if out.qos == 1 or not out.flags & DUP]
+        for out in outs:
+            if out.chosen is not None:
+                group, content = out.chosen
+                group.members.pop(session, None)
+                other = group.choose(out.qos)
+                if other is not None:
+                    self.touch()
+                    targets, flags = ((*other, group),), out.flags & ~DUP
+                    self._give((targets, (), out.topic, out.payload, flags, content, out.expires_ns, ""))
+
+    def _retain(self, topic: bytes, payload: bytes, flags: int, content: Content, expires_ns: int) -> None:
         pending, kept = self.pending, self.retained
-        message = RetainedMessage(flags >> 1 & 3, payload) if payload else None
-        if message is not None and not kept.fits(topic, payload):
+        message = RetainedMessage(flags >> 1 & 3, payload, content.onward, expires_ns) if payload else None
+        if message is not None and not kept.fits(topic, message):
             self.counters.unretained += 1
             message = None  # what was there is no longer the last one either
         if message is None and kept.get(topic) is None:
             return
         old = kept.put(topic, message)
-        pending.batch.changes.append(
-            RetainCleared(topic) if message is None else Retained(topic, message.qos, message.payload)
-        )
+        if message is None:
+            pending.batch.changes.append(RetainCleared(topic))
+        else:
+            until_ms = self._on_wall(expires_ns)
+            pending.batch.changes.append(Retained(topic, message.qos, message.payload, message.properties, until_ms))
         pending.undo.append(lambda: kept.get(topic) is message and kept.put(topic, old))
 
     def publish(
@@ -125,23 +254,25 @@ class Exchange:
         name = topic.encode()
         route = self.routes.get(name) or self.resolve(name)
         flags = qos << 1 | retain
+        hit = (route, name, payload, flags, EMPTY)
         if not flags:
             dirty: set[Connection] = set()
-            self._deliver(route, name, payload, 0, "", dirty)
+            targets = route.targets if route.plain else self._targets(route, flags, "")
+            self._deliver((targets, route.callbacks, *hit[1:], 0, ""), dirty)
             for connection in dirty:
                 connection.pump()
             after(None)
         else:
             self.touch().after.append(after)
-            self._route((route, name, payload, flags), "")
-        return len(route.targets)
+            self._route(hit, "")
+        return len(route.targets) + len(route.groups)
 
     def listen(self, pattern: str, callback: OnMessage) -> Callable[[], None]:
         """Subscribe the program itself; ``callback`` hears each message after its commit. Returns how to end it."""
         if not topics.valid_filter(pattern, self.settings.max_levels):
             raise Malformed(f"not a topic filter: {pattern[:64]!r}")
         listener = Listener(callback)
-        self._tree.add(pattern, listener, 2)
+        self._tree.add(pattern, listener, (2, 0))
         self.routes.clear()
 
         def end() -> None:
@@ -150,35 +281,45 @@ class Exchange:
 
         return end
 
-    def _deliver(
-        self, route: Route, topic: bytes, payload: bytes, flags: int, client_id: str, dirty: set[Connection]
-    ) -> None:
+    def _deliver(self, message: Delivery, dirty: set[Connection]) -> None:
         """Send a message to online subscribers, but for what waits in the queues of persistent sessions."""
-        for session, granted in route.targets:
-            qos = min(granted, flags >> 1 & 3)
+        targets, callbacks, topic, payload, flags, content, _, client_id = message
+        published, room = flags >> 1 & 3, self.settings.output_bytes
+        for target in targets:
+            session, grant, _ = target
             connection = session.connection
-            if connection is not None and not (qos and session.persistent):
-                self._send(session, qos << 1, topic, payload, self.settings.output_bytes)
-                dirty.add(connection)
-        for callback in route.callbacks:
+            if connection is None:
+                continue
+            kept = flags & RETAIN if grant.retain else 0
+            if not (published and grant.qos):
+                self._offer(connection, grant, kept, message, room)
+            elif session.persistent:
+                continue
+            else:
+                self._send(target, min(grant.qos, published) << 1 | kept, message)
+            dirty.add(connection)
+        for callback in callbacks:
             try:
-                callback(Message(client_id, topic.decode(), payload, flags >> 1 & 3, bool(flags & RETAIN)))
+                callback(Message(client_id, topic.decode(), payload, published, bool(flags & RETAIN), content.kept))
             except Exception:
                 logger.exception("a subscriber of the program failed on %r", topic)
 
-    def _send(self, session: Session, flags: int, topic: bytes, payload: bytes, room: int) -> None:
-        """Send to a session that is online, without durable state; QoS 0 only while less than ``room`` bytes wait."""
-        connection = session.connection
-        if connection is None:
-            return
-        if not flags & QOS_BITS:
-            if connection.offer(codec.publish(topic, payload, flags), room):
-                self.counters.sent_0 += 1
-            else:
-                self.counters.dropped += 1
-            return
-        out = session.enqueue(flags, topic, payload, (self.settings.queue_messages, self.settings.queue_bytes))
-        if out is None:
-            self.counters.dropped += 1
+    def _offer(self, connection: Connection, grant: Grant, flags: int, message: Delivery, room: int) -> None:
+        """Send a message of QoS 0, while less than ``room`` bytes wait."""
+        _, _, topic, payload, _, content, expires_ns, _ = message
+        left = None
+        if expires_ns:
+            if expires_ns <= self.mono_ns:
+                self.counters.expired += 1
+                return
+            left = remaining(expires_ns, self.mono_ns)
+        if connection.offer(topic, payload, flags, content.onward + grant.block, left, room):
+            self.counters.sent_0 += 1
         else:
-            session.waiting.append(out)
+            self.counters.dropped += 1
+
+    def _send(self, target: Target, flags: int, message: Delivery) -> None:
+        """Send a message of QoS 1 or 2 to a session that is online, without durable state."""
+        out = self._enqueue(target, flags, message)
+        if out is not None:
+            target[0].waiting.append(out)

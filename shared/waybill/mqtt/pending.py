@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from waybill.mqtt.resend import Commit
 from waybill.mqtt.state import Batch, InboundHeld, Queued, ResendFrozen, RetainCleared, Retained
@@ -11,10 +11,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from waybill.mqtt.connection import Connection
+    from waybill.mqtt.groups import Grant, Group
+    from waybill.mqtt.properties import Content
     from waybill.mqtt.resend import Chunk, Entry
     from waybill.mqtt.session import Outgoing, Session
     from waybill.mqtt.settings import OnMessage
     from waybill.mqtt.state import Change
+
+Target: TypeAlias = "tuple[Session, Grant, Group | None]"
+"""Who gets a message, under which grant, and the shared subscription that chose it."""
 
 NOT_INHERITED = (Queued, InboundHeld, Retained, RetainCleared, ResendFrozen)
 """Changes that fall when their commit fails: what a publish made, and memories, which are written anew (``frozen``).
@@ -23,27 +28,42 @@ All others are facts and go into the next batch.
 """
 
 
+Delivery: TypeAlias = "tuple[tuple[Target, ...], tuple[OnMessage, ...], bytes, bytes, int, Content, int, str]"
+"""A message for those who get it, a plain tuple because one is made for every message.
+
+Targets, callbacks, topic, payload, flags, properties, when it expires (on the broker's clock, 0: never), and the client
+that published it.
+"""
+
+
 class Route:
-    """Who gets the messages of one topic: sessions with the QoS granted, and subscriptions of the program."""
+    """Who gets the messages of one topic: sessions with what they were granted, and subscriptions of the program.
 
-    __slots__ = ("callbacks", "targets")
+    ``groups``: of shared subscriptions, one member each. ``plain``: the targets are the same for every message.
+    """
 
-    def __init__(self, targets: tuple[tuple[Session, int], ...], callbacks: tuple[OnMessage, ...]) -> None:
+    __slots__ = ("callbacks", "groups", "plain", "targets")
+
+    def __init__(
+        self, targets: tuple[Target, ...], groups: tuple[Group, ...] = (), callbacks: tuple[OnMessage, ...] = ()
+    ) -> None:
         self.targets = targets
+        self.groups = groups
         self.callbacks = callbacks
+        self.plain = not groups and all(grant.own is grant for _, grant, _ in targets)
 
 
-QUIET = Route((), ())
+QUIET = Route(())
 """Nobody."""
 
 
 class Ticket:
     """What one connection is owed when a commit returns. ``out``: packets.
 
-    ``size``: uncommitted bytes it stands for.
+    ``size``: uncommitted bytes it stands for. ``quota``: how many messages of the client it ends (Receive Maximum).
     """
 
-    __slots__ = ("acks", "chunks", "connection", "copies", "out", "size")
+    __slots__ = ("acks", "chunks", "connection", "copies", "out", "quota", "size")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -52,6 +72,7 @@ class Ticket:
         self.copies: list[Entry] = []
         self.size = 0
         self.acks = 0
+        self.quota = 0
 
 
 class Pending:
@@ -59,7 +80,7 @@ class Pending:
 
     ``mark``: its identity, for the resend memory. ``frozen``: clients whose memory is to be written, and the place
     among the arrivals.
-    ``queued``: messages for persistent sessions. ``deliveries``: route, topic, payload, flags, client, for all others.
+    ``queued``: messages for persistent sessions. ``deliveries``: for all others.
     ``after``: called with None when the commit returned, else with its error. ``undo``: called when it failed, last
     first.
     ``concerned``: connections to be closed then besides those with a ticket. ``clients``: whose messages it stores.
@@ -87,7 +108,7 @@ class Pending:
         self.tickets: list[Ticket] = []
         self.frozen: dict[str, int] = {}
         self.queued: list[tuple[Session, Outgoing]] = []
-        self.deliveries: list[tuple[Route, bytes, bytes, int, str]] = []
+        self.deliveries: list[Delivery] = []
         self.after: list[Callable[[Exception | None], None]] = []
         self.undo: list[Callable[[], object]] = []
         self.concerned: set[Connection] = set()

@@ -12,6 +12,9 @@ What is remembered of a client
     cannot have arrived. What ends a QoS 2 message is its PUBCOMP: until then clients without a session (paho with clean
     sessions) publish it again.
 
+MQTT 5 sends again within a session only (4.4): the memory of such a client ends with its session (``clear``), and holds
+as many messages as the Receive Maximum that it was told.
+
 Cost. A chunk is a reference to what was read; hashes are made when the first DUP=1 comes (or when more than
 ``FOLD_BYTES`` are held, so that the memory does not keep the reads alive), and from then on until nothing is left.
 
@@ -29,7 +32,9 @@ from collections import OrderedDict, deque
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
-from waybill.mqtt.codec import QOS_BITS, RETAIN
+from waybill.mqtt import properties
+from waybill.mqtt.codec import MQTT_3_1_1, MQTT_5, QOS_BITS, RETAIN
+from waybill.mqtt.properties import read_variable
 from waybill.mqtt.state import DUP_WINDOW, Publish, ResendEntry
 
 if TYPE_CHECKING:
@@ -52,29 +57,22 @@ def fingerprint(topic: bytes, payload: bytes, flags: int, properties: bytes = b"
     return blake2b(head + properties + payload, digest_size=16).digest()
 
 
-def entries_of(raw: bytes) -> list[ResendEntry]:
-    """Return what is to be remembered of the 3.1.1 PUBLISH packets in ``raw`` (an arrival's, so well formed).
-
-    In order.
-    """
+def entries_of(raw: bytes, version: int = MQTT_3_1_1) -> list[ResendEntry]:
+    """Return what is to be remembered of the PUBLISH packets in ``raw`` (an arrival's, so well formed), in order."""
     entries: list[ResendEntry] = []
     at = 0
+    block = b""
     while at < len(raw):
         flags = raw[at] & 0xF
-        at += 1
-        size = shift = 0
-        while True:
-            byte = raw[at]
-            at += 1
-            size |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                break
+        size, at = read_variable(raw, at + 1)
         end = at + size
         if flags & QOS_BITS:
             payload = at + 2 + int.from_bytes(raw[at : at + 2], "big") + 2
+            topic = raw[at + 2 : payload - 2]
             if pid := int.from_bytes(raw[payload - 2 : payload], "big"):
-                entries.append((pid, fingerprint(raw[at + 2 : payload - 2], raw[payload:end], flags)))
+                if version == MQTT_5:
+                    block, payload = properties.block(raw, payload)
+                entries.append((pid, fingerprint(topic, raw[payload:end], flags, block)))
         at = end
     return entries
 
@@ -257,6 +255,17 @@ class ClientMemory:
             self._drop(chunk)
         for entry in [entry for entry in self.frozen if entry.stored]:
             self._forget_frozen(entry)
+
+    def clear(self) -> None:
+        """Forget everything: the client begins a new session and sends nothing again (MQTT 5.0, 4.4)."""
+        self.tail.clear()
+        self._reacked.clear()
+        self._second.clear()
+        self._counts.clear()
+        self._newest = None
+        self.touched = self.touched or bool(len(self))
+        self.frozen.clear()
+        self.tail_count = self._unfolded = 0
 
     def failed(self, commit: Commit) -> None:
         """``commit`` failed: its messages were never stored (O2)."""

@@ -30,7 +30,9 @@ from typing import TYPE_CHECKING, Final
 
 from waybill.errors import Unavailable
 from waybill.mqtt.broker import Broker
-from waybill.mqtt.connection import Connection
+from waybill.mqtt.connection import OVERDUE
+from waybill.mqtt.reader import Reader
+from waybill.mqtt.reasons import Reason
 from waybill.mqtt.settings import Counters, Hooks, Settings
 
 if TYPE_CHECKING:
@@ -66,7 +68,12 @@ def bytes_acked(sock: socket.socket) -> int | None:
     return TCP_BYTES_ACKED.unpack_from(info, TCP_BYTES_ACKED_AT)[0] if len(info) == TCP_INFO_SIZE else None
 
 
-class _Wire(Connection, asyncio.Protocol):
+def _now() -> tuple[int, int]:
+    """Return wall time in ms and monotonic time in ns."""
+    return time.time_ns() // 1_000_000, time.monotonic_ns()
+
+
+class _Wire(Reader, asyncio.Protocol):
     """A connection on an asyncio transport."""
 
     __slots__ = ("_base", "_server", "_socket", "_transport", "close_at")
@@ -208,17 +215,19 @@ class MqttServer:
 
     def tick(self) -> None:
         """Tell the broker the time."""
-        broker = self.broker
-        broker.mono_ns = time.monotonic_ns()
-        broker.wall_ms = time.time_ns() // 1_000_000
+        self.broker.wall_ms, self.broker.mono_ns = _now()
 
     async def start(self) -> None:
         """Restore the state from the sink and start. Raises what ``Sink.restore`` raises."""
         saved = await self._sink.restore()
         self.broker = Broker(
-            self.settings, self.hooks, saved, new_id=lambda: f"auto-{secrets.token_hex(8)}", wake=self._something.set
+            self.settings,
+            self.hooks,
+            saved,
+            new_id=lambda: f"auto-{secrets.token_hex(8)}",
+            wake=self._something.set,
+            now=_now(),
         )
-        self.tick()
         for name, work in (("mqtt-commit", self._commit), ("mqtt-sweep", self._sweep)):
             task = asyncio.create_task(work(), name=name)
             task.add_done_callback(self._task_ended)
@@ -285,7 +294,7 @@ class MqttServer:
         if session is None or session.connection is None:
             return False
         self.tick()
-        session.connection.close(reason)
+        session.connection.close(reason, Reason.ADMINISTRATIVE_ACTION)
         return True
 
     async def died(self) -> None:
@@ -304,7 +313,8 @@ class MqttServer:
         for wire in list(self.wires):
             wire.pause()
             self.broker.detach(wire, "the server shuts down")
-            wire.finish()
+            wire.finish(Reason.SERVER_SHUTTING_DOWN)
+        self.broker.last_wills()
         if self._tasks and not self._tasks[0].done():
             self._something.set()
             self._idle.clear()
@@ -378,7 +388,7 @@ class MqttServer:
                 broker.committed(pending)
 
     async def _sweep(self) -> None:
-        """Close what is overdue."""
+        """Close what is overdue, and let expire what has to."""
         while True:
             await asyncio.sleep(SWEEP)
             self.tick()
@@ -391,4 +401,5 @@ class MqttServer:
                 reason = wire.overdue(now)
                 if reason:
                     self.broker.counters.timed_out += 1
-                    wire.close(reason)
+                    wire.close(reason, OVERDUE.get(reason, Reason.UNSPECIFIED))
+            self.broker.sweep()

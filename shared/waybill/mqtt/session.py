@@ -3,7 +3,7 @@
 Outgoing messages (OASIS MQTT 3.1.1, 4.3 and 4.4): numbered ``n`` upwards; the packet id follows from ``n`` and so
 needs no commit of its own. A message waits (``waiting``) until the window has room, is then in flight (``flight``, by
 packet id, in order) until PUBACK or PUBCOMP. On a reconnect what is in flight goes first, in order, with DUP or as
-PUBREL.
+PUBREL. A message of MQTT 5 that expires while it waits is dropped (5.0, 3.3.2.3.3).
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 from waybill.mqtt import codec
 from waybill.mqtt.codec import DUP, QOS_BITS, RETAIN
+from waybill.mqtt.terms import Terms, remaining
 
 if TYPE_CHECKING:
     from waybill.mqtt.connection import Connection
-    from waybill.mqtt.state import SavedSession
+    from waybill.mqtt.groups import Group
+    from waybill.mqtt.properties import Content
+    from waybill.mqtt.state import SavedSession, Subscription
 
 IDS: Final = 65535
 QOS_1: Final = 1
@@ -29,18 +32,34 @@ def packet_id(n: int) -> bytes:
 
 
 class Outgoing:
-    """A message of QoS 1 or 2 on its way to a client. ``flags``: of the PUBLISH; ``received``: PUBREC has come."""
+    """A message of QoS 1 or 2 on its way to a client. ``flags``: of the PUBLISH; ``received``: PUBREC has come.
 
-    __slots__ = ("flags", "n", "payload", "properties", "received", "size", "topic")
+    ``block``: its properties, with the subscription identifiers and without the expiry, which is ``expires_ns`` (on
+    the broker's clock, 0: never). ``chosen``: where a shared subscription chose this session, that
+    and what the message says of itself.
+    """
 
-    def __init__(self, n: int, flags: int, topic: bytes, payload: bytes, properties: bytes = b"") -> None:
+    __slots__ = ("block", "chosen", "expires_ns", "flags", "n", "payload", "received", "size", "topic")
+
+    def __init__(
+        self,
+        n: int,
+        flags: int,
+        topic: bytes,
+        payload: bytes,
+        block: bytes = b"",
+        expires_ns: int = 0,
+        chosen: tuple[Group, Content] | None = None,
+    ) -> None:
         self.n = n
         self.flags = flags
         self.topic = topic
         self.payload = payload
-        self.properties = properties
+        self.block = block
+        self.expires_ns = expires_ns
+        self.chosen = chosen
         self.received = False
-        self.size = codec.publish_size(topic, payload) + len(properties)
+        self.size = codec.publish_size(topic, payload, block)
 
     @property
     def qos(self) -> int:
@@ -54,11 +73,15 @@ class Outgoing:
 
 
 class Session:
-    """The state of one client id. ``persistent``: it outlives the connection and is in the store (clean session 0)."""
+    """The state of one client id. ``persistent``: it is in the store, because it outlives its connection.
+
+    ``expiry``: how long after that, seconds; 0: it ends with the connection, NEVER: it does not expire.
+    """
 
     __slots__ = (
         "client_id",
         "connection",
+        "expiry",
         "flight",
         "held",
         "next_n",
@@ -70,12 +93,13 @@ class Session:
         "waiting",
     )
 
-    def __init__(self, client_id: str, version: int, *, persistent: bool) -> None:
+    def __init__(self, client_id: str, version: int, expiry: int) -> None:
         self.client_id = client_id
         self.version = version
-        self.persistent = persistent
+        self.expiry = expiry
+        self.persistent = expiry > 0
         self.connection: Connection | None = None
-        self.subscriptions: dict[str, int] = {}
+        self.subscriptions: dict[str, Subscription] = {}
         self.held: set[bytes] = set()
         self.flight: dict[bytes, Outgoing] = {}
         self.waiting: deque[Outgoing] = deque()
@@ -84,14 +108,19 @@ class Session:
         self.queued_bytes = 0
 
     @classmethod
-    def restored(cls, client_id: str, saved: SavedSession, window: int) -> Session:
-        """Rebuild a persistent session. What may have been sent before carries DUP (3.3.1.1)."""
-        session = cls(client_id, saved.version, persistent=True)
+    def restored(cls, client_id: str, saved: SavedSession, window: int, now: tuple[int, int]) -> Session:
+        """Rebuild a persistent session. What may have been sent before carries DUP (3.3.1.1).
+
+        ``now``: wall time in ms and the broker's clock in ns.
+        """
+        session = cls(client_id, saved.version, saved.expiry)
+        session.persistent = True
         session.subscriptions.update(saved.subscriptions)
         session.held.update(pid.to_bytes(2, "big") for pid in saved.inbound)
         for index, message in enumerate(saved.queue):
             flags = message.qos << 1 | message.retain | (DUP if index < window else 0)
-            out = Outgoing(message.n, flags, message.topic, message.payload, message.properties)
+            expires_ns = on_clock(message.expires_ms, now)
+            out = Outgoing(message.n, flags, message.topic, message.payload, message.properties, expires_ns)
             if message.received:
                 out.received = True
                 session.flight[packet_id(out.n)] = out
@@ -102,12 +131,21 @@ class Session:
             session.next_n = out.n + 1
         return session
 
-    def enqueue(self, flags: int, topic: bytes, payload: bytes, limit: tuple[int, int]) -> Outgoing | None:
-        """Number a new message; None where ``limit`` (messages.
+    def enqueue(
+        self,
+        flags: int,
+        topic: bytes,
+        payload: bytes,
+        limit: tuple[int, int],
+        block: bytes = b"",
+        expires_ns: int = 0,
+        chosen: tuple[Group, Content] | None = None,
+    ) -> Outgoing | None:
+        """Number a new message; None where ``limit`` (messages, bytes) is reached.
 
-        Bytes) is reached. It is sent once it is in ``waiting``.
+        It is sent once it is in ``waiting``.
         """
-        out = Outgoing(self.next_n, flags, topic, payload)
+        out = Outgoing(self.next_n, flags, topic, payload, block, expires_ns, chosen)
         if self.queued >= limit[0] or self.queued_bytes + out.size > limit[1]:
             return None
         self.next_n += 1
@@ -116,13 +154,19 @@ class Session:
         return out
 
     def cancel(self, out: Outgoing) -> None:
-        """Take back a message that never got into ``waiting``."""
+        """Take back a message that is not in ``waiting``."""
         self.queued -= 1
         self.queued_bytes -= out.size
 
-    def send(self, buffer: list[bytes], window: int, room: int) -> tuple[int, int]:
-        """Move what the window and ``room`` (bytes) allow from waiting to flight; returns how many of QoS 1 and 2."""
+    def send(
+        self, buffer: list[bytes], window: int, room: int, terms: Terms, now_ns: int
+    ) -> tuple[int, int, list[Outgoing]]:
+        """Move what the window and ``room`` (bytes) allow from waiting to flight.
+
+        Returns how many of QoS 1 and 2, and what was dropped: it had expired, or is larger than the client takes.
+        """
         sent_1 = sent_2 = 0
+        dropped: list[Outgoing] = []
         waiting, flight = self.waiting, self.flight
         while waiting and len(flight) < window and room > 0:
             out = waiting[0]
@@ -130,23 +174,61 @@ class Session:
             if pid in flight:
                 break  # the ids went round and met a message that is still open
             waiting.popleft()
+            packet = None
+            # what was sent before may be wanted still: the client could have it in hand
+            if not out.expires_ns or out.expires_ns > now_ns or out.flags & DUP:
+                left = remaining(out.expires_ns, now_ns)
+                packet = terms.publish(out.topic, out.payload, out.flags, pid, out.block, left)
+            if packet is None:
+                self.cancel(out)
+                dropped.append(out)
+                continue
             flight[pid] = out
-            buffer.append(codec.publish(out.topic, out.payload, out.flags, pid))
+            buffer.append(packet)
             room -= out.size
             if out.flags & QOS_BITS == QOS_1 << 1:
                 sent_1 += 1
             else:
                 sent_2 += 1
-        return sent_1, sent_2
+        return sent_1, sent_2, dropped
 
-    def resend(self, buffer: list[bytes]) -> None:
-        """Send again what was in flight when the last connection ended, in order (4.4)."""
-        for pid, out in self.flight.items():
+    def resend(self, buffer: list[bytes], window: int, terms: Terms, now_ns: int) -> list[Outgoing]:
+        """Send again what was in flight when the last connection ended, in order (4.4), as far as the window goes.
+
+        The rest waits, in front of all else. Returns what is now larger than the client takes, and dropped.
+        """
+        before, self.flight = self.flight, {}
+        later: list[Outgoing] = []
+        dropped: list[Outgoing] = []
+        for pid, out in before.items():
             if out.received:
                 buffer.append(codec.acks(codec.PUBREL, (pid,)))
+                self.flight[pid] = out
+                continue
+            out.flags |= DUP
+            if later or len(self.flight) >= window:
+                later.append(out)
+                continue
+            left = remaining(out.expires_ns, now_ns)
+            packet = terms.publish(out.topic, out.payload, out.flags, pid, out.block, left)
+            if packet is None:
+                self.cancel(out)
+                dropped.append(out)
             else:
-                out.flags |= DUP
-                buffer.append(codec.publish(out.topic, out.payload, out.flags, pid))
+                buffer.append(packet)
+                self.flight[pid] = out
+        self.waiting.extendleft(reversed(later))
+        return dropped
+
+    def expire(self, now_ns: int) -> list[Outgoing]:
+        """Drop what has expired while it waited; return it."""
+        expired = [out for out in self.waiting if out.expires_ns and out.expires_ns <= now_ns and not out.flags & DUP]
+        if expired:
+            gone = set(map(id, expired))
+            self.waiting = deque(out for out in self.waiting if id(out) not in gone)
+            for out in expired:
+                self.cancel(out)
+        return expired
 
     def acknowledged(self, pid: bytes) -> Outgoing | None:
         """PUBACK. Returns what is done with it; None for an id that was not waiting for it."""
@@ -161,6 +243,11 @@ class Session:
         out.received = True
         return out
 
+    def refused(self, pid: bytes) -> Outgoing | None:
+        """PUBREC that says no (5.0, 4.3.3). Returns what is done with it."""
+        out = self.flight.get(pid)
+        return self._done(pid, out) if out is not None and out.qos == QOS_2 and not out.received else None
+
     def completed(self, pid: bytes) -> Outgoing | None:
         """PUBCOMP. Returns what is done with it; None for an id that was not waiting for it."""
         out = self.flight.get(pid)
@@ -168,6 +255,10 @@ class Session:
 
     def _done(self, pid: bytes, out: Outgoing) -> Outgoing:
         del self.flight[pid]
-        self.queued -= 1
-        self.queued_bytes -= out.size
+        self.cancel(out)
         return out
+
+
+def on_clock(wall_ms: int, now: tuple[int, int]) -> int:
+    """Return a wall time (ms, 0: never) as one of the broker's clock (ns); ``now``: both of them."""
+    return max(1, now[1] + (wall_ms - now[0]) * 1_000_000) if wall_ms else 0

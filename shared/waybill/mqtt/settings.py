@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from waybill.mqtt.codec import ConnackCode
+from waybill.mqtt.codec import NEVER, ConnackCode
 from waybill.mqtt.resend import MEMORY_CLIENTS, MEMORY_ENTRIES
 from waybill.mqtt.state import DUP_WINDOW
 
@@ -23,7 +23,12 @@ class Settings:
     ``connect_timeout``: a connection without a whole CONNECT by then is closed.
     ``stall_timeout``: so is one that sends less than 1 KiB of an unfinished packet, or reads nothing of what waits
     for it, in that time.
-    ``inflight``: QoS 1 and 2 messages sent to one client and not yet acknowledged.
+    ``inflight``: QoS 1 and 2 messages sent to one client and not yet acknowledged; a client of MQTT 5 may want fewer.
+    ``receive_maximum``: the same in the other direction, for clients of MQTT 5, and what is remembered of them (O3);
+    at most ``dup_window``. More ends the connection with 0x93.
+    ``topic_aliases``: of one connection of MQTT 5, in each direction. A higher one ends it with 0x94.
+    ``max_keepalive``: seconds; a client of MQTT 5 that wants more, or none, is told this. 0: as it likes.
+    ``max_session_expiry``: seconds; a client of MQTT 5 that wants more is told this.
     ``queue_messages``, ``queue_bytes``: of QoS 1 and 2 waiting for one session; what comes when they are full is
     dropped and counted.
     ``output_bytes``: unsent output of a connection; beyond it QoS 0 is dropped and counted, QoS 1 and 2 wait in the
@@ -31,8 +36,9 @@ class Settings:
     ``uncommitted_bytes``, ``uncommitted_bytes_all``: of one connection and of all; beyond them reading pauses until
     half is committed.
     ``retained_messages``, ``retained_bytes``: beyond them a retained message is delivered but not kept, and counted.
-    ``max_sessions``: persistent ones; a client that needs one more is answered with CONNACK 3.
-    ``max_subscriptions``: of one client; more are answered with SUBACK 0x80. ``max_levels``: of a topic or filter.
+    ``max_sessions``: persistent ones; a client that needs one more is answered with CONNACK 3 or 0x97.
+    ``max_subscriptions``: of one client; more are answered with SUBACK 0x80 or 0x97. ``max_levels``: of a topic or a
+    filter.
     ``dup_window``, ``memory_clients``, ``memory_entries``: of the resend memory, see :mod:`waybill.mqtt.resend`.
     ``close_timeout``: how long ``close()`` waits for the last commit and for output to leave.
     """
@@ -42,6 +48,10 @@ class Settings:
     connect_timeout: float = 10.0
     stall_timeout: float = 60.0
     inflight: int = 1_000
+    receive_maximum: int = DUP_WINDOW
+    topic_aliases: int = 32
+    max_keepalive: int = 0
+    max_session_expiry: int = NEVER
     queue_messages: int = 50_000
     queue_bytes: int = 16 * MIB
     output_bytes: int = 256 * KIB
@@ -86,13 +96,17 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A PUBLISH for a subscription of the program itself. ``client_id``: who published it, empty for the program."""
+    """A PUBLISH for a subscription of the program itself. ``client_id``: who published it, empty for the program.
+
+    ``properties``: the block of MQTT 5.
+    """
 
     client_id: str
     topic: str
     payload: bytes
     qos: int
     retain: bool
+    properties: bytes = b""
 
 
 OnMessage: TypeAlias = Callable[[Message], None]
@@ -105,10 +119,11 @@ class Hooks:
     All are called in the event loop and must be quick; None allows, or says nothing.
     ``authorize_connect``: a ConnackCode other than ACCEPTED refuses, before anything of a session is touched; a text
     becomes the client's ``user``.
-    ``authorize_publish(client, topic)``: False closes the connection (3.1.1 has no other answer); asked again only for
-    topics not seen lately on that connection. It is asked for the will's topic at CONNECT: False refuses with
-    NOT_AUTHORIZED.
-    ``authorize_subscribe(client, filter)``: False is answered with SUBACK 0x80.
+    ``authorize_publish(client, topic)``: False closes the connection (3.1.1 has no other answer), with MQTT 5 it is
+    answered with 0x87 (QoS 0: not at all), and the message is not stored; asked again only for topics not seen lately
+    on that connection. It is asked for the will's topic at CONNECT: False refuses with NOT_AUTHORIZED.
+    ``authorize_subscribe(client, filter)``: False is answered with SUBACK 0x80 or 0x87. Of a shared subscription it is
+    asked for the filter behind the share name.
     ``on_connected``: just after CONNACK was written. ``on_disconnected(client, reason)``: after the connection ended;
     the reason is empty where the client sent DISCONNECT. ``on_subscribed(client, filter, qos)``: just after SUBACK
     was written.
@@ -133,7 +148,8 @@ class Counters:
 
     ``received``, ``sent``: PUBLISH packets by QoS. ``duplicates``: copies that were acknowledged and not stored (O1,
     QoS 2).
-    ``dropped``: messages for a subscriber that did not keep up; ``unretained``: not kept at the limit.
+    ``dropped``: messages for a subscriber that did not keep up; ``expired``: those that no longer counted, or were
+    larger than the subscriber takes; ``unretained``: not kept at the limit.
     ``malformed``, ``denied``, ``refused`` (CONNECT), ``over_limit`` (connections), ``timed_out``: why connections
     ended.
     """
@@ -157,6 +173,7 @@ class Counters:
     acked: int = 0
     duplicates: int = 0
     dropped: int = 0
+    expired: int = 0
     unretained: int = 0
     bytes_in: int = 0
     bytes_out: int = 0

@@ -27,6 +27,8 @@ from typing import Final, Protocol, TypeAlias
 
 import msgspec
 
+from waybill.mqtt.codec import NEVER
+
 DUP_WINDOW: Final = 4096
 """Remembered messages a client, by default (O3)."""
 
@@ -36,8 +38,11 @@ Publish: TypeAlias = tuple[bytes, bytes, int, bytes | None, int, int, bytes]
 
 ``topic``: valid UTF-8, no wildcard. ``flags``: low nibble of the fixed header (1 retain, 2 and 4 QoS, 8 DUP).
 ``packet id``: two bytes, big endian; None for QoS 0. ``raw[start:end]`` is the whole packet.
-``properties``: the MQTT 5 property block without its length; empty for 3.1.1.
+``properties``: the MQTT 5 property block without its length, as it is in ``raw``; empty for 3.1.1.
 """
+
+Subscription: TypeAlias = tuple[int, int]
+"""Options and identifier, as of :class:`Subscribed`."""
 
 ResendEntry: TypeAlias = tuple[int, bytes]
 """A remembered message: packet id and :func:`waybill.mqtt.resend.fingerprint` of its content (16 bytes)."""
@@ -48,8 +53,9 @@ class Arrival(msgspec.Struct, gc=False):
 
     ``user``: identity from the certificate or the user name. ``version``: MQTT protocol level of ``raw`` (4 or 5).
     ``wall_ms``: milliseconds since 1970 UTC; ``mono_ns``: CLOCK_MONOTONIC; both at the read.
-    ``raw``: the packets exactly as they came. A will that fires is an arrival of its own, encoded as a PUBLISH with
-    packet id 0 where its QoS is not 0 (a number no client may use, so it is not remembered).
+    ``raw``: the packets exactly as they came, but for a topic alias: such a packet is encoded anew with its topic. A
+    will that fires is an arrival of its own, encoded as a PUBLISH with packet id 0 where its QoS is not 0 (a number no
+    client may use, so it is not remembered).
     ``keep``: how many messages of the tail of this client's resend memory were not proven acknowledged at this arrival.
     What the program itself publishes (:meth:`waybill.mqtt.server.MqttServer.publish`) never is an arrival.
     """
@@ -65,10 +71,27 @@ class Arrival(msgspec.Struct, gc=False):
 
 
 class SessionOpened(msgspec.Struct, frozen=True, gc=False):
-    """A persistent session begins, or goes on under another protocol level. What existed under this id is kept."""
+    """A persistent session begins, or goes on under other terms. What existed under this id is kept.
+
+    ``expiry``: seconds after its connection ends (5.0, 3.1.2.11.2), 0xFFFFFFFF for never. What SessionLeft said of
+    it is no longer so.
+    """
 
     client: str
     version: int
+    expiry: int = NEVER
+
+
+class SessionLeft(msgspec.Struct, frozen=True, gc=False):
+    """The connection of a session that expires has ended.
+
+    ``expires_ms``: when it expires, wall time in milliseconds. A store never deletes a session for that: the server
+    says so (SessionDeleted), also of what expired while it was not running.
+    """
+
+    client: str
+    expiry: int
+    expires_ms: int
 
 
 class SessionDeleted(msgspec.Struct, frozen=True, gc=False):
@@ -78,11 +101,15 @@ class SessionDeleted(msgspec.Struct, frozen=True, gc=False):
 
 
 class Subscribed(msgspec.Struct, frozen=True, gc=False):
-    """A subscription was made or replaced. ``qos``: 0 to 2."""
+    """A subscription was made or replaced.
+
+    ``options``: QoS 0 to 2 in the low two bits, above them as in 5.0, 3.8.3.1. ``identifier``: 0 for none.
+    """
 
     client: str
     filter: str
-    qos: int
+    options: int
+    identifier: int = 0
 
 
 class Unsubscribed(msgspec.Struct, frozen=True, gc=False):
@@ -97,7 +124,8 @@ class Queued(msgspec.Struct, frozen=True, gc=False):
 
     ``n`` counts upwards within a session (gaps happen); it is the order of the queue and also gives the packet id:
     ``(n - 1) % 65535 + 1``, so that no assignment needs a commit of its own. ``qos``: 1 or 2. ``retain``: as it is to
-    be sent.
+    be sent. ``properties``: as they are to be sent, but for the message expiry, which is ``expires_ms``: wall time in
+    milliseconds, 0 for never.
     """
 
     client: str
@@ -107,6 +135,7 @@ class Queued(msgspec.Struct, frozen=True, gc=False):
     topic: bytes
     payload: bytes
     properties: bytes = b""
+    expires_ms: int = 0
 
 
 class Received(msgspec.Struct, frozen=True, gc=False):
@@ -138,12 +167,13 @@ class InboundReleased(msgspec.Struct, frozen=True, gc=False):
 
 
 class Retained(msgspec.Struct, frozen=True, gc=False):
-    """The retained message of a topic was set or replaced."""
+    """The retained message of a topic was set or replaced. ``properties``, ``expires_ms``: as of :class:`Queued`."""
 
     topic: bytes
     qos: int
     payload: bytes
     properties: bytes = b""
+    expires_ms: int = 0
 
 
 class RetainCleared(msgspec.Struct, frozen=True, gc=False):
@@ -166,6 +196,7 @@ class ResendFrozen(msgspec.Struct, frozen=True, gc=False):
 
 Change: TypeAlias = (
     SessionOpened
+    | SessionLeft
     | SessionDeleted
     | Subscribed
     | Unsubscribed
@@ -178,8 +209,8 @@ Change: TypeAlias = (
     | RetainCleared
     | ResendFrozen
 )
-"""One step of durable state. Only persistent sessions (clean session 0) appear; changes are to be applied in their
-order."""
+"""One step of durable state. Only persistent sessions (clean session 0, or an expiry) appear; changes are to be applied
+in their order."""
 
 
 @dataclass(slots=True)
@@ -201,24 +232,30 @@ class SavedMessage:
     payload: bytes
     properties: bytes = b""
     received: bool = False
+    expires_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SavedSession:
-    """A persistent session. ``queue`` in order of ``n``; ``inbound``: packet ids held for QoS 2."""
+    """A persistent session. ``queue`` in order of ``n``; ``inbound``: packet ids held for QoS 2.
+
+    ``expires_ms``: as SessionLeft said it; 0 where it had a connection.
+    """
 
     version: int = 4
-    subscriptions: Mapping[str, int] = field(default_factory=dict)
+    subscriptions: Mapping[str, Subscription] = field(default_factory=dict)
     queue: Sequence[SavedMessage] = ()
     inbound: Sequence[int] = ()
+    expiry: int = NEVER
+    expires_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SavedState:
-    """What the store knows at a start. ``retained``: topic to (qos, payload, properties)."""
+    """What the store knows at a start. ``retained``: by topic."""
 
     sessions: Mapping[str, SavedSession] = field(default_factory=dict)
-    retained: Mapping[bytes, tuple[int, bytes, bytes]] = field(default_factory=dict)
+    retained: Mapping[bytes, Retained] = field(default_factory=dict)
     memories: Mapping[str, Sequence[ResendEntry]] = field(default_factory=dict)
 
 

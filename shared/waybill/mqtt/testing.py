@@ -28,8 +28,10 @@ from waybill.mqtt.state import (
     SavedSession,
     SavedState,
     SessionDeleted,
+    SessionLeft,
     SessionOpened,
     Subscribed,
+    Subscription,
     Unsubscribed,
 )
 
@@ -40,7 +42,9 @@ if TYPE_CHECKING:
 @dataclass(slots=True)
 class _Session:
     version: int
-    subscriptions: dict[str, int] = field(default_factory=dict)
+    expiry: int
+    expires_ms: int = 0
+    subscriptions: dict[str, Subscription] = field(default_factory=dict)
     queue: dict[int, SavedMessage] = field(default_factory=dict)
     inbound: dict[int, None] = field(default_factory=dict)
 
@@ -68,7 +72,7 @@ class MemorySink:
         self.batches = 0
         self.waiting = 0
         self._sessions: dict[str, _Session] = {}
-        self._retained: dict[bytes, tuple[int, bytes, bytes]] = {}
+        self._retained: dict[bytes, Retained] = {}
         self._memories: dict[str, _Memory] = {}
 
     @property
@@ -85,6 +89,8 @@ class MemorySink:
                     dict(each.subscriptions),
                     [each.queue[n] for n in sorted(each.queue)],
                     list(each.inbound),
+                    each.expiry,
+                    each.expires_ms,
                 )
                 for client, each in self._sessions.items()
             },
@@ -116,25 +122,30 @@ class MemorySink:
             self._freeze([change for change in frozen if change.at == at])
             memory = self._memories.setdefault(arrival.client_id, _Memory())
             del memory.tail[: max(0, len(memory.tail) - arrival.keep)]
-            memory.tail = (memory.tail + entries_of(arrival.raw))[-DUP_WINDOW:]
+            memory.tail = (memory.tail + entries_of(arrival.raw, arrival.version))[-DUP_WINDOW:]
         self._freeze([change for change in frozen if change.at >= len(batch.arrivals)])
 
     def _freeze(self, changes: Sequence[ResendFrozen]) -> None:
         for change in changes:
             self._memories[change.client] = _Memory(list(change.entries))
 
-    def _apply(self, change: Change) -> None:  # noqa: C901 - a case a change
+    def _apply(self, change: Change) -> None:  # noqa: C901, PLR0912 - a case a change
         match change:
-            case SessionOpened(client, version):
-                self._sessions.setdefault(client, _Session(version)).version = version
+            case SessionOpened(client, version, expiry):
+                session = self._sessions.setdefault(client, _Session(version, expiry))
+                session.version, session.expiry, session.expires_ms = version, expiry, 0
+            case SessionLeft(client, expiry, expires_ms):
+                session = self._sessions[client]
+                session.expiry, session.expires_ms = expiry, expires_ms
             case SessionDeleted(client):
                 self._sessions.pop(client, None)
-            case Subscribed(client, pattern, qos):
-                self._sessions[client].subscriptions[pattern] = qos
+            case Subscribed(client, pattern, options, identifier):
+                self._sessions[client].subscriptions[pattern] = options, identifier
             case Unsubscribed(client, pattern):
                 self._sessions[client].subscriptions.pop(pattern, None)
-            case Queued(client, n, qos, retain, topic, payload, properties):
-                self._sessions[client].queue[n] = SavedMessage(n, qos, retain, topic, payload, properties)
+            case Queued(client, n, qos, retain, topic, payload, block, expires_ms):
+                message = SavedMessage(n, qos, retain, topic, payload, block, expires_ms=expires_ms)
+                self._sessions[client].queue[n] = message
             case Received(client, n):
                 queue = self._sessions[client].queue
                 queue[n] = replace(queue[n], received=True)
@@ -144,8 +155,8 @@ class MemorySink:
                 self._sessions[client].inbound[pid] = None
             case InboundReleased(client, pid):
                 self._sessions[client].inbound.pop(pid, None)
-            case Retained(topic, qos, payload, properties):
-                self._retained[topic] = (qos, payload, properties)
+            case Retained():
+                self._retained[change.topic] = change
             case RetainCleared(topic):
                 self._retained.pop(topic, None)
             case ResendFrozen():

@@ -1,4 +1,4 @@
-"""Topic names, filters and who gets what (OASIS MQTT 3.1.1, section 4.7). No I/O."""
+"""Topic names, filters and who gets what (OASIS MQTT 3.1.1 and 5.0, section 4.7). No I/O."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from typing import Generic, TypeVar
 
 S = TypeVar("S")
+V = TypeVar("V")
 
 
 def valid_topic(topic: bytes, max_levels: int) -> bool:
@@ -42,33 +43,33 @@ def matcher(pattern: str) -> re.Pattern[bytes]:
     return re.compile(expression, re.DOTALL)
 
 
-class _Node(Generic[S]):
+class _Node(Generic[S, V]):
     __slots__ = ("children", "subscribers")
 
     def __init__(self) -> None:
-        self.children: dict[str, _Node[S]] = {}
-        self.subscribers: dict[S, int] = {}
+        self.children: dict[str, _Node[S, V]] = {}
+        self.subscribers: dict[S, V] = {}
 
 
-class Tree(Generic[S]):
-    """Subscriptions by filter. A subscriber has at most one QoS a filter."""
+class Tree(Generic[S, V]):
+    """Subscriptions by filter. A subscriber has at most one value (QoS, options) a filter."""
 
     def __init__(self) -> None:
-        self._root: _Node[S] = _Node()
+        self._root: _Node[S, V] = _Node()
 
-    def add(self, pattern: str, subscriber: S, qos: int) -> None:
-        """Subscribe, or change the QoS."""
+    def add(self, pattern: str, subscriber: S, value: V) -> None:
+        """Subscribe, or change the value."""
         node = self._root
         for level in pattern.split("/"):
             child = node.children.get(level)
             if child is None:
                 child = node.children[level] = _Node()
             node = child
-        node.subscribers[subscriber] = qos
+        node.subscribers[subscriber] = value
 
     def remove(self, pattern: str, subscriber: S) -> None:
         """Unsubscribe; no error where there is no such subscription."""
-        path: list[tuple[_Node[S], str]] = []
+        path: list[tuple[_Node[S, V], str]] = []
         node = self._root
         for level in pattern.split("/"):
             child = node.children.get(level)
@@ -81,14 +82,14 @@ class Tree(Generic[S]):
             node, level = path.pop()
             del node.children[level]
 
-    def match(self, topic: bytes) -> dict[S, int]:
-        """Return every subscriber of a valid topic name with the highest QoS among its matching filters."""
+    def match(self, topic: bytes) -> dict[S, list[V]]:
+        """Return every subscriber of a valid topic name with the values of its matching filters."""
         levels = topic.decode().split("/")
-        found: dict[S, int] = {}
+        found: dict[S, list[V]] = {}
         nodes = [self._root]
         for depth, level in enumerate(levels):
             wild = depth > 0 or not level.startswith("$")
-            below: list[_Node[S]] = []
+            below: list[_Node[S, V]] = []
             for node in nodes:
                 children = node.children
                 if wild and (deep := children.get("#")) is not None:
@@ -107,7 +108,6 @@ class Tree(Generic[S]):
         return found
 
 
-def _merge(found: dict[S, int], subscribers: dict[S, int]) -> None:
-    for subscriber, qos in subscribers.items():
-        if found.get(subscriber, -1) < qos:
-            found[subscriber] = qos
+def _merge(found: dict[S, list[V]], subscribers: dict[S, V]) -> None:
+    for subscriber, value in subscribers.items():
+        found.setdefault(subscriber, []).append(value)

@@ -120,7 +120,7 @@ async def test_c2_an_answer_and_its_publish_are_one_commit() -> None:
     assert await buffer.outbox(1) == []
     assert await payloads(buffer) == []
     state = await intake.restore()
-    assert dict(state.retained) == {b"t": (0, b"r", b"")}
+    assert dict(state.retained) == {b"t": Retained(b"t", 0, b"r")}
     assert len(state.memories["c"]) == 1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from waybill.mqtt.broker import Broker
-from waybill.mqtt.connection import Connection
+from waybill.mqtt.reader import Reader
 from waybill.mqtt.settings import Hooks, Settings
 from waybill.mqtt.state import SavedState
 from waybill.mqtt.testing import MemorySink
@@ -98,7 +98,7 @@ ACCEPTED = b"\x20\x02\x00\x00"
 PRESENT = b"\x20\x02\x01\x00"
 
 
-class Wire(Connection):
+class Wire(Reader):
     """A connection whose output is a list. ``tcp``: bytes that the peer's TCP has acknowledged, None for unknown."""
 
     def __init__(self, rig: Rig) -> None:
@@ -164,7 +164,7 @@ class Rig:
         self.ids = 0
         self.broker = self._make(saved or SavedState())
 
-    def _make(self, saved: SavedState) -> Broker:
+    def _make(self, saved: SavedState, now: tuple[int, int] = (5_000, 1_000 * MS)) -> Broker:
         def wake() -> None:
             self.woken += 1
 
@@ -172,10 +172,7 @@ class Rig:
             self.ids += 1
             return f"made-{self.ids}"
 
-        broker = Broker(self.settings, self.hooks, saved, new_id=new_id, wake=wake)
-        broker.mono_ns = 1_000 * MS
-        broker.wall_ms = 5_000
-        return broker
+        return Broker(self.settings, self.hooks, saved, new_id=new_id, wake=wake, now=now)
 
     def pass_time(self, seconds: float) -> None:
         self.broker.mono_ns += int(seconds * 1e9)
@@ -217,7 +214,7 @@ class Rig:
         try:
             self.sink.restore().send(None)
         except StopIteration as stop:
-            self.broker = self._make(stop.value)
+            self.broker = self._make(stop.value, (self.broker.wall_ms, self.broker.mono_ns))
 
     @property
     def stored(self) -> list[bytes]:

@@ -1,0 +1,290 @@
+"""The life of sessions: CONNECT, the end of a connection, wills, and what expires. No I/O."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, ParamSpec
+
+from waybill.mqtt import codec, properties, topics
+from waybill.mqtt.codec import MQTT_5, NEVER, ConnackCode, Connect
+from waybill.mqtt.exchange import Exchange
+from waybill.mqtt.reasons import Malformed, Reason
+from waybill.mqtt.resend import Memories
+from waybill.mqtt.session import Session
+from waybill.mqtt.settings import Client, ConnectInfo
+from waybill.mqtt.state import (
+    Arrival,
+    RetainCleared,
+    SavedState,
+    SessionDeleted,
+    SessionLeft,
+    SessionOpened,
+)
+from waybill.mqtt.terms import PLAIN, SECOND, Terms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from waybill.mqtt.codec import Will
+    from waybill.mqtt.connection import Connection
+    from waybill.mqtt.pending import Pending
+    from waybill.mqtt.settings import Hooks, Settings
+
+P = ParamSpec("P")
+
+logger = logging.getLogger(__name__)
+
+CLIENT_ID_BYTES: Final = 1024
+
+
+class Sessions(Exchange):
+    """All sessions of a server; its connections begin and end here. ``new_id``, ``now``: see the broker."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        hooks: Hooks,
+        saved: SavedState,
+        *,
+        new_id: Callable[[], str],
+        wake: Callable[[], None],
+        now: tuple[int, int],
+    ) -> None:
+        super().__init__(settings, saved, wake, now)
+        self.hooks = hooks
+        self.new_id = new_id
+        self.committing: Pending | None = None
+        self.sessions: dict[str, Session] = {}
+        self.memories = Memories(settings.dup_window, settings.memory_clients, settings.memory_entries, saved.memories)
+        self._persistent = 0
+        self._expiring: dict[str, int] = {}
+        self._delayed: dict[str, tuple[int, Client, Will]] = {}
+        for client_id, each in saved.sessions.items():
+            session = self.sessions[client_id] = Session.restored(client_id, each, settings.inflight, now)
+            self._persistent += 1
+            for pattern, subscription in each.subscriptions.items():
+                self._subscribe(session, pattern, subscription)
+            if each.expiry != NEVER:  # counted from now where it had a connection when the last run ended
+                left = min(each.expires_ms - now[0], each.expiry * 1000) if each.expires_ms else each.expiry * 1000
+                self._expiring[client_id] = now[1] + max(0, left) * 1_000_000
+
+    def _tell(self, hook: Callable[P, None] | None, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call a hook that only hears; its failure is its own."""
+        if hook is not None:
+            try:
+                hook(*args, **kwargs)
+            except Exception:
+                logger.exception("a hook failed")
+
+    def connect(self, connection: Connection, packet: Connect) -> None:
+        """Handle a CONNECT (3.1): refuse it, or bind the connection to its session."""
+        self.counters.connects += 1
+        client_id, will = packet.client_id, packet.will
+        code: ConnackCode | Reason | str | None = None
+        if packet.method:
+            code = Reason.BAD_AUTHENTICATION_METHOD
+        elif (not client_id and not packet.clean and packet.version < MQTT_5) or (
+            len(client_id.encode()) > CLIENT_ID_BYTES
+        ):
+            code = ConnackCode.BAD_CLIENT_ID
+        client_id = client_id or self.new_id()
+        if will is not None and not topics.valid_topic(will.topic, self.settings.max_levels):
+            raise Malformed("the will's topic is no topic name", Reason.TOPIC_NAME_INVALID)
+        certificate, address = connection.peer()
+        info = ConnectInfo(client_id, packet.user, packet.password, certificate, address, packet.version, packet.clean)
+        if code is None and self.hooks.authorize_connect is not None:
+            code = self.hooks.authorize_connect(info)
+        user = code if isinstance(code, str) else packet.user
+        client = Client(client_id, user, packet.version, info.address)
+        allow = self.hooks.authorize_publish
+        if will is not None and allow is not None and not isinstance(code, ConnackCode | Reason):
+            code = code if allow(client, will.topic.decode()) else ConnackCode.NOT_AUTHORIZED
+        terms = PLAIN if packet.version < MQTT_5 else Terms(packet, self.settings.topic_aliases)
+        expiry = min(packet.expiry, self.settings.max_session_expiry) if packet.version == MQTT_5 else packet.expiry
+        keepalive, said = self._answer(packet, client_id, expiry)
+        if not isinstance(code, ConnackCode | Reason) or not code:
+            known = self.sessions.get(client_id)
+            new = packet.expiry > 0 and (known is None or not known.persistent)
+            if new and self._persistent >= self.settings.max_sessions:
+                code = Reason.QUOTA_EXCEEDED if packet.version == MQTT_5 else ConnackCode.UNAVAILABLE
+            elif not terms.takes(codec.connack(packet.version, ConnackCode.ACCEPTED, present=False, said=said)):
+                code = Reason.PACKET_TOO_LARGE
+        if isinstance(code, ConnackCode | Reason) and code:
+            self.counters.refused += 1
+            connection.refuse(codec.connack(packet.version, code, present=False), f"refused: {code.name}")
+            return
+        connection.client, connection.terms, connection.will = client, terms, packet.will
+        connection.keepalive_ns = keepalive * SECOND
+        self._bind(connection, packet.clean, expiry, said)
+
+    def _bind(self, connection: Connection, clean: bool, expiry: int, said: bytes) -> None:  # noqa: FBT001 - a field
+        """Give a connection its session, and answer. ``said``: the properties of CONNACK."""
+        client = connection.client
+        if client is None:
+            return
+        client_id, version = client.client_id, client.version
+        self._due(client_id)
+        session = self.sessions.get(client_id)
+        if session is not None and session.connection is not None:
+            self.counters.taken_over += 1
+            session.connection.close("taken over", Reason.SESSION_TAKEN_OVER)
+            session = self.sessions.get(client_id)
+        if clean and session is not None:
+            self._end(session)
+            session = None
+        present = session is not None
+        changed = False
+        if session is None:
+            session = self.sessions[client_id] = Session(client_id, version, expiry)
+            self._persistent += session.persistent
+            changed = session.persistent
+        else:  # what its deadline was is no longer so; nor will the will come (5.0, 3.1.3.2.2)
+            left = self._expiring.pop(client_id, None)
+            changed = left is not None or (session.version, session.expiry) != (version, expiry)
+            self._delayed.pop(client_id, None)
+            session.version, session.expiry = version, expiry
+        if changed:
+            self.touch().batch.changes.append(SessionOpened(client_id, version, expiry))
+            self.pending.sessions.add(client_id)
+        session.connection = connection
+        connection.session = session
+        connection.memory = memory = self.memories.enter(client_id)
+        memory.window = self.settings.dup_window
+        if version == MQTT_5:
+            memory.window = min(memory.window, self.settings.receive_maximum)
+            if not present:  # 5.0, 4.4: nothing of an earlier session is sent again, so a DUP is no copy of it
+                memory.clear()
+        if memory.freeze():
+            self._freeze(client_id)
+        answer = codec.connack(version, ConnackCode.ACCEPTED, present=present, said=said)
+        if any(client_id in each.sessions for each in (self.pending, self.committing) if each is not None):
+            # a state that is not durable yet must not be promised, nor PUBREL be sent from it
+            connection.owe().out.append(answer)
+            self.pending.after.append(lambda error: self._welcome(connection) if error is None else None)
+        else:
+            connection.push(answer)
+            self._welcome(connection)
+
+    def _answer(self, packet: Connect, client_id: str, expiry: int) -> tuple[int, bytes]:
+        """Return the keepalive in force, and what CONNACK tells a client of MQTT 5 besides success (3.2.2.3).
+
+        What is not said is so: QoS 2, retained messages, wildcards, subscription identifiers and shared subscriptions.
+        """
+        settings, keepalive = self.settings, packet.keepalive
+        if packet.version < MQTT_5:
+            return keepalive, b""
+        said = [
+            properties.number(properties.RECEIVE_MAXIMUM, min(settings.receive_maximum, settings.dup_window or 65_535)),
+            properties.number(properties.MAXIMUM_PACKET_SIZE, settings.max_packet),
+        ]
+        if settings.topic_aliases:
+            said.append(properties.number(properties.TOPIC_ALIAS_MAXIMUM, settings.topic_aliases))
+        if expiry != packet.expiry:
+            said.append(properties.number(properties.SESSION_EXPIRY, expiry))
+        if not packet.client_id:
+            said.append(properties.text(properties.ASSIGNED_CLIENT_ID, client_id))
+        if settings.max_keepalive and not 0 < keepalive <= settings.max_keepalive:
+            keepalive = settings.max_keepalive
+            said.append(properties.number(properties.SERVER_KEEP_ALIVE, keepalive))
+        return keepalive, b"".join(said)
+
+    def _welcome(self, connection: Connection) -> None:
+        """CONNACK is out: send what waited, and go on with live messages."""
+        session, client = connection.session, connection.client
+        connection.ready = True
+        if session is not None and client is not None:
+            dropped = session.resend(connection.obuf, connection.window, connection.terms, self.mono_ns)
+            self.dropped(session, dropped)
+            connection.pump()
+            self._tell(self.hooks.on_connected, client)
+
+    def _end(self, session: Session) -> None:
+        """A session ends (5.0, 4.1): its will, if one waits, comes now."""
+        client_id = session.client_id
+        self._hand_on(session)
+        for pattern in list(session.subscriptions):
+            self._unsubscribe(session, pattern)
+        if self.sessions.get(client_id) is session:
+            del self.sessions[client_id]
+        self._expiring.pop(client_id, None)
+        self._persistent -= session.persistent
+        if session.persistent:
+            self.touch().batch.changes.append(SessionDeleted(client_id))
+            self.pending.sessions.add(client_id)
+        waiting = self._delayed.pop(client_id, None)
+        if waiting is not None:
+            self._will(*waiting[1:])
+
+    def detach(self, connection: Connection, reason: str) -> None:
+        """Unbind a connection from its session: its memory is frozen, its will fires unless it was taken off."""
+        session, client, memory = connection.session, connection.client, connection.memory
+        if session is None or client is None or memory is None:
+            return
+        connection.prove()
+        if not reason:
+            memory.disconnected()
+        connection.session = connection.memory = None
+        session.connection = None
+        if memory.freeze():
+            self._freeze(client.client_id)
+        for forgotten in self.memories.leave(client.client_id, memory):
+            self._freeze(forgotten)
+        if not session.expiry:
+            self._end(session)
+        elif session.expiry != NEVER:
+            self._expiring[client.client_id] = self.mono_ns + session.expiry * SECOND
+            until_ms = self.wall_ms + session.expiry * 1000
+            self.touch().batch.changes.append(SessionLeft(client.client_id, session.expiry, until_ms))
+        will, connection.will = connection.will, None
+        if will is not None and will.content.delay and session.expiry:
+            self._delayed[client.client_id] = (self.mono_ns + will.content.delay * SECOND, client, will)
+        elif will is not None:
+            self._will(client, will)
+        self._tell(self.hooks.on_disconnected, client, reason)
+
+    def turned_away(self, connection: Connection, reason: str) -> None:
+        """A connection is closed that never was accepted."""
+        self._tell(self.hooks.on_turned_away, connection.peer()[1], reason)
+
+    def sweep(self) -> None:
+        """Do what is due by the clock: sessions and retained messages expire, wills come that were to wait."""
+        now = self.mono_ns
+        for client_id in [client_id for client_id, at in self._expiring.items() if at <= now]:
+            self._due(client_id)
+        for client_id in [client_id for client_id, waiting in self._delayed.items() if waiting[0] <= now]:
+            self._due(client_id)
+        for topic in self.retained.expired(now):
+            self.retained.put(topic, None)
+            self.touch().batch.changes.append(RetainCleared(topic))
+
+    def _due(self, client_id: str) -> None:
+        """Do what the clock says of one client that is not connected."""
+        at, waiting = self._expiring.get(client_id), self._delayed.get(client_id)
+        if at is not None and at <= self.mono_ns:
+            self._end(self.sessions[client_id])
+        elif waiting is not None and waiting[0] <= self.mono_ns:
+            self._will(*self._delayed.pop(client_id)[1:])
+
+    def last_wills(self) -> None:
+        """The server ends: wills that were to wait come now, since the next start does not know them."""
+        while self._delayed:
+            _, (_, client, will) = self._delayed.popitem()
+            self._will(client, will)
+
+    def _freeze(self, client_id: str) -> None:
+        pending = self.touch()
+        pending.frozen[client_id] = len(pending.batch.arrivals)
+
+    def _will(self, client: Client, will: Will) -> None:
+        self.counters.wills += 1
+        content = will.content
+        flags = will.qos << 1 | will.retain
+        pid = b"\0\0" if will.qos else b""
+        block = content.kept if client.version == MQTT_5 else None
+        raw = codec.publish(will.topic, will.payload, flags, pid, block)
+        publish = (will.topic, will.payload, flags, pid or None, 0, len(raw), content.kept)
+        self.touch().batch.arrivals.append(
+            Arrival(client.client_id, client.user, client.version, self.wall_ms, self.mono_ns, raw, [publish])
+        )
+        route = self.routes.get(will.topic) or self.resolve(will.topic)
+        self._route((route, will.topic, will.payload, flags, content), client.client_id)
