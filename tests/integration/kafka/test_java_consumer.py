@@ -1,12 +1,10 @@
 """What a client that others wrote reads: committed records once, with key, headers and partition."""
 
-import asyncio
-
 from aiokafka import AIOKafkaProducer
 
 from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import OutRecord, Step
-from tests.support.java_reader import read_committed
+from tests.support.java_consumer import read_committed
 from tests.support.kafka_log import OpenLog
 
 
@@ -27,7 +25,7 @@ async def test_javas_console_consumer_reads_each_committed_record_once(
         await foreign.abort_transaction()
         await partition.commit(Step(records, {b"k": b"v"}, 0))
     await partition.close()
-    read = await asyncio.to_thread(read_committed, kafka, topic, 100)
+    read = await read_committed(kafka, topic)
     assert sorted(int(record.value) for record in read) == list(range(100))
     for record in read:
         number = int(record.value)
