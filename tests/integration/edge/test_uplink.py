@@ -87,7 +87,8 @@ async def test_u1_what_the_client_library_had_queued_dies_with_its_connection() 
         await until(lambda: got.link)
         relay.black_hole()
         assert got.link is not None
-        sending = [asyncio.create_task(got.link.send(frame(n, 500_000))) for n in range(1, 20)]
+        # More than the relay's kernel ever takes in while nobody reads (net.ipv4.tcp_rmem goes up to 32 MiB).
+        sending = [asyncio.create_task(got.link.send(frame(n, 2_500_000))) for n in range(1, 20)]
         await asyncio.sleep(0.2)
         assert not all(task.done() for task in sending)
         await relay.cut()
