@@ -91,18 +91,24 @@ class Intake:
 
     def _arrival(self, arrival: Arrival, chunks: list[Chunk], results: list[CommandResult]) -> None:
         publishes = arrival.publishes
+        count = len(publishes)
         lanes = self._lanes
         # One pass over the common case: every topic known, one lane for all.
-        found = {lanes.get(publish[0]) for publish in publishes}
-        if None in found:
+        lane = lanes.get(publishes[0][0])
+        if lane is None:
+            lane = self.lane_of(publishes[0][0])
+        if count > 1 and {lanes.get(publish[0]) for publish in publishes} != {lane}:
             found = {self.lane_of(publish[0]) for publish in publishes}
-        if len(found) == 1 and LOCAL not in found:
-            lane = found.pop() or TELEMETRY_LANE
-            self.counters.forwarded += len(publishes)
-            remembered = sum([publish[3] is not None for publish in publishes])
+            lane = lane if len(found) == 1 else LOCAL
+        if lane != LOCAL:
+            self.counters.forwarded += count
+            if count == 1:
+                remembered = int(publishes[0][3] is not None)
+            else:
+                remembered = sum([publish[3] is not None for publish in publishes])
             if publishes[0][3] == _NO_ID:  # a will, which is an arrival of its own
                 remembered = 0
-            chunks.append(_chunk(arrival, lane, arrival.keep, len(publishes), arrival.raw, remembered))
+            chunks.append(_chunk(arrival, lane, arrival.keep, count, arrival.raw, remembered))
             return
         keep = arrival.keep
         for lane, run in _runs(publishes, self.lane_of):

@@ -58,6 +58,10 @@ class Tail:
     blocks: int = 0
     frozen: bool = False
 
+    def copy(self) -> Tail:
+        """Return one with the same counts."""
+        return Tail(self.total, self.low, self.blocks, self.frozen)
+
     @property
     def remembers(self) -> bool:
         """Whether anything of the client is to be kept."""

@@ -30,8 +30,7 @@ LOCAL: Final = ""
 """The lane of a chunk that goes nowhere: its topics stay at the gateway."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True, gc=False):
     """Consecutive PUBLISH packets of one connection for one lane, as they came in (``raw``), to be stored whole.
 
     ``keep``: how many of this client's remembered earlier publishes were not proven acknowledged at this arrival (O1,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 
@@ -195,7 +195,7 @@ class Transaction:
             known = self._index.tails.get(client) if client not in tails else None
             if known is None and not make:
                 return None
-            tail = tails[client] = replace(known) if known else Tail()
+            tail = tails[client] = known.copy() if known else Tail()
         return tail
 
     def _keep(self, client: str, start: int, entries: ResendEntries, tail: Tail) -> None:

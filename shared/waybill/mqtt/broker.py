@@ -74,8 +74,9 @@ class Broker(Sessions):
         ticket = connection.owe()
         pending = self.pending
         publishes = run.publishes
-        count = len(run.pubacks) + len(run.pubrecs)
-        if len(memory):
+        pubacks, pubrecs = len(run.pubacks), len(run.pubrecs or ())
+        count = pubacks + pubrecs
+        if memory.tail_count or memory.frozen:
             connection.prove()
         keep = memory.tail_count
         pending.batch.arrivals.append(
@@ -86,13 +87,13 @@ class Broker(Sessions):
             if run.pubrecs:
                 memory.hold(chunk, run.pubrecs)
             else:
-                ticket.chunks.append(chunk)
+                ticket.prove(chunk)
             pending.clients.add(client.client_id)
             ticket.acks += count
-            counters.received_1 += len(run.pubacks)
-            counters.received_2 += len(run.pubrecs)
+            counters.received_1 += pubacks
+            counters.received_2 += pubrecs
         counters.received_0 += len(publishes) - count
-        for hit in run.hits:
+        for hit in run.hits or ():
             self._route(hit, client.client_id)
         connection.charge(ticket, len(raw))
         return ticket

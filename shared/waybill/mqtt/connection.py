@@ -70,7 +70,7 @@ class Connection(Output):
     def prove(self) -> None:
         """Let the peer's TCP say which acks have arrived."""
         memory = self.memory
-        if memory is not None and len(memory):
+        if memory is not None and (memory.tail_count or memory.frozen):
             acknowledged = self.acknowledged()
             if acknowledged is not None:
                 memory.prove(acknowledged)
@@ -136,10 +136,8 @@ class Connection(Output):
             self.second.discard(pid)
             ticket.quota += 1
         proven = self.memory.release(pid) if self.memory is not None else None
-        if isinstance(proven, Chunk):
-            ticket.chunks.append(proven)
-        elif proven is not None:
-            ticket.copies.append(proven)
+        if proven is not None:
+            ticket.prove(proven)
 
     def _disconnect(self, session: Session, reason: int, expiry: int | None) -> None:
         """Handle a DISCONNECT (3.14): the will is off, unless the client says otherwise."""
@@ -170,13 +168,12 @@ class Connection(Output):
             self.obuf += ticket.out
             self.flush()
             self.broker.counters.acked += ticket.acks
-            memory = self.memory
             self.open -= ticket.quota
-            for chunk in ticket.chunks:
-                chunk.end = self.written
-            if memory is not None:
-                for entry in ticket.copies:
-                    memory.reacknowledged(entry, self.written)
+            for each in ticket.proves or ():
+                if isinstance(each, Chunk):
+                    each.end = self.written
+                elif self.memory is not None:
+                    self.memory.reacknowledged(each, self.written)
         if self.finishing:
             self.finish(self.farewell)
 

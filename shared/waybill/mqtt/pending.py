@@ -60,19 +60,26 @@ QUIET = Route(())
 class Ticket:
     """What one connection is owed when a commit returns. ``out``: packets.
 
+    ``proves``: of which remembered messages they are the last acks, None for none.
     ``size``: uncommitted bytes it stands for. ``quota``: how many messages of the client it ends (Receive Maximum).
     """
 
-    __slots__ = ("acks", "chunks", "connection", "copies", "out", "quota", "size")
+    __slots__ = ("acks", "connection", "out", "proves", "quota", "size")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.out: list[bytes] = []
-        self.chunks: list[Chunk] = []
-        self.copies: list[Entry] = []
+        self.proves: list[Chunk | Entry] | None = None
         self.size = 0
         self.acks = 0
         self.quota = 0
+
+    def prove(self, what: Chunk | Entry) -> None:
+        """Note what the last of the packets so far is an ack of."""
+        if self.proves is None:
+            self.proves = [what]
+        else:
+            self.proves.append(what)
 
 
 class Pending:

@@ -34,6 +34,7 @@ NO_ID: Final = b"\0\0"
 class Run:
     """Consecutive PUBLISH packets of one read. ``hits``: those that somebody gets or that are retained.
 
+    ``hits`` and ``pubrecs``: None for none, since most reads have neither.
     ``pieces``: the packets, where one had to be encoded anew (topic alias); ``size``: their bytes. Else they are
     sliced whole out of what was read.
     """
@@ -43,8 +44,8 @@ class Run:
     def __init__(self) -> None:
         self.publishes: list[Publish] = []
         self.pubacks: list[bytes] = []
-        self.pubrecs: list[bytes] = []
-        self.hits: list[Hit] = []
+        self.pubrecs: list[bytes] | None = None
+        self.hits: list[Hit] | None = None
         self.pieces: list[bytes] | None = None
         self.size = 0
 
@@ -197,6 +198,8 @@ class Reader(Connection):
                             i = e
                             continue
                     if h & 4:
+                        if run.pubrecs is None:
+                            run.pubrecs = []
                         run.pubrecs.append(pid)
                     else:
                         pubacks.append(pid)
@@ -216,6 +219,8 @@ class Reader(Connection):
                     run.pieces.append(packet)
                     publishes.append((topic, payload, h & 15, pid or None, at, run.size, content.kept))
                 if route is not QUIET or h & 1:
+                    if run.hits is None:
+                        run.hits = []
                     run.hits.append((route, topic, payload, h, content))
                 i = e
         finally:  # what came before a malformed packet is as good as ever
@@ -236,7 +241,7 @@ class Reader(Connection):
                 if self.second is None:
                     self.second = set()
                 self.second.update(run.pubrecs)
-            self.open += len(run.pubacks) + len(run.pubrecs)
+            self.open += len(run.pubacks) + len(run.pubrecs or ())
             if self.open > min(settings.receive_maximum, settings.dup_window or 65_535):
                 raise Malformed("more messages than the Receive Maximum", Reason.RECEIVE_MAXIMUM_EXCEEDED)
         ticket = self.broker.store(self, raw if run.pieces is None else b"".join(run.pieces), run)
@@ -313,6 +318,6 @@ class Reader(Connection):
         ticket.acks += 1
         if not isinstance(copy, bool):
             if not h & 4:
-                ticket.copies.append(copy)
+                ticket.prove(copy)
             if not copy.stored:
                 broker.concern(copy, self)

@@ -28,7 +28,7 @@ What stays undecidable
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
@@ -118,16 +118,16 @@ class Chunk:
         self.commit = commit
         self.end: int | None = None
         self.unreleased = 0
-        self.entries: list[Entry] = []
+        self.entries: Sequence[Entry] = ()
 
-    def fold(self) -> list[Entry]:
+    def fold(self) -> Sequence[Entry]:
         """Replace the references by hashes."""
         if self.publishes is not None:
-            self.entries = [
+            self.entries = tuple(
                 Entry(int.from_bytes(pid, "big"), fingerprint(topic, payload, flags, properties), self.commit)
                 for topic, payload, flags, pid, _, _, properties in self.publishes
                 if pid is not None
-            ]
+            )
             self.publishes = None
             self.size = 0
         return self.entries
@@ -155,13 +155,13 @@ class ClientMemory:
     def __init__(self, window: int = DUP_WINDOW, saved: Sequence[ResendEntry] = ()) -> None:
         self.window = window
         self.frozen: dict[Entry, None] = {Entry(pid, digest, None): None for pid, digest in saved[-window:]}
-        self.tail: deque[Chunk] = deque()
+        self.tail: list[Chunk] = []  # lists, because an empty deque takes 600 bytes, and every connection has these
         self.tail_count = 0
         self.touched = bool(saved)  # the store has a tail, or more frozen entries than are left
         self._unfolded = 0
         self._newest: dict[int, Entry] | None = None  # the index: only while it is needed
         self._counts: dict[bytes, int] = {}
-        self._reacked: deque[tuple[int, Entry]] = deque()
+        self._reacked: list[tuple[int, Entry]] = []
         self._second: dict[bytes, Chunk] = {}  # by id: QoS 2 of the tail whose PUBREL has not come
         if self.frozen:
             self._index()
@@ -171,11 +171,15 @@ class ClientMemory:
 
     def prove(self, acknowledged: int) -> None:
         """Forget what was acknowledged within the first ``acknowledged`` bytes sent to the present connection."""
-        tail = self.tail
-        while tail and (end := tail[0].end) is not None and end <= acknowledged:
-            self._drop(tail.popleft())
+        proven = 0
+        for chunk in self.tail:
+            if chunk.end is None or chunk.end > acknowledged:
+                break
+            self._drop(chunk)
+            proven += 1
+        del self.tail[:proven]
         while self._reacked and self._reacked[0][0] <= acknowledged:
-            self._forget_frozen(self._reacked.popleft()[1])
+            self._forget_frozen(self._reacked.pop(0)[1])
         if self._newest is not None and not self.tail_count and not self.frozen:
             self._newest = None
             self._counts.clear()
@@ -194,7 +198,7 @@ class ClientMemory:
         elif self._unfolded > FOLD_BYTES:
             for each in self.tail:
                 self._fold(each)
-        if len(self) > self.window:
+        if self.tail_count + len(self.frozen) > self.window:
             self._trim()
         return chunk
 
@@ -286,7 +290,7 @@ class ClientMemory:
         for chunk in self.tail:
             yield from self._fold(chunk)
 
-    def _fold(self, chunk: Chunk) -> list[Entry]:
+    def _fold(self, chunk: Chunk) -> Sequence[Entry]:
         self._unfolded -= chunk.size
         return chunk.fold()
 
@@ -343,12 +347,12 @@ class ClientMemory:
         while excess > 0:
             chunk = self.tail[0]
             if chunk.count <= excess:
-                self._drop(self.tail.popleft())
+                self._drop(self.tail.pop(0))
                 excess -= chunk.count
                 continue
             for entry in self._fold(chunk)[:excess]:
                 self._leave(entry)
-            del chunk.entries[:excess]
+            chunk.entries = chunk.entries[excess:]
             chunk.count -= excess
             self.tail_count -= excess
             excess = 0

@@ -26,7 +26,7 @@ import socket
 import struct
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from waybill.errors import Unavailable
 from waybill.mqtt.broker import Broker
@@ -89,8 +89,8 @@ class _Wire(Reader, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a new connection, or close it at the limit."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio promises that for a stream
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # as asyncio promises for a stream
+        transport = self._transport
         counters = self.broker.counters
         server = self._server
         server.wires.add(self)
@@ -104,13 +104,18 @@ class _Wire(Reader, asyncio.Protocol):
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if sys.platform == "linux" and transport.get_extra_info("ssl_object") is None:
-                base = bytes_acked(sock)
+                # asyncio's and uvloop's own make a new one for each question, or ask for the address too
+                real = socket.socket(sock.family, socket.SOCK_STREAM, sock.proto, sock.fileno())
+                base = bytes_acked(real)
                 if base is not None:
-                    self._socket, self._base = sock, base
+                    self._socket, self._base = real, base
+                else:
+                    real.detach()
 
     def data_received(self, data: bytes) -> None:
         """Feed what was read."""
-        self._server.tick()
+        broker = self.broker
+        broker.wall_ms, broker.mono_ns = time.time_ns() // 1_000_000, time.monotonic_ns()  # tick(), without the calls
         self.feed(data)
 
     def eof_received(self) -> bool:
@@ -133,7 +138,9 @@ class _Wire(Reader, asyncio.Protocol):
         if not self.closed:
             self.broker.detach(self, f"connection lost: {exc}" if exc else "connection lost")
             self.lost()
-        self._socket = None
+        if self._socket is not None:
+            self._socket.detach()  # the transport closes it
+            self._socket = None
         self.broker.counters.connections -= 1
         self._server.forget(self)
 
@@ -173,7 +180,7 @@ class _Wire(Reader, asyncio.Protocol):
 
     def acknowledged(self) -> int | None:
         """Return how many bytes of the output have been acknowledged."""
-        if self._socket is None or self._socket.fileno() < 0:
+        if self._socket is None:
             return None
         acked = bytes_acked(self._socket)
         return None if acked is None else acked - self._base
