@@ -94,7 +94,12 @@ class Broker(Sessions):
             counters.received_2 += pubrecs
         counters.received_0 += len(publishes) - count
         for hit in run.hits or ():
-            self._route(hit, client.client_id)
+            route, topic, payload, flags, content = hit
+            if route.late and not flags & RETAIN and content.expiry is None:  # as _route does it, without the calls
+                later = (route.targets, route.callbacks, topic, payload, flags, content, 0, client.client_id)
+                pending.deliveries.append(later)
+            else:
+                self._route(hit, client.client_id)
         connection.charge(ticket, len(raw))
         return ticket
 
@@ -206,7 +211,7 @@ class Broker(Sessions):
             if session.persistent:
                 self.touch().batch.changes.append(Dequeued(session.client_id, out.n))
             if session.waiting and session.connection is not None:
-                session.connection.pump()
+                session.connection.due = True
 
     def received(self, session: Session, out: Outgoing | None) -> None:
         """A client answered QoS 2 with PUBREC; PUBREL must wait until that is durable."""

@@ -356,6 +356,8 @@ def publish(topic: bytes, payload: bytes, flags: int, packet_id: bytes = b"", bl
     size = 2 + len(topic) + len(packet_id) + len(payload)
     if size < 0x80:
         head = bytes((PUBLISH | flags, size, len(topic) >> 8, len(topic) & 0xFF))
+    elif size < 0x4000:
+        head = bytes((PUBLISH | flags, size & 0x7F | 0x80, size >> 7, len(topic) >> 8, len(topic) & 0xFF))
     else:
         head = bytes((PUBLISH | flags,)) + variable(size) + len(topic).to_bytes(2, "big")
     return b"".join((head, topic, packet_id, payload))

@@ -33,6 +33,7 @@ class Connection(Output):
     __slots__ = (
         "choked",
         "client",
+        "due",
         "farewell",
         "finishing",
         "keepalive_ns",
@@ -63,6 +64,7 @@ class Connection(Output):
         self.ready = False  # CONNACK was written
         self.finishing = False  # to be closed when the last ack is out
         self.farewell: int = Reason.SUCCESS  # what is said then
+        self.due = False  # acks have made room for what waits; ``feed`` sends it when all is parsed
         self.choked = False  # more output waits than output_bytes
         self.stuck: tuple[int, int] | None = None  # since when, and with how much output, nothing was read
         self.rest: bytearray | None = None

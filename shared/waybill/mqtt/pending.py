@@ -40,9 +40,10 @@ class Route:
     """Who gets the messages of one topic: sessions with what they were granted, and subscriptions of the program.
 
     ``groups``: of shared subscriptions, one member each. ``plain``: the targets are the same for every message.
+    ``late``: and none of them keeps messages, so that all waits for the commit.
     """
 
-    __slots__ = ("callbacks", "groups", "plain", "targets")
+    __slots__ = ("callbacks", "groups", "late", "plain", "targets")
 
     def __init__(
         self, targets: tuple[Target, ...], groups: tuple[Group, ...] = (), callbacks: tuple[OnMessage, ...] = ()
@@ -51,6 +52,7 @@ class Route:
         self.groups = groups
         self.callbacks = callbacks
         self.plain = not groups and all(grant.own is grant for _, grant, _ in targets)
+        self.late = self.plain and not any(session.persistent for session, _, _ in targets)
 
 
 QUIET = Route(())

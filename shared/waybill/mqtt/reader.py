@@ -84,7 +84,10 @@ class Reader(Connection):
         except UnsupportedVersion as error:
             self.broker.counters.refused += 1
             self.refuse(error.answer, str(error))
-        if self.obuf:
+        if self.due:
+            self.due = False
+            self.pump()
+        elif self.obuf:
             self.flush()
 
     def _parse(self, data: bytes) -> None:  # noqa: C901, PLR0912, PLR0915 - one loop, no call for what every message costs
@@ -129,6 +132,13 @@ class Reader(Connection):
                 if e > n:
                     need = e - i
                     break
+                if h == 0x40 and size == 2 and start < 0 and self.session is not None:
+                    # PUBACK comes as often as a message is sent
+                    out = self.session.acknowledged(data[j:e])
+                    if out is not None:
+                        broker.done(self.session, out)
+                        i = e
+                        continue
                 if h & 0xF0 != 0x30 or self.session is None:  # anything but PUBLISH
                     if start >= 0:
                         self._run(data[start:i], run)

@@ -12,7 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from waybill.mqtt import codec
-from waybill.mqtt.codec import DUP, QOS_BITS, RETAIN
+from waybill.mqtt.codec import DUP, MQTT_5, QOS_BITS, RETAIN
 from waybill.mqtt.terms import Terms, remaining
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Outgoing:
         self.expires_ns = expires_ns
         self.chosen = chosen
         self.received = False
-        self.size = codec.publish_size(topic, payload, block)
+        self.size = 9 + len(topic) + len(payload) + (len(block) + 12 if block else 0)  # at most: with expiry and alias
 
     @property
     def qos(self) -> int:
@@ -168,15 +168,18 @@ class Session:
         sent_1 = sent_2 = 0
         dropped: list[Outgoing] = []
         waiting, flight = self.waiting, self.flight
+        plain = terms.version < MQTT_5
         while waiting and len(flight) < window and room > 0:
             out = waiting[0]
-            pid = packet_id(out.n)
+            pid = ((out.n - 1) % IDS + 1).to_bytes(2, "big")  # packet_id()
             if pid in flight:
                 break  # the ids went round and met a message that is still open
             waiting.popleft()
             packet = None
+            if plain and not out.expires_ns:
+                packet = codec.publish(out.topic, out.payload, out.flags, pid)
             # what was sent before may be wanted still: the client could have it in hand
-            if not out.expires_ns or out.expires_ns > now_ns or out.flags & DUP:
+            elif not out.expires_ns or out.expires_ns > now_ns or out.flags & DUP:
                 left = remaining(out.expires_ns, now_ns)
                 packet = terms.publish(out.topic, out.payload, out.flags, pid, out.block, left)
             if packet is None:
