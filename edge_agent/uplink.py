@@ -36,7 +36,7 @@ from edge_agent.config import UplinkSettings
 from edge_agent.status import LinkState
 from waybill import wire
 from waybill.errors import Corrupt, Unavailable
-from waybill.mqtt.server import bytes_acked
+from waybill.mqtt.transport import bytes_acked
 from waybill.pki import client_context
 
 log = logging.getLogger(__name__)

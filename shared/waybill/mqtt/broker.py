@@ -177,7 +177,7 @@ class Broker(Sessions):
         code = wanted.options & 3
         if pattern not in mine and len(mine) >= self.settings.max_subscriptions:
             code = Reason.QUOTA_EXCEEDED
-        elif allow is not None and not allow(client, groups.split(pattern)[1]):
+        elif allow is not None and not self.allowed(allow, client, groups.split(pattern)[1]):
             code = Reason.NOT_AUTHORIZED
         if code >= codec.SUBACK_FAILURE:
             self.counters.denied += 1
@@ -325,8 +325,8 @@ class Broker(Sessions):
         """Let connections read again that were held back and need not be any more."""
         settings = self.settings
         if self.uncommitted <= settings.uncommitted_bytes_all // 2:
-            for connection in [each for each in self.paused if not each.choked]:
-                if connection.uncommitted <= settings.uncommitted_bytes // 2:
-                    connection.paused = False
+            for connection in [each for each in self.paused if each.may_read()]:
+                if connection in self.paused:  # none of those before has closed it
                     self.paused.discard(connection)
-                    connection.resume()
+                    connection.paused = False
+                    connection.go_on()

@@ -18,25 +18,35 @@ from waybill.mqtt.settings import Client
 from waybill.mqtt.terms import PLAIN, SECOND, Terms
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from waybill.mqtt.broker import Broker
-    from waybill.mqtt.codec import Will
+    from waybill.mqtt.codec import Connect, Will
+    from waybill.mqtt.limits import Limits
     from waybill.mqtt.resend import ClientMemory
     from waybill.mqtt.session import Session
+    from waybill.mqtt.settings import Answer, ConnectInfo
 
 OVERDUE: Final = {"keepalive": Reason.KEEP_ALIVE_TIMEOUT}
 """What a client of MQTT 5 is told for the answers of ``Connection.overdue``, where that is not just 0x80."""
 
 
 class Connection(Output):
-    """The server's end of one connection. ``session`` is None before CONNECT and after the end."""
+    """The server's end of one connection. ``session`` is None before CONNECT and after the end.
+
+    ``limits``, ``listener``: of where it came in.
+    """
 
     __slots__ = (
+        "asking",
         "choked",
         "client",
         "due",
         "farewell",
         "finishing",
         "keepalive_ns",
+        "limits",
+        "listener",
         "memory",
         "open",
         "opened_ns",
@@ -50,8 +60,11 @@ class Connection(Output):
         "will",
     )
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, limits: Limits | None = None, listener: str = "") -> None:
         super().__init__(broker)
+        self.limits: Limits = limits or broker.settings
+        self.listener = listener
+        self.asking: tuple[Connect, ConnectInfo] | None = None  # until authorize_connect has answered
         self.opened_ns = self.seen_ns = broker.mono_ns
         self.session: Session | None = None
         self.client: Client | None = None
@@ -119,6 +132,20 @@ class Connection(Output):
                 raise
             self.broker.counters.malformed += 1
             self.refuse(codec.connack(MQTT_5, error.reason, present=False), str(error))
+
+    def wait(self, packet: Connect, info: ConnectInfo, answer: Awaitable[Answer]) -> None:
+        """Go on with a CONNECT when ``authorize_connect`` has answered; until then nothing is read."""
+        self.asking = packet, info
+        self.hold()
+        self.ask(answer)
+
+    def answered(self, answer: Answer) -> None:
+        """``authorize_connect`` has answered."""
+        asking, self.asking = self.asking, None
+        if asking is not None and not self.closed:
+            self.broker.admit(self, *asking, answer)
+            self.flush()
+            self.broker.relieve()
 
     def _received(self, session: Session, pid: bytes, reason: int) -> None:
         """Handle a PUBREC."""
@@ -196,7 +223,7 @@ class Connection(Output):
     @property
     def window(self) -> int:
         """How many messages of QoS 1 and 2 may be in flight to this client."""
-        return min(self.broker.settings.inflight, self.terms.receive_maximum)
+        return min(self.limits.inflight, self.terms.receive_maximum)
 
     def pump(self) -> None:
         """Send what waits for this client, as far as the window and its reading allow."""
@@ -217,6 +244,12 @@ class Connection(Output):
             self.broker.paused.add(self)
             self.pause()
 
+    def may_read(self) -> bool:
+        """Whether nothing is left of why reading was to stop, but for what the server has uncommitted in all."""
+        return (
+            not self.choked and self.asking is None and self.uncommitted <= self.broker.settings.uncommitted_bytes // 2
+        )
+
     def output_full(self) -> None:
         """The shell holds more than ``output_bytes`` that the peer does not take: do not read from it either."""
         self.choked = True
@@ -235,7 +268,9 @@ class Connection(Output):
         """Say why this connection has to end now, by the clock; empty: it has not."""
         settings = self.broker.settings
         if self.session is None:
-            return "no CONNECT in time" if now_ns - self.opened_ns > settings.connect_timeout * SECOND else ""
+            if now_ns - self.opened_ns <= self.limits.connect_timeout * SECOND:
+                return ""
+            return "no CONNECT in time" if self.asking is None else "who it is was not known in time"
         if self.paused:
             self.seen_ns = now_ns  # it cannot be heard
             waiting = self.buffered() if self.choked else 0
@@ -276,7 +311,7 @@ class Connection(Output):
         if not self.closed:
             self.broker.detach(self, reason)
             if self.client is None:
-                self.broker.turned_away(self, reason)
+                self.broker.turned_away(self.peer()[1], reason)
             if code and self.ready and self.terms.version == MQTT_5:
                 packet = codec.disconnect(code, reason)
                 if not self.terms.takes(packet):
@@ -290,5 +325,6 @@ class Connection(Output):
     def lost(self) -> None:
         """The connection is gone; nothing more is written."""
         self.closed = True
+        self.asking = None
         self.broker.paused.discard(self)
         self.obuf.clear()

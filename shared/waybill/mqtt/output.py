@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Final
 from waybill.mqtt.pending import Ticket
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from waybill.mqtt.broker import Broker
+    from waybill.mqtt.settings import Answer
 
 CHARGE: Final = 128
 """Bytes that a packet other than PUBLISH counts as uncommitted, besides its own."""
@@ -92,10 +95,21 @@ class Output:
         """Stop reading until the broker finds that it may go on."""
         raise NotImplementedError
 
+    def go_on(self) -> None:
+        """Read again, beginning with what was read already."""
+        raise NotImplementedError
+
     # -- what a shell provides -----------------------------------------------------------------------------------
 
     def peer(self) -> tuple[bytes | None, str]:
         """Return the verified certificate of the peer (DER) or None, and its address."""
+        raise NotImplementedError
+
+    def ask(self, answer: Awaitable[Answer]) -> None:
+        """Await an answer of ``authorize_connect``, and call ``answered`` with it.
+
+        With UNAVAILABLE where it raises; not at all, and cancel it, when the connection ends before.
+        """
         raise NotImplementedError
 
     def write(self, data: bytes) -> None:

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Final
 from waybill.mqtt import codec, properties
 from waybill.mqtt.codec import MQTT_5
 from waybill.mqtt.connection import Connection
+from waybill.mqtt.limits import KIB
 from waybill.mqtt.pending import QUIET
 from waybill.mqtt.properties import EMPTY
 from waybill.mqtt.reasons import Malformed, ProtocolError, Reason, UnsupportedVersion
-from waybill.mqtt.settings import KIB
 
 if TYPE_CHECKING:
     from waybill.mqtt.broker import Broker
     from waybill.mqtt.exchange import Hit
+    from waybill.mqtt.limits import Limits
     from waybill.mqtt.resend import Entry
     from waybill.mqtt.state import Publish
 
@@ -29,6 +30,9 @@ TOPICS_ASKED: Final = 1024
 """Topics a connection, for which the answer of ``authorize_publish`` is remembered."""
 
 NO_ID: Final = b"\0\0"
+
+LATER: Final = 1 << 62
+"""More than any packet needs: what was read waits until reading goes on."""
 
 
 class Run:
@@ -55,8 +59,8 @@ class Reader(Connection):
 
     __slots__ = ("_aliases", "_asked", "_mark", "_need")
 
-    def __init__(self, broker: Broker) -> None:
-        super().__init__(broker)
+    def __init__(self, broker: Broker, limits: Limits | None = None, listener: str = "") -> None:
+        super().__init__(broker, limits, listener)
         self._need = 0
         self._mark = 0
         self._aliases: dict[int, bytes] | None = None
@@ -67,16 +71,29 @@ class Reader(Connection):
         if self.closed or self.finishing:
             return
         self.broker.counters.bytes_in += len(data)
+        if self.rest is not None:
+            self.rest += data
+            if len(self.rest) < self._need:
+                if len(self.rest) - self._mark >= KIB:
+                    self._mark = len(self.rest)
+                    self.seen_ns = self.broker.mono_ns
+                return
+            data = bytes(self.rest)
+            self.rest = None
+        self._take(data)
+
+    def go_on(self) -> None:
+        """Read again, beginning with what was read already."""
+        if self.rest is not None and self._need == LATER:
+            data, self.rest = bytes(self.rest), None
+            if not self.finishing:
+                self._take(data)
+        if not self.paused and not self.closed:
+            self.resume()
+
+    def _take(self, data: bytes) -> None:
+        """Parse, and close the connection where it is malformed."""
         try:
-            if self.rest is not None:
-                self.rest += data
-                if len(self.rest) < self._need:
-                    if len(self.rest) - self._mark >= KIB:
-                        self._mark = len(self.rest)
-                        self.seen_ns = self.broker.mono_ns
-                    return
-                data = bytes(self.rest)
-                self.rest = None
             self._parse(data)
         except Malformed as error:
             self.broker.counters.malformed += 1
@@ -95,7 +112,7 @@ class Reader(Connection):
         routes = broker.routes
         blocks = broker.blocks
         asked = self._asked
-        limit = broker.settings.max_packet if self.session is not None else CONNECT_LIMIT
+        limit = self.limits.max_packet if self.session is not None else CONNECT_LIMIT
         five = self.terms.version == MQTT_5
         content = EMPTY
         packet: bytes | None = None  # encoded anew
@@ -148,7 +165,10 @@ class Reader(Connection):
                     self.packet(h, data[j:e])
                     if self.closed or self.finishing:
                         return
-                    limit = broker.settings.max_packet
+                    if self.paused:
+                        self.rest, self._need = bytearray(data[e:]), LATER
+                        return
+                    limit = self.limits.max_packet
                     five = self.terms.version == MQTT_5
                     i = e
                     continue
@@ -278,7 +298,7 @@ class Reader(Connection):
         allow, asked = self.broker.hooks.authorize_publish, self._asked
         if allow is None or asked is None or self.client is None:
             return True
-        if not allow(self.client, topic.decode()):
+        if not self.broker.allowed(allow, self.client, topic.decode()):
             return False
         if len(asked) >= TOPICS_ASKED:
             asked.clear()

@@ -1,19 +1,14 @@
-"""The asyncio shell of the MQTT server: sockets, TLS, one task that commits, one that looks for the overdue.
+"""The asyncio shell of the MQTT server: its listeners, one task that commits, one that looks for the overdue.
 
 ::
 
-    socket ─▶ _Wire.data_received ─▶ Connection.feed ─▶ Broker.pending ─▶ committer ─▶ Sink.commit
+    socket ─▶ Wire.data_received  ─▶ Connection.feed ─▶ Broker.pending ─▶ committer ─▶ Sink.commit
                                                                               │ returned
     socket ◀──────────── one write a connection ◀──────── Broker.committed ◀──┘
 
 Shutdown follows the data: stop accepting, stop reading, fire the wills, commit what was read, send the acks, close.
 Wills are published at a shutdown, as the standard has it for connections that the server closes (3.1.2.5); after a
 crash they are not: the next start does not know them.
-
-Whether a PUBACK arrived (O1) is asked of TCP itself: ``TCP_INFO.tcpi_bytes_acked``. It stays exact after a reset and
-for a peer that vanished, and needs no account of what waits in the process. (``SIOCOUTQ`` does not: after a reset the
-kernel's queue and asyncio's buffer are emptied, and bytes that were never sent look acknowledged.) Under TLS, on a
-Unix socket and where the kernel does not tell, it is unknown, and that counts as not acknowledged.
 """
 
 from __future__ import annotations
@@ -22,25 +17,26 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import socket
-import struct
-import sys
 import time
-from typing import TYPE_CHECKING, Final, cast
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Final
 
 from waybill.errors import Unavailable
 from waybill.mqtt.broker import Broker
 from waybill.mqtt.connection import OVERDUE
-from waybill.mqtt.reader import Reader
+from waybill.mqtt.listeners import Listener
 from waybill.mqtt.reasons import Reason
 from waybill.mqtt.settings import Counters, Hooks, Settings
+from waybill.mqtt.transport import address_of, ip_of
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
+    from waybill.mqtt.limits import Limits
     from waybill.mqtt.settings import OnMessage
     from waybill.mqtt.state import Sink
+    from waybill.mqtt.transport import Wire
 
 logger = logging.getLogger(__name__)
 
@@ -50,159 +46,31 @@ SWEEP: Final = 0.5
 RETRY: Final = (0.1, 5.0)
 """Seconds to wait after a failed commit: at first, and at most (doubling)."""
 
-BACKLOG: Final = 4096
-LINGER: Final = 5.0
-"""Seconds that a closed connection has to take its last output."""
-
-TCP_BYTES_ACKED: Final = struct.Struct("=Q")
-TCP_BYTES_ACKED_AT: Final = 120  # of tcpi_bytes_acked in struct tcp_info, linux/tcp.h, since Linux 4.1
-TCP_INFO_SIZE: Final = TCP_BYTES_ACKED_AT + TCP_BYTES_ACKED.size
-
-
-def bytes_acked(sock: socket.socket) -> int | None:
-    """Return how many bytes the peer's TCP has acknowledged; None where the system does not tell."""
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
-    except OSError:
-        return None
-    return TCP_BYTES_ACKED.unpack_from(info, TCP_BYTES_ACKED_AT)[0] if len(info) == TCP_INFO_SIZE else None
-
 
 def _now() -> tuple[int, int]:
     """Return wall time in ms and monotonic time in ns."""
     return time.time_ns() // 1_000_000, time.monotonic_ns()
 
 
-class _Wire(Reader, asyncio.Protocol):
-    """A connection on an asyncio transport."""
-
-    __slots__ = ("_base", "_server", "_socket", "_transport", "close_at")
-
-    def __init__(self, server: MqttServer) -> None:
-        server.tick()
-        super().__init__(server.broker)
-        self._server = server
-        self._transport: asyncio.Transport
-        self._socket: socket.socket | None = None
-        self._base = 0
-        self.close_at = 0.0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take a new connection, or close it at the limit."""
-        self._transport = cast("asyncio.Transport", transport)  # as asyncio promises for a stream
-        transport = self._transport
-        counters = self.broker.counters
-        server = self._server
-        server.wires.add(self)
-        counters.connections += 1
-        if counters.connections > self.broker.settings.max_connections or server.closing:
-            counters.over_limit += 1
-            self.close("too many connections")
-            return
-        transport.set_write_buffer_limits(high=self.broker.settings.output_bytes)
-        sock = transport.get_extra_info("socket")
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if sys.platform == "linux" and transport.get_extra_info("ssl_object") is None:
-                # asyncio's and uvloop's own make a new one for each question, or ask for the address too
-                real = socket.socket(sock.family, socket.SOCK_STREAM, sock.proto, sock.fileno())
-                base = bytes_acked(real)
-                if base is not None:
-                    self._socket, self._base = real, base
-                else:
-                    real.detach()
-
-    def data_received(self, data: bytes) -> None:
-        """Feed what was read."""
-        broker = self.broker
-        broker.wall_ms, broker.mono_ns = time.time_ns() // 1_000_000, time.monotonic_ns()  # tick(), without the calls
-        self.feed(data)
-
-    def eof_received(self) -> bool:
-        """The peer will send no more: close."""
-        return False
-
-    def pause_writing(self) -> None:
-        """More output waits than ``output_bytes``."""
-        self.output_full()
-
-    def resume_writing(self) -> None:
-        """The output has drained."""
-        if not self.closed:
-            self._server.tick()
-            self.output_free()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End; the socket is still open here, so what it acknowledged can be read."""
-        self._server.tick()
-        if not self.closed:
-            self.broker.detach(self, f"connection lost: {exc}" if exc else "connection lost")
-            self.lost()
-        if self._socket is not None:
-            self._socket.detach()  # the transport closes it
-            self._socket = None
-        self.broker.counters.connections -= 1
-        self._server.forget(self)
-
-    def peer(self) -> tuple[bytes | None, str]:
-        """Return certificate and address."""
-        tls = self._transport.get_extra_info("ssl_object")
-        name = self._transport.get_extra_info("peername")
-        address = f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name or "unix")
-        return (tls.getpeercert(binary_form=True) if tls is not None else None), address
-
-    def write(self, data: bytes) -> None:
-        """Send."""
-        self._transport.write(data)
-
-    def shut(self) -> None:
-        """Close when the output has left, or when it takes too long."""
-        self.close_at = time.monotonic() + LINGER
-        self._transport.close()
-
-    def abort(self) -> None:
-        """Close now."""
-        self._transport.abort()
-
-    def pause(self) -> None:
-        """Stop reading."""
-        if not self._transport.is_closing():
-            self._transport.pause_reading()
-
-    def resume(self) -> None:
-        """Read again."""
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
-
-    def buffered(self) -> int:
-        """Return the bytes of output that wait."""
-        return self._transport.get_write_buffer_size()
-
-    def acknowledged(self) -> int | None:
-        """Return how many bytes of the output have been acknowledged."""
-        if self._socket is None:
-            return None
-        acked = bytes_acked(self._socket)
-        return None if acked is None else acked - self._base
-
-
 class MqttServer:
     """An MQTT server whose acknowledgements wait for ``sink``.
 
-    ``start`` restores the state and starts the two tasks; ``listen`` may then be called for each address; ``close``
-    ends it all. The server lives in one event loop and must be used from there.
+    ``start`` restores the state and starts the two tasks; ``listen`` and ``listen_unix`` may then be called for each
+    address; ``close`` ends it all. The server lives in one event loop and must be used from there.
     """
 
     def __init__(self, sink: Sink, settings: Settings | None = None, hooks: Hooks | None = None) -> None:
         self.settings = settings or Settings()
         self.hooks = hooks or Hooks()
         self.broker: Broker
-        self.wires: set[_Wire] = set()
+        self.wires: set[Wire] = set()
         self.closing = False
         self.last_error: Exception | None = None
         """Why the last commit failed; None once one has returned."""
         self._sink = sink
-        self._servers: list[asyncio.Server] = []
+        self.listeners: list[Listener] = []
+        self.handshakes: set[asyncio.Task[None]] = set()
+        """Connections whose TLS handshake is under way."""
         self._something = asyncio.Event()
         self._idle = asyncio.Event()
         self._gone = asyncio.Event()
@@ -214,7 +82,7 @@ class MqttServer:
         self.broker.counters.uncommitted = self.broker.uncommitted
         return self.broker.counters
 
-    def forget(self, wire: _Wire) -> None:
+    def forget(self, wire: Wire) -> None:
         """A connection has ended."""
         self.wires.discard(wire)
         if not self.wires:
@@ -240,27 +108,61 @@ class MqttServer:
             task.add_done_callback(self._task_ended)
             self._tasks.append(task)
 
-    async def listen(self, host: str, port: int, ssl_context: ssl.SSLContext | None = None) -> tuple[str, int]:
-        """Accept connections on an address (port 0: any).
+    async def listen(
+        self,
+        host: str,
+        port: int,
+        ssl_context: ssl.SSLContext | None = None,
+        *,
+        name: str = "",
+        limits: Limits | None = None,
+    ) -> tuple[str, int]:
+        """Accept connections on an address (port 0: any), with ``ssl_context`` over TLS.
 
-        Returns the one bound. Raises Unavailable where it is taken.
+        ``name``: what hooks hear as ``listener``. ``limits``: of this listener; without them those of the settings.
+        Returns the address bound. Raises Unavailable where it is taken.
         """
-        loop = asyncio.get_running_loop()
-        try:
-            server = await loop.create_server(
-                lambda: _Wire(self),
-                host,
-                port,
-                ssl=ssl_context,
-                backlog=BACKLOG,
-                ssl_handshake_timeout=self.settings.connect_timeout if ssl_context else None,
-            )
-        except OSError as error:
-            why = error.strerror or error
-            raise Unavailable(f"cannot listen on {host}:{port}: {why}; free it or choose another") from error
-        self._servers.append(server)
-        bound = server.sockets[0].getsockname()
-        return bound[0], bound[1]
+        listener = Listener(name, limits or self.settings, tls=ssl_context)
+        bound = await listener.open(self, host, port)
+        self.listeners.append(listener)
+        return bound
+
+    async def listen_unix(
+        self, path: str | PathLike[str], *, name: str = "", mode: int = 0o660, limits: Limits | None = None
+    ) -> None:
+        """Accept connections on a Unix socket, whose file gets ``mode`` and is removed by ``close``.
+
+        A file that a dead server left is replaced. Raises Unavailable where something listens there, or where the file
+        is no socket.
+        """
+        listener = Listener(name, limits or self.settings)
+        await listener.open_unix(self, fspath(path), mode)
+        self.listeners.append(listener)
+
+    def admit(self, listener: Listener, transport: asyncio.BaseTransport) -> bool:
+        """Count a new connection; False, and counted as such, where it is one too many."""
+        counters = self.broker.counters
+        if counters.connections >= self.settings.max_connections:
+            why = "too many connections"
+        else:
+            why = "the server shuts down" if self.closing else listener.admits(ip_of(transport))
+        if why:
+            counters.over_limit += 1
+            self.broker.turned_away(address_of(transport), why)
+            return False
+        counters.connections += 1
+        return True
+
+    def leave(self, listener: Listener, address: str) -> None:
+        """A connection that was admitted has ended."""
+        listener.leaves(address)
+        self.broker.counters.connections -= 1
+
+    def handshake_failed(self, address: str, error: Exception | None) -> None:
+        """A TLS handshake failed, or the peer went away during it."""
+        self.broker.counters.handshakes_failed += 1
+        why = getattr(error, "reason", None) or error or "connection lost"
+        self.broker.turned_away(address, f"the TLS handshake failed: {why}")
 
     async def publish(self, topic: str, payload: bytes, qos: int = 0, *, retain: bool = False) -> int:
         """Publish for the program itself, to local subscribers; returns how many sessions have a matching subscription.
@@ -314,8 +216,8 @@ class MqttServer:
     async def close(self) -> None:
         """Stop accepting, commit what was read, send the acks, close; waits at most ``close_timeout`` for the sink."""
         self.closing = True
-        for server in self._servers:
-            server.close()
+        for listener in self.listeners:
+            listener.close()
         self.tick()
         for wire in list(self.wires):
             wire.pause()
@@ -344,8 +246,11 @@ class MqttServer:
         for wire in list(self.wires):
             wire.close("the server shuts down")
             wire.abort()
+        for handshake in self.handshakes:
+            handshake.cancel()
+        await asyncio.gather(*self.handshakes, return_exceptions=True)
         await asyncio.sleep(0)
-        self._servers.clear()
+        self.listeners.clear()
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         """A task that should never end did.
@@ -358,8 +263,8 @@ class MqttServer:
         logger.critical("the task %s died; the server stops", task.get_name(), exc_info=error)
         self.closing = True
         self.last_error = error if isinstance(error, Exception) else RuntimeError(f"{task.get_name()} ended")
-        for server in self._servers:
-            server.close()
+        for listener in self.listeners:
+            listener.close()
         for wire in list(self.wires):
             wire.abort()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final, ParamSpec
 
 from waybill.mqtt import codec, properties, topics
@@ -27,14 +28,17 @@ if TYPE_CHECKING:
 
     from waybill.mqtt.codec import Will
     from waybill.mqtt.connection import Connection
+    from waybill.mqtt.limits import Limits
     from waybill.mqtt.pending import Pending
-    from waybill.mqtt.settings import Hooks, Settings
+    from waybill.mqtt.settings import Answer, Hooks, Settings
 
 P = ParamSpec("P")
 
 logger = logging.getLogger(__name__)
 
 CLIENT_ID_BYTES: Final = 1024
+USER_BYTES: Final = 1024
+"""Of a client id and of a user name; a longer one is refused."""
 
 
 class Sessions(Exchange):
@@ -77,45 +81,77 @@ class Sessions(Exchange):
                 logger.exception("a hook failed")
 
     def connect(self, connection: Connection, packet: Connect) -> None:
-        """Handle a CONNECT (3.1): refuse it, or bind the connection to its session."""
+        """Handle a CONNECT (3.1): refuse it, or ask who it is. Raises Malformed."""
         self.counters.connects += 1
         client_id, will = packet.client_id, packet.will
-        code: ConnackCode | Reason | str | None = None
+        code: ConnackCode | Reason | None = None
         if packet.method:
             code = Reason.BAD_AUTHENTICATION_METHOD
         elif (not client_id and not packet.clean and packet.version < MQTT_5) or (
             len(client_id.encode()) > CLIENT_ID_BYTES
         ):
             code = ConnackCode.BAD_CLIENT_ID
+        elif packet.user is not None and len(packet.user.encode()) > USER_BYTES:
+            code = ConnackCode.BAD_CREDENTIALS
         client_id = client_id or self.new_id()
         if will is not None and not topics.valid_topic(will.topic, self.settings.max_levels):
             raise Malformed("the will's topic is no topic name", Reason.TOPIC_NAME_INVALID)
+        if code is not None:
+            self._refuse(connection, packet, code)
+            return
         certificate, address = connection.peer()
-        info = ConnectInfo(client_id, packet.user, packet.password, certificate, address, packet.version, packet.clean)
-        if code is None and self.hooks.authorize_connect is not None:
-            code = self.hooks.authorize_connect(info)
-        user = code if isinstance(code, str) else packet.user
-        client = Client(client_id, user, packet.version, info.address)
+        user, password, version, clean = packet.user, packet.password, packet.version, packet.clean
+        info = ConnectInfo(client_id, user, password, certificate, address, version, clean, connection.listener)
+        answer: Answer | Awaitable[Answer] = None
+        if self.hooks.authorize_connect is not None:
+            try:
+                answer = self.hooks.authorize_connect(info)
+            except Exception:
+                logger.exception("authorize_connect failed; the client is refused")
+                answer = ConnackCode.UNAVAILABLE
+        if isinstance(answer, Awaitable):
+            connection.wait(packet, info, answer)
+        else:
+            self.admit(connection, packet, info, answer)
+
+    def admit(self, connection: Connection, packet: Connect, info: ConnectInfo, answer: Answer) -> None:
+        """Go on with a CONNECT: refuse it, or bind the connection to its session. ``answer``: authorize_connect's."""
+        client_id, will = info.client_id, packet.will
+        code: ConnackCode | Reason = answer if isinstance(answer, ConnackCode) else ConnackCode.ACCEPTED
+        user = (answer or None) if isinstance(answer, str) else packet.user
+        client = Client(client_id, user, packet.version, info.address, info.listener)
         allow = self.hooks.authorize_publish
-        if will is not None and allow is not None and not isinstance(code, ConnackCode | Reason):
-            code = code if allow(client, will.topic.decode()) else ConnackCode.NOT_AUTHORIZED
+        if not code and will is not None and allow and not self.allowed(allow, client, will.topic.decode()):
+            code = ConnackCode.NOT_AUTHORIZED
         terms = PLAIN if packet.version < MQTT_5 else Terms(packet, self.settings.topic_aliases)
         expiry = min(packet.expiry, self.settings.max_session_expiry) if packet.version == MQTT_5 else packet.expiry
-        keepalive, said = self._answer(packet, client_id, expiry)
-        if not isinstance(code, ConnackCode | Reason) or not code:
+        keepalive, said = self._answer(packet, client_id, expiry, connection.limits)
+        if not code:
             known = self.sessions.get(client_id)
             new = packet.expiry > 0 and (known is None or not known.persistent)
             if new and self._persistent >= self.settings.max_sessions:
                 code = Reason.QUOTA_EXCEEDED if packet.version == MQTT_5 else ConnackCode.UNAVAILABLE
             elif not terms.takes(codec.connack(packet.version, ConnackCode.ACCEPTED, present=False, said=said)):
                 code = Reason.PACKET_TOO_LARGE
-        if isinstance(code, ConnackCode | Reason) and code:
-            self.counters.refused += 1
-            connection.refuse(codec.connack(packet.version, code, present=False), f"refused: {code.name}")
+        if code:
+            self._refuse(connection, packet, code)
             return
-        connection.client, connection.terms, connection.will = client, terms, packet.will
+        connection.client, connection.terms, connection.will = client, terms, will
         connection.keepalive_ns = keepalive * SECOND
+        connection.seen_ns = self.mono_ns
         self._bind(connection, packet.clean, expiry, said)
+
+    def _refuse(self, connection: Connection, packet: Connect, code: ConnackCode | Reason) -> None:
+        self.counters.refused += 1
+        connection.refuse(codec.connack(packet.version, code, present=False), f"refused: {code.name}")
+
+    def allowed(self, hook: Callable[[Client, str], bool], client: Client, what: str) -> bool:
+        """Ask a hook; one that raises says no."""
+        try:
+            return hook(client, what)
+        except Exception:
+            logger.exception("a hook failed; %r is refused to %r", what, client.client_id)
+            return False
 
     def _bind(self, connection: Connection, clean: bool, expiry: int, said: bytes) -> None:  # noqa: FBT001 - a field
         """Give a connection its session, and answer. ``said``: the properties of CONNACK."""
@@ -165,7 +201,7 @@ class Sessions(Exchange):
             connection.push(answer)
             self._welcome(connection)
 
-    def _answer(self, packet: Connect, client_id: str, expiry: int) -> tuple[int, bytes]:
+    def _answer(self, packet: Connect, client_id: str, expiry: int, limits: Limits) -> tuple[int, bytes]:
         """Return the keepalive in force, and what CONNACK tells a client of MQTT 5 besides success (3.2.2.3).
 
         What is not said is so: QoS 2, retained messages, wildcards, subscription identifiers and shared subscriptions.
@@ -175,7 +211,7 @@ class Sessions(Exchange):
             return keepalive, b""
         said = [
             properties.number(properties.RECEIVE_MAXIMUM, min(settings.receive_maximum, settings.dup_window or 65_535)),
-            properties.number(properties.MAXIMUM_PACKET_SIZE, settings.max_packet),
+            properties.number(properties.MAXIMUM_PACKET_SIZE, limits.max_packet),
         ]
         if settings.topic_aliases:
             said.append(properties.number(properties.TOPIC_ALIAS_MAXIMUM, settings.topic_aliases))
@@ -183,8 +219,8 @@ class Sessions(Exchange):
             said.append(properties.number(properties.SESSION_EXPIRY, expiry))
         if not packet.client_id:
             said.append(properties.text(properties.ASSIGNED_CLIENT_ID, client_id))
-        if settings.max_keepalive and not 0 < keepalive <= settings.max_keepalive:
-            keepalive = settings.max_keepalive
+        if limits.max_keepalive and not 0 < keepalive <= limits.max_keepalive:
+            keepalive = limits.max_keepalive
             said.append(properties.number(properties.SERVER_KEEP_ALIVE, keepalive))
         return keepalive, b"".join(said)
 
@@ -242,9 +278,9 @@ class Sessions(Exchange):
             self._will(client, will)
         self._tell(self.hooks.on_disconnected, client, reason)
 
-    def turned_away(self, connection: Connection, reason: str) -> None:
+    def turned_away(self, address: str, reason: str) -> None:
         """A connection is closed that never was accepted."""
-        self._tell(self.hooks.on_turned_away, connection.peer()[1], reason)
+        self._tell(self.hooks.on_turned_away, address, reason)
 
     def sweep(self) -> None:
         """Do what is due by the clock: sessions and retained messages expire, wills come that were to wait."""

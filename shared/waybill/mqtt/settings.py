@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import TypeAlias
 
 from waybill.mqtt.codec import NEVER, ConnackCode
+from waybill.mqtt.limits import KIB, MIB, Limits
 from waybill.mqtt.resend import MEMORY_CLIENTS, MEMORY_ENTRIES
 from waybill.mqtt.state import DUP_WINDOW
 
-KIB: Final = 1024
-MIB: Final = 1024 * KIB
-
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Limits):
     """The limits of a server, and what happens at each. Times in seconds, sizes in bytes.
 
-    ``max_packet``: a larger packet closes its connection (B4: what is acked can be delivered).
-    ``max_connections``: further ones are closed at once.
-    ``connect_timeout``: a connection without a whole CONNECT by then is closed.
-    ``stall_timeout``: so is one that sends less than 1 KiB of an unfinished packet, or reads nothing of what waits
-    for it, in that time.
-    ``inflight``: QoS 1 and 2 messages sent to one client and not yet acknowledged; a client of MQTT 5 may want fewer.
-    ``receive_maximum``: the same in the other direction, for clients of MQTT 5, and what is remembered of them (O3);
-    at most ``dup_window``. More ends the connection with 0x93.
+    Those of :class:`waybill.mqtt.limits.Limits` hold for listeners that have none of their own; ``max_connections``
+    also for all listeners together.
+    ``stall_timeout``: a connection that sends less than 1 KiB of an unfinished packet, or reads nothing of what waits
+    for it, in that time is closed and counted (``timed_out``).
+    ``receive_maximum``: as ``inflight`` in the other direction, for clients of MQTT 5, and what is remembered of them
+    (O3); at most ``dup_window``. More ends the connection with 0x93.
     ``topic_aliases``: of one connection of MQTT 5, in each direction. A higher one ends it with 0x94.
-    ``max_keepalive``: seconds; a client of MQTT 5 that wants more, or none, is told this. 0: as it likes.
     ``max_session_expiry``: seconds; a client of MQTT 5 that wants more is told this.
     ``queue_messages``, ``queue_bytes``: of QoS 1 and 2 waiting for one session; what comes when they are full is
     dropped and counted.
@@ -43,14 +38,9 @@ class Settings:
     ``close_timeout``: how long ``close()`` waits for the last commit and for output to leave.
     """
 
-    max_packet: int = MIB
-    max_connections: int = 20_000
-    connect_timeout: float = 10.0
     stall_timeout: float = 60.0
-    inflight: int = 1_000
     receive_maximum: int = DUP_WINDOW
     topic_aliases: int = 32
-    max_keepalive: int = 0
     max_session_expiry: int = NEVER
     queue_messages: int = 50_000
     queue_bytes: int = 16 * MIB
@@ -70,9 +60,9 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class ConnectInfo:
-    """Who wants to connect. ``peer_certificate``: DER, verified, or None. ``address``.
+    """Who wants to connect. ``peer_certificate``: DER, verified, or None. ``address``: host and port, or "unix".
 
-    Host and port, or a socket's path.
+    ``listener``: the name of the listener that it came to.
     """
 
     client_id: str
@@ -82,16 +72,25 @@ class ConnectInfo:
     address: str
     version: int
     clean: bool
+    listener: str = ""
+
+
+Answer: TypeAlias = ConnackCode | str | None
+"""What ``authorize_connect`` says: a code other than ACCEPTED refuses, a text becomes the client's ``user``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A connected client. ``user``: the identity that ``authorize_connect`` gave it, else its user name."""
+    """A connected client. ``user``: the identity that ``authorize_connect`` gave it, else its user name.
+
+    ``listener``: the name of the listener that it came to.
+    """
 
     client_id: str
     user: str | None
     version: int
     address: str
+    listener: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +115,12 @@ OnMessage: TypeAlias = Callable[[Message], None]
 class Hooks:
     """What the program decides and hears.
 
-    All are called in the event loop and must be quick; None allows, or says nothing.
+    All are called in the event loop and must be quick; None allows, or says nothing. One that raises is logged, and
+    counts as a refusal.
     ``authorize_connect``: a ConnackCode other than ACCEPTED refuses, before anything of a session is touched; a text
-    becomes the client's ``user``.
+    becomes the client's ``user``, an empty one means that it has none; with None it is the user name of CONNECT. The
+    answer may be awaited: until it is there nothing more is read from that connection, and ``connect_timeout`` cancels
+    it. One that raises refuses with UNAVAILABLE.
     ``authorize_publish(client, topic)``: False closes the connection (3.1.1 has no other answer), with MQTT 5 it is
     answered with 0x87 (QoS 0: not at all), and the message is not stored; asked again only for topics not seen lately
     on that connection. It is asked for the will's topic at CONNECT: False refuses with NOT_AUTHORIZED.
@@ -132,7 +134,7 @@ class Hooks:
     ``on_commit_failed(error)``: a commit raised; nothing of it was acknowledged, its connections are closed.
     """
 
-    authorize_connect: Callable[[ConnectInfo], ConnackCode | str | None] | None = None
+    authorize_connect: Callable[[ConnectInfo], Answer | Awaitable[Answer]] | None = None
     authorize_publish: Callable[[Client, str], bool] | None = None
     authorize_subscribe: Callable[[Client, str], bool] | None = None
     on_connected: Callable[[Client], None] | None = None
@@ -150,8 +152,8 @@ class Counters:
     QoS 2).
     ``dropped``: messages for a subscriber that did not keep up; ``expired``: those that no longer counted, or were
     larger than the subscriber takes; ``unretained``: not kept at the limit.
-    ``malformed``, ``denied``, ``refused`` (CONNECT), ``over_limit`` (connections), ``timed_out``: why connections
-    ended.
+    ``malformed``, ``denied``, ``refused`` (CONNECT), ``over_limit`` (connections), ``handshakes_failed`` (TLS,
+    WebSocket), ``timed_out``: why connections ended.
     """
 
     connections: int = 0
@@ -159,6 +161,7 @@ class Counters:
     connects: int = 0
     refused: int = 0
     over_limit: int = 0
+    handshakes_failed: int = 0
     timed_out: int = 0
     malformed: int = 0
     denied: int = 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from waybill.mqtt.broker import Broker
 from waybill.mqtt.reader import Reader
-from waybill.mqtt.settings import Hooks, Settings
+from waybill.mqtt.settings import Answer, Hooks, Settings
 from waybill.mqtt.state import SavedState
 from waybill.mqtt.testing import MemorySink
 
@@ -109,6 +111,7 @@ class Wire(Reader):
         self.shut_down = False
         self.reading = True
         self.unread = 0
+        self.awaited: Awaitable[Answer] | None = None
 
     def __call__(self, *packets: bytes) -> bytes:
         """Feed packets in one read, and return what is new in the output."""
@@ -122,6 +125,9 @@ class Wire(Reader):
 
     def peer(self) -> tuple[bytes | None, str]:
         return None, "127.0.0.1:1"
+
+    def ask(self, answer: Awaitable[Answer]) -> None:
+        self.awaited = answer
 
     def write(self, data: bytes) -> None:
         assert not self.shut_down

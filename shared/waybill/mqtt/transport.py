@@ -1,0 +1,211 @@
+"""A connection on an asyncio transport: TCP, TLS or a Unix socket.
+
+Whether a PUBACK arrived (O1) is asked of TCP itself: ``TCP_INFO.tcpi_bytes_acked``. It stays exact after a reset and
+for a peer that vanished, and needs no account of what waits in the process. (``SIOCOUTQ`` does not: after a reset the
+kernel's queue and asyncio's buffer are emptied, and bytes that were never sent look acknowledged.) Under TLS, on a
+WebSocket, on a Unix socket and where the kernel does not tell, it is unknown, and that counts as not acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+import sys
+import time
+from typing import TYPE_CHECKING, Final, cast
+
+from waybill.mqtt.codec import ConnackCode
+from waybill.mqtt.reader import Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from waybill.mqtt.listeners import Listener
+    from waybill.mqtt.server import MqttServer
+    from waybill.mqtt.settings import Answer
+
+logger = logging.getLogger(__name__)
+
+LINGER: Final = 5.0
+"""Seconds that a closed connection has to take its last output."""
+
+TCP_BYTES_ACKED: Final = struct.Struct("=Q")
+TCP_BYTES_ACKED_AT: Final = 120  # of tcpi_bytes_acked in struct tcp_info, linux/tcp.h, since Linux 4.1
+TCP_INFO_SIZE: Final = TCP_BYTES_ACKED_AT + TCP_BYTES_ACKED.size
+
+KEEPALIVE: Final = (60, 15, 4)
+"""TCP looks for a peer that has been silent for so many seconds, so often (s), and gives it up after so many times:
+a peer that vanished does not hold its connection for ever, whatever its MQTT keep alive."""
+
+
+def bytes_acked(sock: socket.socket) -> int | None:
+    """Return how many bytes the peer's TCP has acknowledged; None where the system does not tell."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
+    except OSError:
+        return None
+    return TCP_BYTES_ACKED.unpack_from(info, TCP_BYTES_ACKED_AT)[0] if len(info) == TCP_INFO_SIZE else None
+
+
+def ip_of(transport: asyncio.BaseTransport) -> str:
+    """Return the IP address of the peer, ``unix`` where it has none."""
+    name = transport.get_extra_info("peername")
+    return str(name[0]) if isinstance(name, tuple) else "unix"
+
+
+def address_of(transport: asyncio.BaseTransport) -> str:
+    """Return the peer's address as it is shown: host and port, or ``unix``."""
+    name = transport.get_extra_info("peername")
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "unix"
+
+
+class Wire(Reader, asyncio.Protocol):
+    """A connection on an asyncio transport, at a listener of ``server``."""
+
+    __slots__ = ("_admitted", "_answer", "_base", "_listener", "_server", "_socket", "_transport", "close_at")
+
+    proves = True
+    """Whether what TCP acknowledged is what this connection wrote."""
+
+    def __init__(self, server: MqttServer, listener: Listener) -> None:
+        server.tick()
+        super().__init__(server.broker, listener.limits, listener.name)
+        self._server = server
+        self._listener = listener
+        self._transport: asyncio.Transport
+        self._admitted = ""  # the address that counts in its listener
+        self._answer: asyncio.Task[None] | None = None
+        self._socket: socket.socket | None = None
+        self._base = 0
+        self.close_at = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take a new connection, or close it at a limit."""
+        self._transport = stream = cast("asyncio.Transport", transport)  # as asyncio promises for a stream
+        if not self._server.admit(self._listener, stream):
+            self.closed = True
+            stream.abort()
+            return
+        self.begin(stream)
+
+    def begin(self, transport: asyncio.Transport) -> None:
+        """Begin on a transport that was admitted."""
+        self._transport = transport
+        self._admitted = ip_of(transport)
+        self._server.wires.add(self)
+        transport.set_write_buffer_limits(high=self.broker.settings.output_bytes)
+        sock = transport.get_extra_info("socket")
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if sys.platform == "linux":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option, value in zip(
+                    (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT), KEEPALIVE, strict=True
+                ):
+                    sock.setsockopt(socket.IPPROTO_TCP, option, value)
+                if self.proves and transport.get_extra_info("ssl_object") is None:
+                    # asyncio's and uvloop's own make a new one for each question, or ask for the address too
+                    real = socket.socket(sock.family, socket.SOCK_STREAM, sock.proto, sock.fileno())
+                    base = bytes_acked(real)
+                    if base is not None:
+                        self._socket, self._base = real, base
+                    else:
+                        real.detach()
+
+    def data_received(self, data: bytes) -> None:
+        """Feed what was read."""
+        broker = self.broker
+        broker.wall_ms, broker.mono_ns = time.time_ns() // 1_000_000, time.monotonic_ns()  # tick(), without the calls
+        self.feed(data)
+
+    def eof_received(self) -> bool:
+        """The peer will send no more: close."""
+        return False
+
+    def pause_writing(self) -> None:
+        """More output waits than ``output_bytes``."""
+        self.output_full()
+
+    def resume_writing(self) -> None:
+        """The output has drained."""
+        if not self.closed:
+            self._server.tick()
+            self.output_free()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End; the socket is still open here, so what it acknowledged can be read."""
+        self._server.tick()
+        if not self.closed:
+            self.broker.detach(self, f"connection lost: {exc}" if exc else "connection lost")
+            self.lost()
+        if self._socket is not None:
+            self._socket.detach()  # the transport closes it
+            self._socket = None
+        if self._admitted:
+            self._server.leave(self._listener, self._admitted)
+            self._server.forget(self)
+
+    def lost(self) -> None:
+        """The connection is gone; nothing more is written, and no answer is waited for."""
+        super().lost()
+        if self._answer is not None:
+            self._answer.cancel()
+
+    def ask(self, answer: Awaitable[Answer]) -> None:
+        """Await an answer of ``authorize_connect``."""
+        self._answer = asyncio.get_running_loop().create_task(self._ask_for(answer), name="mqtt-authorize")
+
+    async def _ask_for(self, awaited: Awaitable[Answer]) -> None:
+        answer: Answer = ConnackCode.UNAVAILABLE
+        try:
+            answer = await awaited
+        except asyncio.CancelledError:
+            if self.closed:
+                raise
+            logger.warning("authorize_connect was cancelled; the client is refused")  # by others than this connection
+        except Exception:
+            logger.exception("authorize_connect failed; the client is refused")
+        self._answer = None
+        self._server.tick()
+        self.answered(answer)
+
+    def peer(self) -> tuple[bytes | None, str]:
+        """Return certificate and address."""
+        tls = self._transport.get_extra_info("ssl_object")
+        return (tls.getpeercert(binary_form=True) if tls is not None else None), address_of(self._transport)
+
+    def write(self, data: bytes) -> None:
+        """Send."""
+        self._transport.write(data)
+
+    def shut(self) -> None:
+        """Close when the output has left, or when it takes too long."""
+        self.close_at = time.monotonic() + LINGER
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close now."""
+        self._transport.abort()
+
+    def pause(self) -> None:
+        """Stop reading."""
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read again."""
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def buffered(self) -> int:
+        """Return the bytes of output that wait."""
+        return self._transport.get_write_buffer_size()
+
+    def acknowledged(self) -> int | None:
+        """Return how many bytes of the output have been acknowledged."""
+        if self._socket is None:
+            return None
+        acked = bytes_acked(self._socket)
+        return None if acked is None else acked - self._base
