@@ -27,7 +27,7 @@ from waybill.mqtt.connection import OVERDUE
 from waybill.mqtt.listeners import Listener
 from waybill.mqtt.reasons import Reason
 from waybill.mqtt.settings import Counters, Hooks, Settings
-from waybill.mqtt.transport import address_of, ip_of
+from waybill.mqtt.transport import Wire, address_of, ip_of
 
 if TYPE_CHECKING:
     import ssl
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from waybill.mqtt.limits import Limits
     from waybill.mqtt.settings import OnMessage
     from waybill.mqtt.state import Sink
-    from waybill.mqtt.transport import Wire
 
 logger = logging.getLogger(__name__)
 
@@ -115,14 +114,20 @@ class MqttServer:
         ssl_context: ssl.SSLContext | None = None,
         *,
         name: str = "",
+        websocket: bool = False,
         limits: Limits | None = None,
     ) -> tuple[str, int]:
-        """Accept connections on an address (port 0: any), with ``ssl_context`` over TLS.
+        """Accept connections on an address (port 0: any), with ``ssl_context`` over TLS, with ``websocket`` over that.
 
         ``name``: what hooks hear as ``listener``. ``limits``: of this listener; without them those of the settings.
         Returns the address bound. Raises Unavailable where it is taken.
         """
-        listener = Listener(name, limits or self.settings, tls=ssl_context)
+        wire: type[Wire] = Wire
+        if websocket:
+            from waybill.mqtt.websocket import WebSocketWire  # only where it is used: the cloud has no such library
+
+            wire = WebSocketWire
+        listener = Listener(name, limits or self.settings, wire, ssl_context)
         bound = await listener.open(self, host, port)
         self.listeners.append(listener)
         return bound

@@ -7,6 +7,7 @@ import datetime as dt
 import ssl
 import threading
 from pathlib import Path
+from typing import Literal
 
 import aiomqtt
 import pytest
@@ -23,8 +24,10 @@ from waybill.mqtt.settings import ConnectInfo, Hooks
 class Device:
     """paho with its own thread; what it hears goes into lists."""
 
-    def __init__(self, site: Site, name: str, *, clean: bool = True) -> None:
-        self.client = paho.Client(CallbackAPIVersion.VERSION2, name, clean_session=clean)
+    def __init__(
+        self, site: Site, name: str, *, clean: bool = True, transport: Literal["tcp", "websockets", "unix"] = "tcp"
+    ) -> None:
+        self.client = paho.Client(CallbackAPIVersion.VERSION2, name, clean_session=clean, transport=transport)
         self.connected = threading.Event()
         self.subscribed = threading.Event()
         self.heard: list[tuple[str, bytes, int, bool]] = []

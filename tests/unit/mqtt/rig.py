@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 
 from waybill.mqtt.broker import Broker
+from waybill.mqtt.limits import Limits
 from waybill.mqtt.reader import Reader
 from waybill.mqtt.settings import Answer, Hooks, Settings
 from waybill.mqtt.state import SavedState
@@ -103,8 +104,8 @@ PRESENT = b"\x20\x02\x01\x00"
 class Wire(Reader):
     """A connection whose output is a list. ``tcp``: bytes that the peer's TCP has acknowledged, None for unknown."""
 
-    def __init__(self, rig: Rig) -> None:
-        super().__init__(rig.broker)
+    def __init__(self, rig: Rig, limits: Limits | None = None, listener: str = "") -> None:
+        super().__init__(rig.broker, limits, listener)
         self.rig = rig
         self.output = bytearray()
         self.tcp: int | None = 0
