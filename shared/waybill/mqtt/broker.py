@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from waybill.mqtt import codec, groups, properties
+from waybill.mqtt import budget, codec, groups, properties
 from waybill.mqtt.codec import MQTT_5, RETAIN, Wanted
 from waybill.mqtt.groups import Grant
 from waybill.mqtt.pending import Pending
 from waybill.mqtt.properties import Content
-from waybill.mqtt.reasons import Reason
+from waybill.mqtt.reasons import Malformed, Reason
 from waybill.mqtt.sessions import Sessions
 from waybill.mqtt.state import (
     Arrival,
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from waybill.mqtt.session import Outgoing, Session
     from waybill.mqtt.settings import Client, Hooks, Settings
 
+MOST_FILTERS: Final = 1024
+"""In one SUBSCRIBE."""
+
 BLOCKS: Final = 4096
 BLOCK_BYTES: Final = 256
 """Property blocks that are remembered as understood, and how large one may be."""
@@ -60,8 +63,6 @@ class Broker(Sessions):
         now: tuple[int, int],
     ) -> None:
         super().__init__(settings, hooks, saved, new_id=new_id, wake=wake, now=now)
-        self.uncommitted = 0
-        self.paused: set[Connection] = set()
         self.blocks: dict[bytes, Content] = {b"": properties.EMPTY}
 
     # -- publish -------------------------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ class Broker(Sessions):
                 pending.deliveries.append(later)
             else:
                 self._route(hit, client.client_id)
-        connection.charge(ticket, len(raw))
+        connection.charge(ticket, len(raw) + budget.PUBLISH * len(publishes))
         return ticket
 
     def content(self, block: bytes) -> Content:
@@ -121,6 +122,8 @@ class Broker(Sessions):
         session, client = connection.session, connection.client
         if session is None or client is None:
             return
+        if len(wanted) > MOST_FILTERS:
+            raise Malformed(f"{len(wanted)} filters in one SUBSCRIBE", Reason.QUOTA_EXCEEDED)
         for each in wanted:
             self.check_filter(each.filter, each.options)
         codes: list[int] = []
@@ -175,12 +178,17 @@ class Broker(Sessions):
         """Subscribe a session, if it may and has room. Returns the code for SUBACK."""
         allow, mine, pattern = self.hooks.authorize_subscribe, session.subscriptions, wanted.filter
         code = wanted.options & 3
-        if pattern not in mine and len(mine) >= self.settings.max_subscriptions:
+        if pattern not in mine and (
+            len(mine) >= self.settings.max_subscriptions
+            or not self.filters.fits(budget.subscription(pattern), session.subscribed)
+        ):
             code = Reason.QUOTA_EXCEEDED
+            self.counters.over_quota += 1
+            self.notices.warn(self.mono_ns, "%r is refused %r: too many subscriptions", client.client_id, pattern)
         elif allow is not None and not self.allowed(allow, client, groups.split(pattern)[1]):
             code = Reason.NOT_AUTHORIZED
-        if code >= codec.SUBACK_FAILURE:
             self.counters.denied += 1
+        if code >= codec.SUBACK_FAILURE:
             return code if client.version == MQTT_5 else codec.SUBACK_FAILURE
         self._subscribe(session, pattern, (wanted.options, wanted.identifier))
         if session.persistent:
@@ -223,22 +231,35 @@ class Broker(Sessions):
     def hold(self, session: Session, pid: bytes) -> None:
         """A client published QoS 2 under this id."""
         session.held.add(pid)
+        self.held.used += 1
         pending = self.touch()
         if session.persistent:
             pending.batch.changes.append(InboundHeld(session.client_id, int.from_bytes(pid, "big")))
 
         def undo() -> None:
-            session.held.discard(pid)
+            if pid in session.held:
+                session.held.discard(pid)
+                self.held.used -= 1
             if session.connection is not None:
                 pending.concerned.add(session.connection)
 
         pending.undo.append(undo)
+
+    def may_hold(self, session: Session) -> bool:
+        """Say whether one more id of QoS 2 has room."""
+        held = len(session.held)
+        if held < self.settings.max_held and self.held.fits(1, held):
+            return True
+        self.counters.over_quota += 1
+        self.notices.warn(self.mono_ns, "%r is refused QoS 2: %d of its ids wait for PUBREL", session.client_id, held)
+        return False
 
     def release(self, session: Session, pid: bytes) -> bool:
         """A client released an id with PUBREL. Says whether it was held."""
         if pid not in session.held:
             return False
         session.held.discard(pid)
+        self.held.used -= 1
         if session.persistent:
             self.touch().batch.changes.append(InboundReleased(session.client_id, int.from_bytes(pid, "big")))
         return True
@@ -321,10 +342,19 @@ class Broker(Sessions):
             else:
                 self.memories.failed(client_id, pending.mark)
 
+    def hold_all(self) -> None:
+        """More is uncommitted than there is room for in all: nobody is read any more."""
+        if not self.full:
+            self.full = True
+            for session in self.sessions.values():
+                if session.connection is not None:
+                    session.connection.hold()
+
     def relieve(self) -> None:
         """Let connections read again that were held back and need not be any more."""
         settings = self.settings
         if self.uncommitted <= settings.uncommitted_bytes_all // 2:
+            self.full = False
             for connection in [each for each in self.paused if each.may_read()]:
                 if connection in self.paused:  # none of those before has closed it
                     self.paused.discard(connection)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from waybill.mqtt import codec
 from waybill.mqtt.codec import MQTT_5
+from waybill.mqtt.limits import KIB
 from waybill.mqtt.output import Output
 from waybill.mqtt.pending import Ticket
 from waybill.mqtt.reasons import Malformed, ProtocolError, Reason
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from waybill.mqtt.session import Session
     from waybill.mqtt.settings import Answer, ConnectInfo
 
+SMALL: Final = 4 * KIB
+"""Bytes of output and input that a connection may keep without being counted."""
+
 OVERDUE: Final = {"keepalive": Reason.KEEP_ALIVE_TIMEOUT}
 """What a client of MQTT 5 is told for the answers of ``Connection.overdue``, where that is not just 0x80."""
 
@@ -38,6 +42,7 @@ class Connection(Output):
     """
 
     __slots__ = (
+        "ahead_ns",
         "asking",
         "choked",
         "client",
@@ -57,6 +62,7 @@ class Connection(Output):
         "session",
         "stuck",
         "terms",
+        "weight",
         "will",
     )
 
@@ -81,6 +87,8 @@ class Connection(Output):
         self.choked = False  # more output waits than output_bytes
         self.stuck: tuple[int, int] | None = None  # since when, and with how much output, nothing was read
         self.rest: bytearray | None = None
+        self.weight = 0  # what it has of the broker's ``buffers``
+        self.ahead_ns = broker.mono_ns  # when what it published would have been due at its rate
 
     def prove(self) -> None:
         """Let the peer's TCP say which acks have arrived."""
@@ -175,7 +183,7 @@ class Connection(Output):
                 raise ProtocolError("a session that ends with its connection cannot be kept by DISCONNECT")
             session.expiry = min(expiry, self.broker.settings.max_session_expiry)
         if reason == Reason.SUCCESS:
-            self.will = None
+            self.broker.no_will(self)
         self.broker.detach(self, "")
         self.finish()
 
@@ -247,8 +255,37 @@ class Connection(Output):
     def may_read(self) -> bool:
         """Whether nothing is left of why reading was to stop, but for what the server has uncommitted in all."""
         return (
-            not self.choked and self.asking is None and self.uncommitted <= self.broker.settings.uncommitted_bytes // 2
+            not self.choked
+            and self.asking is None
+            and self.uncommitted <= self.broker.settings.uncommitted_bytes // 2
+            and self.ahead_ns - self.broker.mono_ns <= SECOND
         )
+
+    def pace(self, count: int) -> None:
+        """Stop reading where so many messages more put the client over its rate by what it may publish in a second."""
+        now = self.broker.mono_ns
+        self.ahead_ns = max(self.ahead_ns, now) + int(count * SECOND / self.limits.publish_rate)
+        if self.ahead_ns - now > SECOND:
+            self.broker.counters.throttled += 1
+            self.hold()
+
+    def unfinished(self) -> int:
+        """Return how many bytes of input wait for the rest of their packet."""
+        return 0 if self.rest is None else len(self.rest)
+
+    def weigh(self) -> bool:
+        """Count what waits in memory, output and input. False where it is more than its share: it has to be closed."""
+        buffers = self.broker.buffers
+        weight = self.buffered() + self.unfinished()
+        if weight <= SMALL:
+            weight = 0
+        more = weight - self.weight
+        if more > 0 and not buffers.fits(more, self.weight):
+            self.broker.counters.crowded += 1
+            return False
+        buffers.used += more
+        self.weight = weight
+        return True
 
     def output_full(self) -> None:
         """The shell holds more than ``output_bytes`` that the peer does not take: do not read from it either."""
@@ -326,5 +363,11 @@ class Connection(Output):
         """The connection is gone; nothing more is written."""
         self.closed = True
         self.asking = None
+        self.rest = None
         self.broker.paused.discard(self)
         self.obuf.clear()
+
+    def gone(self) -> None:
+        """What was still in the transport is no longer in memory."""
+        self.broker.buffers.used -= self.weight
+        self.weight = 0

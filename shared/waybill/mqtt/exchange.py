@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from waybill.mqtt import groups, topics
+from waybill.mqtt import budget, groups, topics
+from waybill.mqtt.budget import Budget
 from waybill.mqtt.codec import DUP, NO_LOCAL, RETAIN
 from waybill.mqtt.groups import Grant, Group
+from waybill.mqtt.notices import Notices
 from waybill.mqtt.pending import QUIET, Pending, Route
 from waybill.mqtt.properties import EMPTY
 from waybill.mqtt.reasons import Malformed, ProtocolError, Reason
@@ -32,9 +34,6 @@ Hit: TypeAlias = "tuple[Route, bytes, bytes, int, Content]"
 
 logger = logging.getLogger(__name__)
 
-ROUTES: Final = 65_536
-"""Topics whose routes are remembered."""
-
 
 class Listener:
     """A subscription of the program itself."""
@@ -56,7 +55,11 @@ class Exchange:
         self.counters = Counters()
         self.pending = Pending()
         self.wall_ms, self.mono_ns = now
+        self.notices = Notices()
         self.routes: dict[bytes, Route] = {}
+        self.route_bytes = 0
+        self.queues = Budget(settings.queue_bytes_all)
+        self.filters = Budget(settings.subscription_bytes)
         kept = {
             topic: RetainedMessage(each.qos, each.payload, each.properties, on_clock(each.expires_ms, now))
             for topic, each in saved.retained.items()
@@ -68,7 +71,7 @@ class Exchange:
 
     def resolve(self, topic: bytes) -> Route:
         """Check a topic name and find who gets it. Raises Malformed."""
-        if not topics.valid_topic(topic, self.settings.max_levels):
+        if not topics.valid_topic(topic, self.settings.max_levels, self.settings.max_topic):
             raise Malformed(f"not a topic name: {topic[:64]!r}", Reason.TOPIC_NAME_INVALID)
         found = self._tree.match(topic)
         route = QUIET
@@ -78,15 +81,26 @@ class Exchange:
                 tuple(each for each in found if isinstance(each, Group)),
                 tuple(each.callback for each in found if isinstance(each, Listener)),
             )
-        if len(self.routes) >= ROUTES:
-            self.routes.clear()
+        cost = budget.ROUTE + len(topic) + budget.TARGET * len(found)
+        if self.route_bytes + cost > self.settings.route_bytes:
+            self.forget_routes()
+        self.route_bytes += cost
         self.routes[topic] = route
         return route
 
+    def forget_routes(self) -> None:
+        """Find the routes of all topics anew."""
+        self.routes.clear()
+        self.route_bytes = 0
+
     def _subscribe(self, session: Session, pattern: str, subscription: Subscription) -> None:
         """Make or replace a subscription of a session."""
+        if pattern not in session.subscriptions:
+            cost = budget.subscription(pattern)
+            session.subscribed += cost
+            self.filters.used += cost
         session.subscriptions[pattern] = subscription
-        self.routes.clear()
+        self.forget_routes()
         share, rest = groups.split(pattern)
         if not share:
             self._tree.add(pattern, session, subscription)
@@ -100,7 +114,10 @@ class Exchange:
     def _unsubscribe(self, session: Session, pattern: str) -> None:
         """End a subscription of a session."""
         del session.subscriptions[pattern]
-        self.routes.clear()
+        cost = budget.subscription(pattern)
+        session.subscribed -= cost
+        self.filters.used -= cost
+        self.forget_routes()
         share, rest = groups.split(pattern)
         if not share:
             self._tree.remove(pattern, session)
@@ -114,7 +131,7 @@ class Exchange:
     def check_filter(self, pattern: str, options: int = 0) -> None:
         """Check what somebody wants to subscribe to. Raises Malformed."""
         if not groups.valid_share(pattern) or not topics.valid_filter(
-            groups.split(pattern)[1], self.settings.max_levels
+            groups.split(pattern)[1], self.settings.max_levels, self.settings.max_topic
         ):
             raise Malformed(f"not a topic filter: {pattern[:64]!r}", Reason.TOPIC_FILTER_INVALID)
         if options & NO_LOCAL and pattern.startswith(groups.SHARE):
@@ -197,6 +214,8 @@ class Exchange:
             out = session.enqueue(*args)
         if out is None:
             self.counters.dropped += 1
+            text = "the queue of %r is full with %d messages of %d bytes; what comes for it is dropped"
+            self.notices.warn(self.mono_ns, text, session.client_id, session.queued, session.queued_bytes)
         return out
 
     def _expire(self, session: Session) -> bool:
@@ -273,11 +292,11 @@ class Exchange:
             raise Malformed(f"not a topic filter: {pattern[:64]!r}")
         listener = Listener(callback)
         self._tree.add(pattern, listener, (2, 0))
-        self.routes.clear()
+        self.forget_routes()
 
         def end() -> None:
             self._tree.remove(pattern, listener)
-            self.routes.clear()
+            self.forget_routes()
 
         return end
 

@@ -60,11 +60,10 @@ class Output:
         ticket.size += size
         self.uncommitted += size
         broker.uncommitted += size
-        if (
-            self.uncommitted > broker.settings.uncommitted_bytes
-            or broker.uncommitted > broker.settings.uncommitted_bytes_all
-        ):
+        if self.uncommitted > broker.settings.uncommitted_bytes:
             self.hold()
+        if broker.uncommitted > broker.settings.uncommitted_bytes_all:
+            broker.hold_all()
 
     def settle(self, ticket: Ticket) -> None:
         """The commit of a ticket returned, or failed: its bytes no longer count."""

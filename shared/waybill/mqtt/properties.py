@@ -91,6 +91,10 @@ Properties: TypeAlias = "dict[int, int | bytes]"
 
 VARIABLE_BYTES: Final = 4
 
+MOST_BYTES: Final = 64 * 1024
+MOST_USER: Final = 256
+"""Of the properties, and of the user properties, of one packet."""
+
 
 def variable(value: int) -> bytes:
     """Encode a variable byte integer (1.5.5; 3.1.1: remaining length, 2.2.3)."""
@@ -128,8 +132,14 @@ def block(data: bytes, at: int) -> tuple[bytes, int]:
 def _fields(data: bytes) -> Iterable[tuple[int, int, bytes, int]]:
     """Yield of each property the identifier, where it begins, its value, and where it ends. Raises Malformed."""
     at, size = 0, len(data)
+    users = 0
+    if size > MOST_BYTES:
+        raise Malformed(f"{size} bytes of properties; the limit is {MOST_BYTES}", 0x95)
     while at < size:
         begin, identifier = at, data[at]
+        users += identifier == USER_PROPERTY
+        if users > MOST_USER:
+            raise Malformed(f"more than {MOST_USER} user properties", 0x95)
         kind = _KINDS.get(identifier)
         if kind is None:
             raise Malformed(f"unknown property 0x{identifier:02x}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from waybill.mqtt import codec, properties
 from waybill.mqtt.codec import MQTT_5
-from waybill.mqtt.connection import Connection
+from waybill.mqtt.connection import SMALL, Connection
 from waybill.mqtt.limits import KIB
 from waybill.mqtt.pending import QUIET
 from waybill.mqtt.properties import EMPTY
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 CONNECT_LIMIT: Final = 256 * KIB
 """The largest first packet: nobody is known yet who might be allowed more."""
 
-TOPICS_ASKED: Final = 1024
-"""Topics a connection, for which the answer of ``authorize_publish`` is remembered."""
+ASKED_BYTES: Final = 16 * KIB
+ASKED_COST: Final = 128
+"""Of the topics of a connection for which the answer of ``authorize_publish`` is remembered, and what one costs
+besides."""
+
+CROWDED: Final = "too much of too many unfinished packets"
 
 NO_ID: Final = b"\0\0"
 
@@ -57,7 +61,7 @@ class Run:
 class Reader(Connection):
     """The reading half of a connection."""
 
-    __slots__ = ("_aliases", "_asked", "_mark", "_need")
+    __slots__ = ("_aliases", "_asked", "_asked_bytes", "_mark", "_need")
 
     def __init__(self, broker: Broker, limits: Limits | None = None, listener: str = "") -> None:
         super().__init__(broker, limits, listener)
@@ -65,6 +69,7 @@ class Reader(Connection):
         self._mark = 0
         self._aliases: dict[int, bytes] | None = None
         self._asked: set[bytes] | None = set() if broker.hooks.authorize_publish else None
+        self._asked_bytes = 0
 
     def feed(self, data: bytes) -> None:
         """Take what was read, at the time that the broker was told. Closes the connection where it is malformed."""
@@ -74,6 +79,9 @@ class Reader(Connection):
         if self.rest is not None:
             self.rest += data
             if len(self.rest) < self._need:
+                if len(self.rest) > SMALL and not self.weigh():
+                    self.close(CROWDED, Reason.QUOTA_EXCEEDED)
+                    return
                 if len(self.rest) - self._mark >= KIB:
                     self._mark = len(self.rest)
                     self.seen_ns = self.broker.mono_ns
@@ -106,6 +114,8 @@ class Reader(Connection):
             self.pump()
         elif self.obuf:
             self.flush()
+        if (self.weight or (self.rest is not None and len(self.rest) > SMALL)) and not self.weigh():
+            self.close(CROWDED, Reason.QUOTA_EXCEEDED)
 
     def _parse(self, data: bytes) -> None:  # noqa: C901, PLR0912, PLR0915 - one loop, no call for what every message costs
         broker = self.broker
@@ -274,6 +284,8 @@ class Reader(Connection):
             self.open += len(run.pubacks) + len(run.pubrecs or ())
             if self.open > min(settings.receive_maximum, settings.dup_window or 65_535):
                 raise Malformed("more messages than the Receive Maximum", Reason.RECEIVE_MAXIMUM_EXCEEDED)
+        if self.limits.publish_rate:
+            self.pace(len(run.publishes))
         ticket = self.broker.store(self, raw if run.pieces is None else b"".join(run.pieces), run)
         if run.pubacks:
             ticket.out.append(codec.acks(codec.PUBACK, run.pubacks))
@@ -300,8 +312,11 @@ class Reader(Connection):
             return True
         if not self.broker.allowed(allow, self.client, topic.decode()):
             return False
-        if len(asked) >= TOPICS_ASKED:
+        cost = ASKED_COST + len(topic)
+        if self._asked_bytes + cost > ASKED_BYTES:
             asked.clear()
+            self._asked_bytes = 0
+        self._asked_bytes += cost
         asked.add(topic)
         return True
 
@@ -319,7 +334,8 @@ class Reader(Connection):
     def _copy(self, h: int, pid: bytes, topic: bytes, payload: bytes, block: bytes) -> Entry | bool | None:
         """Judge a PUBLISH with DUP or of QoS 2.
 
-        None if it is to be stored, True if its id is held (QoS 2), or what it repeats (O1).
+        None if it is to be stored, True if its id is held (QoS 2), or what it repeats (O1); False if its id cannot be
+        held. Raises Malformed for that before MQTT 5, which alone can say it.
         """
         session, memory = self.session, self.memory
         if session is None or memory is None:
@@ -333,12 +349,20 @@ class Reader(Connection):
             self.prove()
             copy = memory.judge(pid, topic, payload, h, block)
         if h & 4:
-            self.broker.hold(session, pid)
+            if self.broker.may_hold(session):
+                self.broker.hold(session, pid)
+            elif copy is None:  # a copy is answered, and judged again should it come again
+                if self.terms.version < MQTT_5:
+                    raise Malformed("too many messages of QoS 2 without PUBREL", Reason.QUOTA_EXCEEDED)
+                return False
         return copy
 
     def _answer_copy(self, h: int, pid: bytes, copy: Entry | bool) -> None:  # noqa: FBT001 - see _copy
         """Owe the ack of a copy; it waits for the commit of the original (O2)."""
         broker = self.broker
+        if copy is False:
+            self.answer(codec.ack(codec.PUBREC, pid, Reason.QUOTA_EXCEEDED))
+            return
         broker.counters.duplicates += 1
         if h & 4:
             broker.counters.received_2 += 1

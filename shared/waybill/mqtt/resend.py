@@ -28,27 +28,28 @@ What stays undecidable
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
-from waybill.mqtt import properties
+from waybill.mqtt import budget, properties
+from waybill.mqtt.budget import Budget
 from waybill.mqtt.codec import MQTT_3_1_1, MQTT_5, QOS_BITS, RETAIN
 from waybill.mqtt.properties import read_variable
 from waybill.mqtt.state import DUP_WINDOW, Publish, ResendEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
 FOLD_BYTES: Final = 64 * 1024
 """Reads that one client's memory may keep alive before it makes hashes of the oldest."""
 
-MEMORY_CLIENTS: Final = 10_000
-MEMORY_ENTRIES: Final = 500_000
-"""How many clients without a connection are remembered, and how many messages of theirs in all.
+FOLD_BYTES_ALL: Final = 32 * 1024 * 1024
+"""The same of all clients: one that has more than is left of it makes hashes."""
 
-The oldest are forgotten.
-"""
+MEMORY_ENTRIES_ALL: Final = 1_000_000
+SHARE: Final = 64
+"""How many messages are remembered of all clients. One that has more than is left of it forgets its oldest, but not its
+newest ``SHARE``."""
 
 
 def fingerprint(topic: bytes, payload: bytes, flags: int, properties: bytes = b"") -> bytes:
@@ -133,6 +134,14 @@ class Chunk:
         return self.entries
 
 
+class Shared:
+    """What the memories of all clients share: how many messages, and the bytes that are not hashes yet."""
+
+    def __init__(self, messages: int = MEMORY_ENTRIES_ALL) -> None:
+        self.messages = Budget(messages)
+        self.unfolded = Budget(FOLD_BYTES_ALL)
+
+
 class ClientMemory:
     """The memory of one client. Every method is cheap but those that hash.
 
@@ -140,10 +149,12 @@ class ClientMemory:
     """
 
     __slots__ = (
+        "_counted",
         "_counts",
         "_newest",
         "_reacked",
         "_second",
+        "_shared",
         "_unfolded",
         "frozen",
         "tail",
@@ -152,8 +163,12 @@ class ClientMemory:
         "window",
     )
 
-    def __init__(self, window: int = DUP_WINDOW, saved: Sequence[ResendEntry] = ()) -> None:
+    def __init__(
+        self, window: int = DUP_WINDOW, saved: Sequence[ResendEntry] = (), shared: Shared | None = None
+    ) -> None:
         self.window = window
+        self._shared = shared or Shared()
+        self._counted = (0, 0)  # messages and bytes that ``shared`` knows of
         self.frozen: dict[Entry, None] = {Entry(pid, digest, None): None for pid, digest in saved[-window:]}
         self.tail: list[Chunk] = []  # lists, because an empty deque takes 600 bytes, and every connection has these
         self.tail_count = 0
@@ -165,9 +180,17 @@ class ClientMemory:
         self._second: dict[bytes, Chunk] = {}  # by id: QoS 2 of the tail whose PUBREL has not come
         if self.frozen:
             self._index()
+        self.count()
 
     def __len__(self) -> int:
         return len(self.frozen) + self.tail_count
+
+    def count(self, *, gone: bool = False) -> None:
+        """Tell what is remembered to what all clients share; ``gone``: nothing any more."""
+        shared, (messages, size) = self._shared, self._counted
+        self._counted = (0, 0) if gone else (len(self), self._unfolded)
+        shared.messages.used += self._counted[0] - messages
+        shared.unfolded.used += self._counted[1] - size
 
     def prove(self, acknowledged: int) -> None:
         """Forget what was acknowledged within the first ``acknowledged`` bytes sent to the present connection."""
@@ -183,10 +206,13 @@ class ClientMemory:
         if self._newest is not None and not self.tail_count and not self.frozen:
             self._newest = None
             self._counts.clear()
+        self.count()
 
     def add(self, publishes: Sequence[Publish], count: int, size: int, commit: Commit) -> Chunk:
         """Remember ``count`` messages (those with a packet id) of a read of ``size`` bytes that ``commit`` stores."""
+        size += budget.PUBLISH * len(publishes)
         chunk = Chunk(publishes, count, size, commit)
+        shared = self._shared
         self.touched = True
         self.tail.append(chunk)
         self.tail_count += count
@@ -195,11 +221,14 @@ class ClientMemory:
             self._fold(chunk)
             for entry in chunk.entries:
                 self._enter(entry)
-        elif self._unfolded > FOLD_BYTES:
+        elif self._unfolded > FOLD_BYTES or not shared.unfolded.fits(0, self._unfolded):
             for each in self.tail:
                 self._fold(each)
-        if self.tail_count + len(self.frozen) > self.window:
-            self._trim()
+        self.count()
+        most = min(self.window, max(SHARE, shared.messages.limit - shared.messages.used))
+        if self.tail_count + len(self.frozen) > most:
+            self._trim(most)
+            self.count()
         return chunk
 
     def hold(self, chunk: Chunk, packet_ids: Sequence[bytes]) -> None:
@@ -225,6 +254,7 @@ class ClientMemory:
         newest = (self._newest or {}).get(int.from_bytes(pid, "big"))
         if newest is None:
             return None
+        self.count()
         digest = fingerprint(topic, payload, flags, properties)
         return newest if newest.digest == digest and self._counts.get(digest) == 1 else None
 
@@ -250,6 +280,7 @@ class ClientMemory:
             self._index()
         changed = self.touched
         self.touched = False
+        self.count()
         return changed
 
     def disconnected(self) -> None:
@@ -259,6 +290,7 @@ class ClientMemory:
             self._drop(chunk)
         for entry in [entry for entry in self.frozen if entry.stored]:
             self._forget_frozen(entry)
+        self.count()
 
     def clear(self) -> None:
         """Forget everything: the client begins a new session and sends nothing again (MQTT 5.0, 4.4)."""
@@ -270,6 +302,7 @@ class ClientMemory:
         self.touched = self.touched or bool(len(self))
         self.frozen.clear()
         self.tail_count = self._unfolded = 0
+        self.count()
 
     def failed(self, commit: Commit) -> None:
         """``commit`` failed: its messages were never stored (O2)."""
@@ -280,6 +313,7 @@ class ClientMemory:
             self._forget_frozen(entry)
         if self._newest is not None:
             self._index()  # an older use of an id may be its newest again
+        self.count()
 
     def saved(self) -> tuple[ResendEntry, ...]:
         """Return the frozen messages as the store keeps them."""
@@ -338,12 +372,12 @@ class ClientMemory:
             self._leave(entry)
             self.touched = True
 
-    def _trim(self) -> None:
-        """Forget the oldest beyond the window."""
-        excess = len(self) - self.window
+    def _trim(self, most: int) -> None:
+        """Forget the oldest beyond ``most``."""
+        excess = len(self) - most
         for entry in list(self.frozen)[:excess]:
             self._forget_frozen(entry)
-        excess = len(self) - self.window
+        excess = len(self) - most
         while excess > 0:
             chunk = self.tail[0]
             if chunk.count <= excess:
@@ -356,57 +390,3 @@ class ClientMemory:
             chunk.count -= excess
             self.tail_count -= excess
             excess = 0
-
-
-class Memories:
-    """The memories of all clients; those without a connection are bounded, the longest gone is forgotten first."""
-
-    def __init__(
-        self,
-        window: int = DUP_WINDOW,
-        clients: int = MEMORY_CLIENTS,
-        entries: int = MEMORY_ENTRIES,
-        saved: Mapping[str, Sequence[ResendEntry]] | None = None,
-    ) -> None:
-        self.window = window
-        self._max_clients = clients
-        self._max_entries = entries
-        self._away: OrderedDict[str, ClientMemory] = OrderedDict()
-        self._away_entries = 0
-        for client, remembered in (saved or {}).items():
-            self.leave(client, ClientMemory(window, remembered))
-
-    def __len__(self) -> int:
-        return len(self._away)
-
-    def enter(self, client: str) -> ClientMemory:
-        """Return the memory of a client that has connected; it is the connection's until ``leave``."""
-        memory = self._away.pop(client, None)
-        if memory is None:
-            return ClientMemory(self.window)
-        self._away_entries -= len(memory)
-        return memory
-
-    def leave(self, client: str, memory: ClientMemory) -> list[str]:
-        """Keep a frozen memory while its client is away; returns the clients forgotten for it."""
-        forgotten: list[str] = []
-        if len(memory):
-            self._away[client] = memory
-            self._away_entries += len(memory)
-        while len(self._away) > self._max_clients or self._away_entries > self._max_entries:
-            oldest, dropped = self._away.popitem(last=False)
-            self._away_entries -= len(dropped)
-            forgotten.append(oldest)
-        return forgotten
-
-    def get(self, client: str) -> ClientMemory | None:
-        """Return the memory of a client that is away."""
-        return self._away.get(client)
-
-    def failed(self, client: str, commit: Commit) -> None:
-        """Take the messages of a failed commit out of the memory of a client that is away (O2)."""
-        memory = self._away.get(client)
-        if memory is not None:
-            self._away_entries -= len(memory)
-            memory.failed(commit)
-            self._away_entries += len(memory)

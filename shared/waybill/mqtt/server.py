@@ -311,6 +311,8 @@ class MqttServer:
             self.tick()
             now = self.broker.mono_ns
             for wire in list(self.wires):
+                if wire.weight:
+                    wire.weigh()
                 if wire.closed:
                     if now > wire.close_at * 1_000_000_000:
                         wire.abort()
@@ -320,3 +322,4 @@ class MqttServer:
                     self.broker.counters.timed_out += 1
                     wire.close(reason, OVERDUE.get(reason, Reason.UNSPECIFIED))
             self.broker.sweep()
+            self.broker.relieve()

@@ -11,17 +11,21 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from waybill.mqtt import codec
+from waybill.mqtt import budget, codec
+from waybill.mqtt.budget import Budget
 from waybill.mqtt.codec import DUP, MQTT_5, QOS_BITS, RETAIN
 from waybill.mqtt.terms import Terms, remaining
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from waybill.mqtt.connection import Connection
     from waybill.mqtt.groups import Group
     from waybill.mqtt.properties import Content
     from waybill.mqtt.state import SavedSession, Subscription
 
 IDS: Final = 65535
+ENDLESS: Final = 1 << 62
 QOS_1: Final = 1
 QOS_2: Final = 2
 
@@ -76,6 +80,8 @@ class Session:
     """The state of one client id. ``persistent``: it is in the store, because it outlives its connection.
 
     ``expiry``: how long after that, seconds; 0: it ends with the connection, NEVER: it does not expire.
+    ``room``: what the queues of all sessions share, in bytes with what a message costs. ``subscribed``: what the
+    subscriptions cost.
     """
 
     __slots__ = (
@@ -88,12 +94,14 @@ class Session:
         "persistent",
         "queued",
         "queued_bytes",
+        "room",
+        "subscribed",
         "subscriptions",
         "version",
         "waiting",
     )
 
-    def __init__(self, client_id: str, version: int, expiry: int) -> None:
+    def __init__(self, client_id: str, version: int, expiry: int, room: Budget | None = None) -> None:
         self.client_id = client_id
         self.version = version
         self.expiry = expiry
@@ -106,16 +114,19 @@ class Session:
         self.next_n = 1
         self.queued = 0  # uncommitted, waiting and in flight
         self.queued_bytes = 0
+        self.room = room or Budget(ENDLESS)
+        self.subscribed = 0
 
     @classmethod
-    def restored(cls, client_id: str, saved: SavedSession, window: int, now: tuple[int, int]) -> Session:
+    def restored(
+        cls, client_id: str, saved: SavedSession, window: int, now: tuple[int, int], room: Budget | None = None
+    ) -> Session:
         """Rebuild a persistent session. What may have been sent before carries DUP (3.3.1.1).
 
         ``now``: wall time in ms and the broker's clock in ns.
         """
-        session = cls(client_id, saved.version, saved.expiry)
+        session = cls(client_id, saved.version, saved.expiry, room)
         session.persistent = True
-        session.subscriptions.update(saved.subscriptions)
         session.held.update(pid.to_bytes(2, "big") for pid in saved.inbound)
         for index, message in enumerate(saved.queue):
             flags = message.qos << 1 | message.retain | (DUP if index < window else 0)
@@ -126,8 +137,7 @@ class Session:
                 session.flight[packet_id(out.n)] = out
             else:
                 session.waiting.append(out)
-            session.queued += 1
-            session.queued_bytes += out.size
+            session._add(out)
             session.next_n = out.n + 1
         return session
 
@@ -141,22 +151,39 @@ class Session:
         expires_ns: int = 0,
         chosen: tuple[Group, Content] | None = None,
     ) -> Outgoing | None:
-        """Number a new message; None where ``limit`` (messages, bytes) is reached.
+        """Number a new message; None where ``limit`` (messages, bytes) or what all share is reached.
 
         It is sent once it is in ``waiting``.
         """
         out = Outgoing(self.next_n, flags, topic, payload, block, expires_ns, chosen)
-        if self.queued >= limit[0] or self.queued_bytes + out.size > limit[1]:
+        size = self.queued_bytes + out.size
+        if self.queued >= limit[0] or size > limit[1] or not self.room.fits(out.size + budget.QUEUED, self.cost):
             return None
         self.next_n += 1
+        self._add(out)
+        return out
+
+    def _add(self, out: Outgoing) -> None:
         self.queued += 1
         self.queued_bytes += out.size
-        return out
+        self.room.used += out.size + budget.QUEUED
 
     def cancel(self, out: Outgoing) -> None:
         """Take back a message that is not in ``waiting``."""
         self.queued -= 1
         self.queued_bytes -= out.size
+        self.room.used -= out.size + budget.QUEUED
+
+    @property
+    def cost(self) -> int:
+        """What the queue costs of ``room``."""
+        return self.queued_bytes + budget.QUEUED * self.queued
+
+    def end(self) -> None:
+        """Give back what is shared; what may still be in the making is on its own account."""
+        self.room.used -= self.cost
+        self.room = Budget(ENDLESS)
+        self.room.used = self.cost
 
     def send(
         self, buffer: list[bytes], window: int, room: int, terms: Terms, now_ns: int
@@ -232,6 +259,18 @@ class Session:
             for out in expired:
                 self.cancel(out)
         return expired
+
+    def withdraw(self, goes: Callable[[Outgoing], bool]) -> list[Outgoing]:
+        """Drop what waits and what is in flight, but for QoS 2 that the client has said it has; return it."""
+        flight = [pid for pid, out in self.flight.items() if not out.received and goes(out)]
+        dropped = [self._done(pid, self.flight[pid]) for pid in flight]
+        waiting = [out for out in self.waiting if goes(out)]
+        if waiting:
+            gone = set(map(id, waiting))
+            self.waiting = deque(out for out in self.waiting if id(out) not in gone)
+            for out in waiting:
+                self.cancel(out)
+        return dropped + waiting
 
     def acknowledged(self, pid: bytes) -> Outgoing | None:
         """PUBACK. Returns what is done with it; None for an id that was not waiting for it."""

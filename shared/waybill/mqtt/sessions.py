@@ -6,20 +6,23 @@ import logging
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final, ParamSpec
 
-from waybill.mqtt import codec, properties, topics
+from waybill.mqtt import budget, codec, groups, properties, topics
+from waybill.mqtt.budget import Budget
 from waybill.mqtt.codec import MQTT_5, NEVER, ConnackCode, Connect
 from waybill.mqtt.exchange import Exchange
+from waybill.mqtt.memories import Memories
 from waybill.mqtt.reasons import Malformed, Reason
-from waybill.mqtt.resend import Memories
 from waybill.mqtt.session import Session
 from waybill.mqtt.settings import Client, ConnectInfo
 from waybill.mqtt.state import (
     Arrival,
+    Dequeued,
     RetainCleared,
     SavedState,
     SessionDeleted,
     SessionLeft,
     SessionOpened,
+    Unsubscribed,
 )
 from waybill.mqtt.terms import PLAIN, SECOND, Terms
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from waybill.mqtt.connection import Connection
     from waybill.mqtt.limits import Limits
     from waybill.mqtt.pending import Pending
+    from waybill.mqtt.session import Outgoing
     from waybill.mqtt.settings import Answer, Hooks, Settings
 
 P = ParamSpec("P")
@@ -58,14 +62,27 @@ class Sessions(Exchange):
         self.hooks = hooks
         self.new_id = new_id
         self.committing: Pending | None = None
+        self.uncommitted = 0
+        self.full = False  # more than uncommitted_bytes_all
+        self.paused: set[Connection] = set()
+        self.buffers = Budget(settings.buffer_bytes_all)
         self.sessions: dict[str, Session] = {}
-        self.memories = Memories(settings.dup_window, settings.memory_clients, settings.memory_entries, saved.memories)
+        self.memories = Memories(
+            settings.dup_window,
+            settings.memory_clients,
+            settings.memory_entries,
+            saved.memories,
+            settings.memory_entries_all,
+        )
         self._persistent = 0
         self._expiring: dict[str, int] = {}
         self._delayed: dict[str, tuple[int, Client, Will]] = {}
+        self.wills = Budget(settings.will_bytes)
+        self.held = Budget(settings.max_held_all)
         for client_id, each in saved.sessions.items():
-            session = self.sessions[client_id] = Session.restored(client_id, each, settings.inflight, now)
+            session = self.sessions[client_id] = Session.restored(client_id, each, settings.inflight, now, self.queues)
             self._persistent += 1
+            self.held.used += len(session.held)
             for pattern, subscription in each.subscriptions.items():
                 self._subscribe(session, pattern, subscription)
             if each.expiry != NEVER:  # counted from now where it had a connection when the last run ended
@@ -94,7 +111,7 @@ class Sessions(Exchange):
         elif packet.user is not None and len(packet.user.encode()) > USER_BYTES:
             code = ConnackCode.BAD_CREDENTIALS
         client_id = client_id or self.new_id()
-        if will is not None and not topics.valid_topic(will.topic, self.settings.max_levels):
+        if will is not None and not topics.valid_topic(will.topic, self.settings.max_levels, self.settings.max_topic):
             raise Malformed("the will's topic is no topic name", Reason.TOPIC_NAME_INVALID)
         if code is not None:
             self._refuse(connection, packet, code)
@@ -129,7 +146,11 @@ class Sessions(Exchange):
         if not code:
             known = self.sessions.get(client_id)
             new = packet.expiry > 0 and (known is None or not known.persistent)
-            if new and self._persistent >= self.settings.max_sessions:
+            full = will is not None and not self.wills.fits(_cost(will))
+            if full or (new and self._persistent >= self.settings.max_sessions):
+                self.counters.over_quota += 1
+                text = "%r is refused: there is no room for its %s"
+                self.notices.warn(self.mono_ns, text, client_id, "will" if full else "session")
                 code = Reason.QUOTA_EXCEEDED if packet.version == MQTT_5 else ConnackCode.UNAVAILABLE
             elif not terms.takes(codec.connack(packet.version, ConnackCode.ACCEPTED, present=False, said=said)):
                 code = Reason.PACKET_TOO_LARGE
@@ -137,6 +158,7 @@ class Sessions(Exchange):
             self._refuse(connection, packet, code)
             return
         connection.client, connection.terms, connection.will = client, terms, will
+        self.wills.used += _cost(will) if will is not None else 0
         connection.keepalive_ns = keepalive * SECOND
         connection.seen_ns = self.mono_ns
         self._bind(connection, packet.clean, expiry, said)
@@ -159,6 +181,31 @@ class Sessions(Exchange):
         if client is None:
             return
         client_id, version = client.client_id, client.version
+        session, present = self._session(client, clean, expiry)
+        session.connection = connection
+        connection.session = session
+        connection.memory = memory = self.memories.enter(client_id)
+        memory.window = self.settings.dup_window
+        if version == MQTT_5:
+            memory.window = min(memory.window, self.settings.receive_maximum)
+            if not present:  # 5.0, 4.4: nothing of an earlier session is sent again, so a DUP is no copy of it
+                memory.clear()
+        if memory.freeze():
+            self._freeze(client_id)
+        if self.full:
+            connection.hold()
+        answer = codec.connack(version, ConnackCode.ACCEPTED, present=present, said=said)
+        if any(client_id in each.sessions for each in (self.pending, self.committing) if each is not None):
+            # a state that is not durable yet must not be promised, nor PUBREL be sent from it
+            connection.owe().out.append(answer)
+            self.pending.after.append(lambda error: self._welcome(connection) if error is None else None)
+        else:
+            connection.push(answer)
+            self._welcome(connection)
+
+    def _session(self, client: Client, clean: bool, expiry: int) -> tuple[Session, bool]:  # noqa: FBT001 - a field
+        """Return the session for a new connection of a client, and whether it was there before (3.2.2.2)."""
+        client_id, version = client.client_id, client.version
         self._due(client_id)
         session = self.sessions.get(client_id)
         if session is not None and session.connection is not None:
@@ -171,35 +218,58 @@ class Sessions(Exchange):
         present = session is not None
         changed = False
         if session is None:
-            session = self.sessions[client_id] = Session(client_id, version, expiry)
+            session = self.sessions[client_id] = Session(client_id, version, expiry, self.queues)
             self._persistent += session.persistent
             changed = session.persistent
         else:  # what its deadline was is no longer so; nor will the will come (5.0, 3.1.3.2.2)
             left = self._expiring.pop(client_id, None)
             changed = left is not None or (session.version, session.expiry) != (version, expiry)
-            self._delayed.pop(client_id, None)
+            waiting = self._delayed.pop(client_id, None)
+            self.wills.used -= _cost(waiting[2]) if waiting is not None else 0
             session.version, session.expiry = version, expiry
+            changed = self._recheck(session, client) or changed
         if changed:
             self.touch().batch.changes.append(SessionOpened(client_id, version, expiry))
             self.pending.sessions.add(client_id)
-        session.connection = connection
-        connection.session = session
-        connection.memory = memory = self.memories.enter(client_id)
-        memory.window = self.settings.dup_window
-        if version == MQTT_5:
-            memory.window = min(memory.window, self.settings.receive_maximum)
-            if not present:  # 5.0, 4.4: nothing of an earlier session is sent again, so a DUP is no copy of it
-                memory.clear()
-        if memory.freeze():
-            self._freeze(client_id)
-        answer = codec.connack(version, ConnackCode.ACCEPTED, present=present, said=said)
-        if any(client_id in each.sessions for each in (self.pending, self.committing) if each is not None):
-            # a state that is not durable yet must not be promised, nor PUBREL be sent from it
-            connection.owe().out.append(answer)
-            self.pending.after.append(lambda error: self._welcome(connection) if error is None else None)
-        else:
-            connection.push(answer)
-            self._welcome(connection)
+        return session, present
+
+    def _recheck(self, session: Session, client: Client) -> bool:
+        """Take from a session that goes on what its client may no longer have; says whether there was any.
+
+        Subscriptions that are not allowed now, and the messages that waited for them alone.
+        """
+        allow = self.hooks.authorize_subscribe
+        if allow is None:
+            return False
+        rest = {pattern: groups.split(pattern)[1] for pattern in session.subscriptions}
+        lost = [pattern for pattern, name in rest.items() if not self.allowed(allow, client, name)]
+        if not lost:
+            return False
+        changes = self.touch().batch.changes
+        for pattern in lost:
+            self._unsubscribe(session, pattern)
+            if session.persistent:
+                changes.append(Unsubscribed(session.client_id, pattern))
+        theirs = [topics.matcher(rest[pattern]).fullmatch for pattern in lost]
+        kept = [topics.matcher(rest[pattern]).fullmatch for pattern in session.subscriptions]
+
+        def goes(out: Outgoing) -> bool:
+            return any(each(out.topic) for each in theirs) and not any(each(out.topic) for each in kept)
+
+        outs = session.withdraw(goes)
+        for pending in (self.pending, self.committing):
+            if pending is not None:
+                early = [out for each, out in pending.queued if each is session and goes(out)]
+                gone = set(map(id, early))
+                pending.queued = [each for each in pending.queued if id(each[1]) not in gone]
+                for out in early:
+                    session.cancel(out)
+                outs += early
+        changes += [Dequeued(session.client_id, out.n) for out in outs]
+        self.counters.removed += len(lost) + len(outs)
+        text = "%r may no longer subscribe to %r: that is ended, and %d messages are dropped"
+        self.notices.warn(self.mono_ns, text, client.client_id, lost, len(outs))
+        return True
 
     def _answer(self, packet: Connect, client_id: str, expiry: int, limits: Limits) -> tuple[int, bytes]:
         """Return the keepalive in force, and what CONNACK tells a client of MQTT 5 besides success (3.2.2.3).
@@ -240,6 +310,9 @@ class Sessions(Exchange):
         self._hand_on(session)
         for pattern in list(session.subscriptions):
             self._unsubscribe(session, pattern)
+        session.end()
+        self.held.used -= len(session.held)
+        session.held.clear()
         if self.sessions.get(client_id) is session:
             del self.sessions[client_id]
         self._expiring.pop(client_id, None)
@@ -278,6 +351,12 @@ class Sessions(Exchange):
             self._will(client, will)
         self._tell(self.hooks.on_disconnected, client, reason)
 
+    def no_will(self, connection: Connection) -> None:
+        """A client takes its will off."""
+        will, connection.will = connection.will, None
+        if will is not None:
+            self.wills.used -= _cost(will)
+
     def turned_away(self, address: str, reason: str) -> None:
         """A connection is closed that never was accepted."""
         self._tell(self.hooks.on_turned_away, address, reason)
@@ -313,6 +392,7 @@ class Sessions(Exchange):
 
     def _will(self, client: Client, will: Will) -> None:
         self.counters.wills += 1
+        self.wills.used -= _cost(will)
         content = will.content
         flags = will.qos << 1 | will.retain
         pid = b"\0\0" if will.qos else b""
@@ -324,3 +404,7 @@ class Sessions(Exchange):
         )
         route = self.routes.get(will.topic) or self.resolve(will.topic)
         self._route((route, will.topic, will.payload, flags, content), client.client_id)
+
+
+def _cost(will: Will) -> int:
+    return budget.will(will.topic, will.payload, will.content.kept)

@@ -8,7 +8,8 @@ from typing import TypeAlias
 
 from waybill.mqtt.codec import NEVER, ConnackCode
 from waybill.mqtt.limits import KIB, MIB, Limits
-from waybill.mqtt.resend import MEMORY_CLIENTS, MEMORY_ENTRIES
+from waybill.mqtt.memories import MEMORY_CLIENTS, MEMORY_ENTRIES
+from waybill.mqtt.resend import MEMORY_ENTRIES_ALL
 from waybill.mqtt.state import DUP_WINDOW
 
 
@@ -25,17 +26,31 @@ class Settings(Limits):
     ``topic_aliases``: of one connection of MQTT 5, in each direction. A higher one ends it with 0x94.
     ``max_session_expiry``: seconds; a client of MQTT 5 that wants more is told this.
     ``queue_messages``, ``queue_bytes``: of QoS 1 and 2 waiting for one session; what comes when they are full is
-    dropped and counted.
+    dropped, counted (``dropped``) and logged. ``queue_bytes_all``: of all sessions together, with what a message costs
+    besides its bytes; no session may have more than is left of it.
     ``output_bytes``: unsent output of a connection; beyond it QoS 0 is dropped and counted, QoS 1 and 2 wait in the
     queue, and nothing more is read from it.
-    ``uncommitted_bytes``, ``uncommitted_bytes_all``: of one connection and of all; beyond them reading pauses until
-    half is committed.
-    ``retained_messages``, ``retained_bytes``: beyond them a retained message is delivered but not kept, and counted.
+    ``buffer_bytes_all``: unsent output and unfinished packets of all connections; one that has more than is left of it
+    is closed and counted (``crowded``).
+    ``uncommitted_bytes``, ``uncommitted_bytes_all``: of one connection and of all, with what a message costs besides
+    its bytes; beyond them reading pauses until half is committed, beyond the second that of every connection.
+    ``retained_messages``, ``retained_bytes``: beyond them a retained message is delivered but not kept, and counted
+    (``unretained``).
+    ``will_bytes``: of all wills that may still come; a client whose will has no room is refused with CONNACK 3 or 0x97.
     ``max_sessions``: persistent ones; a client that needs one more is answered with CONNACK 3 or 0x97.
-    ``max_subscriptions``: of one client; more are answered with SUBACK 0x80 or 0x97. ``max_levels``: of a topic or a
-    filter.
-    ``dup_window``, ``memory_clients``, ``memory_entries``: of the resend memory, see :mod:`waybill.mqtt.resend`.
+    ``max_subscriptions``: of one client. ``subscription_bytes``: what all subscriptions cost; no session may have more
+    than is left of it. More are answered with SUBACK 0x80 or 0x97.
+    ``max_held``, ``max_held_all``: packet ids of QoS 2 from one client, and from all, that wait for PUBREL; no client
+    may have more than is left of the second. A PUBLISH beyond is not stored: MQTT 5 answers PUBREC 0x97, 3.1.1 closes.
+    What is refused for want of room in these five is counted (``over_quota``).
+    ``max_topic``, ``max_levels``: bytes and levels of a topic or a filter; beyond them the connection is closed.
+    ``route_bytes``: what is remembered of who gets which topic; at the limit all of it is found anew.
+    ``dup_window``, ``memory_clients``, ``memory_entries``, ``memory_entries_all``: of the resend memory, see
+    :mod:`waybill.mqtt.resend`.
     ``close_timeout``: how long ``close()`` waits for the last commit and for output to leave.
+
+    What cannot be set: a first packet of 256 KiB, a client id and a user name of 1 KiB each, 1,024 filters in a
+    SUBSCRIBE, 64 KiB of properties and 256 user properties in a packet. Beyond them a connection is closed, or refused.
     """
 
     stall_timeout: float = 60.0
@@ -44,17 +59,26 @@ class Settings(Limits):
     max_session_expiry: int = NEVER
     queue_messages: int = 50_000
     queue_bytes: int = 16 * MIB
+    queue_bytes_all: int = 256 * MIB
     output_bytes: int = 256 * KIB
-    uncommitted_bytes: int = MIB
+    buffer_bytes_all: int = 128 * MIB
+    uncommitted_bytes: int = 4 * MIB
     uncommitted_bytes_all: int = 64 * MIB
     retained_messages: int = 100_000
     retained_bytes: int = 64 * MIB
+    will_bytes: int = 32 * MIB
     max_sessions: int = 20_000
     max_subscriptions: int = 1_000
+    subscription_bytes: int = 128 * MIB
+    max_held: int = 65_535
+    max_held_all: int = 500_000
+    max_topic: int = 1024
     max_levels: int = 64
+    route_bytes: int = 32 * MIB
     dup_window: int = DUP_WINDOW
     memory_clients: int = MEMORY_CLIENTS
     memory_entries: int = MEMORY_ENTRIES
+    memory_entries_all: int = MEMORY_ENTRIES_ALL
     close_timeout: float = 5.0
 
 
@@ -151,9 +175,12 @@ class Counters:
     ``received``, ``sent``: PUBLISH packets by QoS. ``duplicates``: copies that were acknowledged and not stored (O1,
     QoS 2).
     ``dropped``: messages for a subscriber that did not keep up; ``expired``: those that no longer counted, or were
-    larger than the subscriber takes; ``unretained``: not kept at the limit.
+    larger than the subscriber takes; ``unretained``: not kept at the limit; ``over_quota``: clients, subscriptions and
+    QoS 2 messages that were refused for want of room; ``removed``: subscriptions of a session, and messages that
+    waited for them, that its client may no longer have. ``throttled``: how often a client was not read because it
+    published faster than ``publish_rate``.
     ``malformed``, ``denied``, ``refused`` (CONNECT), ``over_limit`` (connections), ``handshakes_failed`` (TLS,
-    WebSocket), ``timed_out``: why connections ended.
+    WebSocket), ``timed_out``, ``crowded`` (too much unsent or unfinished): why connections ended.
     """
 
     connections: int = 0
@@ -163,6 +190,7 @@ class Counters:
     over_limit: int = 0
     handshakes_failed: int = 0
     timed_out: int = 0
+    crowded: int = 0
     malformed: int = 0
     denied: int = 0
     taken_over: int = 0
@@ -178,6 +206,9 @@ class Counters:
     dropped: int = 0
     expired: int = 0
     unretained: int = 0
+    over_quota: int = 0
+    removed: int = 0
+    throttled: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     commits: int = 0

@@ -9,9 +9,14 @@ S = TypeVar("S")
 V = TypeVar("V")
 
 
-def valid_topic(topic: bytes, max_levels: int) -> bool:
-    """Say whether a PUBLISH may use this topic name: 1 byte or more of UTF-8, no wildcard, no U+0000, not too deep."""
-    if not topic or b"+" in topic or b"#" in topic or b"\0" in topic or topic.count(b"/") >= max_levels:
+def valid_topic(topic: bytes, max_levels: int, max_bytes: int = 65_535) -> bool:
+    """Say whether a PUBLISH may use this topic name.
+
+    1 byte or more of UTF-8, no wildcard, no U+0000, not too deep, not too long.
+    """
+    if not 0 < len(topic) <= max_bytes:
+        return False
+    if b"+" in topic or b"#" in topic or b"\0" in topic or topic.count(b"/") >= max_levels:
         return False
     try:
         topic.decode()
@@ -20,9 +25,9 @@ def valid_topic(topic: bytes, max_levels: int) -> bool:
     return True
 
 
-def valid_filter(pattern: str, max_levels: int) -> bool:
+def valid_filter(pattern: str, max_levels: int, max_bytes: int = 65_535) -> bool:
     """Say whether a filter is well formed: wildcards stand alone in their level, ``#`` only in the last one."""
-    if not pattern or "\0" in pattern:
+    if not pattern or "\0" in pattern or len(pattern.encode()) > max_bytes:
         return False
     levels = pattern.split("/")
     if len(levels) > max_levels or any("#" in level for level in levels[:-1]):

@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING, Final, cast
 
 from waybill.mqtt.codec import ConnackCode
+from waybill.mqtt.connection import SMALL
 from waybill.mqtt.reader import Reader
 
 if TYPE_CHECKING:
@@ -64,7 +65,17 @@ def address_of(transport: asyncio.BaseTransport) -> str:
 class Wire(Reader, asyncio.Protocol):
     """A connection on an asyncio transport, at a listener of ``server``."""
 
-    __slots__ = ("_admitted", "_answer", "_base", "_listener", "_server", "_socket", "_transport", "close_at")
+    __slots__ = (
+        "_admitted",
+        "_answer",
+        "_base",
+        "_crowded",
+        "_listener",
+        "_server",
+        "_socket",
+        "_transport",
+        "close_at",
+    )
 
     proves = True
     """Whether what TCP acknowledged is what this connection wrote."""
@@ -79,6 +90,7 @@ class Wire(Reader, asyncio.Protocol):
         self._answer: asyncio.Task[None] | None = None
         self._socket: socket.socket | None = None
         self._base = 0
+        self._crowded = ""
         self.close_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -130,6 +142,8 @@ class Wire(Reader, asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """The output has drained."""
+        if self.weight:
+            self.weigh()
         if not self.closed:
             self._server.tick()
             self.output_free()
@@ -138,11 +152,12 @@ class Wire(Reader, asyncio.Protocol):
         """End; the socket is still open here, so what it acknowledged can be read."""
         self._server.tick()
         if not self.closed:
-            self.broker.detach(self, f"connection lost: {exc}" if exc else "connection lost")
+            self.broker.detach(self, self._crowded or (f"connection lost: {exc}" if exc else "connection lost"))
             self.lost()
         if self._socket is not None:
             self._socket.detach()  # the transport closes it
             self._socket = None
+        self.gone()
         if self._admitted:
             self._server.leave(self._listener, self._admitted)
             self._server.forget(self)
@@ -177,8 +192,11 @@ class Wire(Reader, asyncio.Protocol):
         return (tls.getpeercert(binary_form=True) if tls is not None else None), address_of(self._transport)
 
     def write(self, data: bytes) -> None:
-        """Send."""
+        """Send; a connection that leaves more than its share unread is cut off."""
         self._transport.write(data)
+        if (self.weight or self._transport.get_write_buffer_size() > SMALL) and not self.weigh():
+            self._crowded = "it leaves too much unread, and so do others"
+            self._transport.abort()
 
     def shut(self) -> None:
         """Close when the output has left, or when it takes too long."""

@@ -18,8 +18,10 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from waybill.mqtt.connection import SMALL
 from waybill.mqtt.limits import KIB
-from waybill.mqtt.reader import CONNECT_LIMIT
+from waybill.mqtt.reader import CONNECT_LIMIT, CROWDED
+from waybill.mqtt.reasons import Reason
 from waybill.mqtt.terms import SECOND
 from waybill.mqtt.transport import Wire
 
@@ -57,14 +59,17 @@ class WebSocketWire(Wire):
         if self.closed:
             return
         ws = self._ws
-        if ws.state is not OPEN:
-            self._handshake(data)
-            if ws.state is not OPEN:
-                return
-        else:
+        if ws.state is OPEN:
             ws.receive_data(data)
-        self._frames()
-        held = len(ws.reader.buffer)
+            self._frames()
+        else:
+            self._handshake(data)
+        self._hold(len(ws.reader.buffer))
+
+    def _hold(self, held: int) -> None:
+        """So many bytes of a frame wait for its rest."""
+        if (self.weight or held > SMALL) and not self.closed and not self.weigh():
+            self.close(CROWDED, Reason.QUOTA_EXCEEDED)
         if not held:
             self._part = None
         elif self._part is None or not 0 <= held - self._part[1] < KIB:
@@ -126,7 +131,11 @@ class WebSocketWire(Wire):
         """Send in one frame."""
         if self._ws.state is OPEN:
             self._ws.send_binary(data)
-            self._send()
+            super().write(b"".join(self._ws.data_to_send()))
+
+    def unfinished(self) -> int:
+        """Return how many bytes of input wait for the rest of their frame, or packet."""
+        return super().unfinished() + len(self._ws.reader.buffer)
 
     def shut(self) -> None:
         """Say the WebSocket's good-bye, then close."""

@@ -136,6 +136,7 @@ class Wire(Reader):
 
     def shut(self) -> None:
         self.shut_down = True
+        self.gone()
 
     def pause(self) -> None:
         self.reading = False
@@ -153,6 +154,7 @@ class Wire(Reader):
         """The connection breaks."""
         self.broker.detach(self, "connection lost")
         self.lost()
+        self.gone()
 
     def all_acknowledged(self) -> None:
         self.tcp = self.written

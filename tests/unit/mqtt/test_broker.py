@@ -347,7 +347,7 @@ def test_subscriptions_are_bounded() -> None:
     sub(rig.subscribe(("a", 0), ("b", 0), ("c", 0), ("a", 1)))
     r.commit()
     assert sub.take() == rig.suback(0, 0, 0x80, 1)
-    assert r.broker.counters.denied == 1
+    assert r.broker.counters.over_quota == 1
 
 
 # -- QoS 2 from clients ----------------------------------------------------------------------------------------------

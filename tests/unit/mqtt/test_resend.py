@@ -6,7 +6,8 @@ import pytest
 
 from tests.unit.mqtt import rig
 from waybill.mqtt import resend
-from waybill.mqtt.resend import ClientMemory, Commit, Memories, entries_of, fingerprint
+from waybill.mqtt.memories import Memories
+from waybill.mqtt.resend import ClientMemory, Commit, entries_of, fingerprint
 from waybill.mqtt.state import Publish
 
 
