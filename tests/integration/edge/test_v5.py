@@ -118,6 +118,8 @@ async def test_o3_resends_after_a_crash_are_told_from_what_is_on_disk(tmp_path: 
             device, answer = await connected(port, hello)
             assert answer.present is (life > 0)
             for wire in server.wires:
+                assert wire._socket is not None
+                wire._socket.detach()
                 wire._socket = None  # what TCP knows does not count: the acks are lost
             await device.send(packet if life == 0 else again)
             assert await one(device) == rig.puback(7)
