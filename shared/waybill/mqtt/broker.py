@@ -136,8 +136,8 @@ class Broker(Sessions):
                 owed.append(each)
         granted = [each for each, code in zip(wanted, codes, strict=True) if code < codec.SUBACK_FAILURE]
         answer = connection.terms.check(codec.suback(pid, codes, client.version))
-        connection.answer(answer, sum(len(each.filter) for each in wanted))
-        kept = [message for each in owed for message in self._kept_for(session, each)]
+        kept = self._kept_for(session, owed)
+        connection.answer(answer, sum(len(each.filter) for each in wanted) + budget.PUBLISH * len(kept))
 
         def after(error: Exception | None) -> None:
             if error is None and connection.session is session:
@@ -149,21 +149,24 @@ class Broker(Sessions):
 
         self.pending.after.append(after)
 
-    def _kept_for(self, session: Session, wanted: Wanted) -> list[Delivery]:
-        """Queue the retained messages for a new subscription; return those that are sent without."""
-        if groups.split(wanted.filter)[0]:  # 5.0, 4.8.2: none for a shared one
-            return []
-        grant = Grant([(wanted.options, wanted.identifier)])
-        target = (session, grant, None)
+    def _kept_for(self, session: Session, owed: list[Wanted]) -> list[Delivery]:
+        """Queue the retained messages for new subscriptions; return those that are sent without, not too many."""
         online: list[Delivery] = []
-        for topic, message in self.retained.matching(wanted.filter, self.mono_ns):
-            flags = min(grant.qos, message.qos) << 1 | RETAIN
-            content = Content.onward_only(message.properties)
-            delivery: Delivery = ((target,), (), topic, message.payload, flags, content, message.expires_ns, "")
-            if flags > RETAIN and session.persistent:
-                self._queue(target, flags, delivery)
-            else:
-                online.append(delivery)
+        for wanted in owed:
+            if groups.split(wanted.filter)[0]:  # 5.0, 4.8.2: none for a shared one
+                continue
+            grant = Grant([(wanted.options, wanted.identifier)])
+            target = (session, grant, None)
+            for topic, message in self.retained.matching(wanted.filter, self.mono_ns):
+                flags = min(grant.qos, message.qos) << 1 | RETAIN
+                content = Content.onward_only(message.properties)
+                delivery: Delivery = ((target,), (), topic, message.payload, flags, content, message.expires_ns, "")
+                if flags > RETAIN and session.persistent:
+                    self._queue(target, flags, delivery)
+                elif len(online) < self.settings.queue_messages:
+                    online.append(delivery)
+                else:
+                    self.counters.dropped += 1
         return online
 
     def _send_kept(self, connection: Connection, message: Delivery) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from waybill.mqtt.limits import KIB, MIB
+
 PUBLISH: Final = 320
 """Of one PUBLISH of a batch, besides its packet."""
 
@@ -25,14 +27,45 @@ TARGET: Final = 256
 
 HELD: Final = 160
 ENTRY: Final = 448
-"""Of a QoS 2 id that is held, and of a message that is remembered (O1), folded."""
+"""Of a QoS 2 id that is held, and of a message that is remembered (O1), as a hash."""
+
+RETAINED: Final = 512
+ALIAS: Final = 256
+"""Of a retained message, and of a topic alias, besides their bytes."""
+
+SHARE: Final = 16
+"""How many messages are remembered of a client, however many there are."""
+
+FOLD_BYTES_ALL: Final = 32 * MIB
+"""What the resend memories of all clients hold that is no hash yet."""
+
+SMALL: Final = 4 * KIB
+"""What a connection may keep of output, or of input, without being counted."""
+
+ASKED: Final = 128
+ASKED_BYTES: Final = 16 * KIB
+"""Of a topic for which the answer of ``authorize_publish`` is remembered, and of all of a connection."""
+
+CONNECTION: Final = 12 * KIB
+TLS: Final = 320 * KIB
+"""Of an idle connection, over a WebSocket, and what asyncio and OpenSSL need besides for TLS."""
+
+SESSION: Final = 12 * KIB
+AWAY: Final = 6 * KIB
+"""Of a session, and of the resend memory of a client that is away, with the longest client ids and user names."""
+
+BLOCKS: Final = 8 * MIB
+"""Of the property blocks that are remembered as understood."""
+
+READ: Final = 256 * KIB
+"""Bytes that are read at once."""
 
 
 class Budget:
-    """A limit that many share, of bytes or of things. No holder may have more than what is left.
+    """A limit that many share, of bytes or of things. A holder may get no more than what is left then, as a whole.
 
-    So the first one gets half of it at most, and however many there are that take what they can, there is as much left
-    for the next as the greediest has.
+    So one that takes bit by bit gets half of it at most, and however many do that, there is something left for the
+    next: about as much as each of them has.
     """
 
     __slots__ = ("limit", "used")
@@ -44,6 +77,11 @@ class Budget:
     def fits(self, more: int, own: int = 0) -> bool:
         """Say whether a holder that has ``own`` may have ``more`` besides."""
         return own + more <= self.limit - self.used
+
+
+def read(max_packet: int) -> int:
+    """Return what one read costs at most: the end of the largest packet, or the smallest packets there are."""
+    return 2 * (max_packet + READ) + READ // 5 * PUBLISH
 
 
 def subscription(pattern: str) -> int:

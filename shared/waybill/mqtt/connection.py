@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from waybill.mqtt import codec
+from waybill.mqtt.budget import SMALL
 from waybill.mqtt.codec import MQTT_5
-from waybill.mqtt.limits import KIB
 from waybill.mqtt.output import Output
 from waybill.mqtt.pending import Ticket
 from waybill.mqtt.reasons import Malformed, ProtocolError, Reason
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from waybill.mqtt.resend import ClientMemory
     from waybill.mqtt.session import Session
     from waybill.mqtt.settings import Answer, ConnectInfo
-
-SMALL: Final = 4 * KIB
-"""Bytes of output and input that a connection may keep without being counted."""
 
 OVERDUE: Final = {"keepalive": Reason.KEEP_ALIVE_TIMEOUT}
 """What a client of MQTT 5 is told for the answers of ``Connection.overdue``, where that is not just 0x80."""

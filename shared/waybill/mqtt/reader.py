@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from waybill.mqtt import codec, properties
+from waybill.mqtt import budget, codec, properties
+from waybill.mqtt.budget import SMALL
 from waybill.mqtt.codec import MQTT_5
-from waybill.mqtt.connection import SMALL, Connection
+from waybill.mqtt.connection import Connection
 from waybill.mqtt.limits import KIB
 from waybill.mqtt.pending import QUIET
 from waybill.mqtt.properties import EMPTY
@@ -25,11 +26,6 @@ if TYPE_CHECKING:
 
 CONNECT_LIMIT: Final = 256 * KIB
 """The largest first packet: nobody is known yet who might be allowed more."""
-
-ASKED_BYTES: Final = 16 * KIB
-ASKED_COST: Final = 128
-"""Of the topics of a connection for which the answer of ``authorize_publish`` is remembered, and what one costs
-besides."""
 
 CROWDED: Final = "too much of too many unfinished packets"
 
@@ -312,8 +308,8 @@ class Reader(Connection):
             return True
         if not self.broker.allowed(allow, self.client, topic.decode()):
             return False
-        cost = ASKED_COST + len(topic)
-        if self._asked_bytes + cost > ASKED_BYTES:
+        cost = budget.ASKED + len(topic)
+        if self._asked_bytes + cost > budget.ASKED_BYTES:
             asked.clear()
             self._asked_bytes = 0
         self._asked_bytes += cost

@@ -43,13 +43,9 @@ if TYPE_CHECKING:
 FOLD_BYTES: Final = 64 * 1024
 """Reads that one client's memory may keep alive before it makes hashes of the oldest."""
 
-FOLD_BYTES_ALL: Final = 32 * 1024 * 1024
-"""The same of all clients: one that has more than is left of it makes hashes."""
-
 MEMORY_ENTRIES_ALL: Final = 1_000_000
-SHARE: Final = 64
 """How many messages are remembered of all clients. One that has more than is left of it forgets its oldest, but not its
-newest ``SHARE``."""
+newest ``budget.SHARE``."""
 
 
 def fingerprint(topic: bytes, payload: bytes, flags: int, properties: bytes = b"") -> bytes:
@@ -139,7 +135,7 @@ class Shared:
 
     def __init__(self, messages: int = MEMORY_ENTRIES_ALL) -> None:
         self.messages = Budget(messages)
-        self.unfolded = Budget(FOLD_BYTES_ALL)
+        self.unfolded = Budget(budget.FOLD_BYTES_ALL)
 
 
 class ClientMemory:
@@ -225,7 +221,7 @@ class ClientMemory:
             for each in self.tail:
                 self._fold(each)
         self.count()
-        most = min(self.window, max(SHARE, shared.messages.limit - shared.messages.used))
+        most = min(self.window, max(budget.SHARE, shared.messages.limit - shared.messages.used))
         if self.tail_count + len(self.frozen) > most:
             self._trim(most)
             self.count()

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from waybill.mqtt import budget
 from waybill.mqtt.codec import NEVER, ConnackCode
 from waybill.mqtt.limits import KIB, MIB, Limits
 from waybill.mqtt.memories import MEMORY_CLIENTS, MEMORY_ENTRIES
@@ -80,6 +81,37 @@ class Settings(Limits):
     memory_entries: int = MEMORY_ENTRIES
     memory_entries_all: int = MEMORY_ENTRIES_ALL
     close_timeout: float = 5.0
+
+    def ceiling(self, tls_connections: int = 0) -> int:
+        """Return the most bytes of memory that the server takes, besides what it takes idle, with all limits reached.
+
+        ``tls_connections``: how many of the connections may be over TLS, which has buffers of its own. What the store
+        holds meanwhile is its own affair.
+        """
+        connections, topic = self.max_connections, self.max_topic
+        connection = budget.CONNECTION + 2 * budget.SMALL + budget.ASKED_BYTES
+        connection += 2 * self.topic_aliases * (budget.ALIAS + topic) + budget.ENTRY * min(
+            budget.SHARE, self.dup_window
+        )
+        shared = self.queue_bytes_all + self.subscription_bytes + self.will_bytes + self.buffer_bytes_all
+        kept = 2 * self.retained_bytes + budget.RETAINED * self.retained_messages
+        # a batch holds each packet whole, and its topic and payload; the read that goes over the limit is still taken
+        batch = 2 * self.uncommitted_bytes_all + budget.read(self.max_packet) + budget.PUBLISH * self.queue_messages
+        writes = self.queue_bytes + self.output_bytes + self.max_packet
+        remembered = budget.ENTRY * self.memory_entries_all + budget.FOLD_BYTES_ALL + budget.AWAY * self.memory_clients
+        return (
+            connections * connection
+            + tls_connections * budget.TLS
+            + (connections + self.max_sessions) * budget.SESSION
+            + shared
+            + kept
+            + batch
+            + writes
+            + remembered
+            + self.max_held_all * budget.HELD
+            + self.route_bytes
+            + budget.BLOCKS
+        )
 
 
 @dataclass(frozen=True, slots=True)

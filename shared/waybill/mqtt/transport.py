@@ -16,8 +16,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final, cast
 
+from waybill.mqtt.budget import SMALL
 from waybill.mqtt.codec import ConnackCode
-from waybill.mqtt.connection import SMALL
 from waybill.mqtt.reader import Reader
 
 if TYPE_CHECKING:

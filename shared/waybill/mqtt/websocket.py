@@ -18,7 +18,7 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from waybill.mqtt.connection import SMALL
+from waybill.mqtt.budget import SMALL
 from waybill.mqtt.limits import KIB
 from waybill.mqtt.reader import CONNECT_LIMIT, CROWDED
 from waybill.mqtt.reasons import Reason
