@@ -293,6 +293,7 @@ class Broker(Sessions):
     def committed(self, pending: Pending) -> None:
         """The commit returned: acks leave, then messages go to those who are online."""
         self.committing = None
+        pending.undo.clear()  # they refer to the batch, and it to them
         pending.mark.open = False
         if pending.batch.arrivals or pending.batch.changes:
             self.counters.commits += 1

@@ -143,7 +143,9 @@ async def test_connections_of_a_listener_and_of_an_address_are_bounded(start: St
         site.port = port
         for n in range(most):
             await site.device(f"{port}-{n}")
-        refused = await site.raw(rig.connect("more"))
+        mine = ("127.0.0.2" if port == few else "127.0.0.1", 0)
+        refused = Raw(*await asyncio.open_connection(host, port, local_addr=mine))
+        site.raws.append(refused)
         assert await refused.expect_end() == b""
     other = Raw(*await asyncio.open_connection(host, one, local_addr=("127.0.0.2", 0)))
     site.raws.append(other)

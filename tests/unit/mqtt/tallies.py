@@ -9,7 +9,7 @@ from waybill.mqtt.broker import Broker
 from waybill.mqtt.connection import Connection
 
 
-def tallies(broker: Broker, connections: Iterable[Connection] = ()) -> dict[str, tuple[int, int]]:
+def tallies(broker: Broker, connections: Iterable[Connection] | None = None) -> dict[str, tuple[int, int]]:
     """Return what a broker counts as used of its limits, and the same counted anew: they have to be equal.
 
     ``connections``: all there are, for what they have in memory; without them that is not looked at.
@@ -24,6 +24,7 @@ def tallies(broker: Broker, connections: Iterable[Connection] = ()) -> dict[str,
     return {
         "queues": (broker.queues.used, sum(out.size + budget.QUEUED for out in outs)),
         "filters": (broker.filters.used, sum(budget.subscription(f) for each in sessions for f in each.subscriptions)),
+        "subscribed": (sum(each.subscribed for each in sessions), broker.filters.used),
         "held": (broker.held.used, sum(len(each.held) for each in sessions)),
         "wills": (broker.wills.used, sum(budget.will(w.topic, w.payload, w.content.kept) for w in wills)),
         "routes": (
@@ -37,11 +38,14 @@ def tallies(broker: Broker, connections: Iterable[Connection] = ()) -> dict[str,
         "remembered": (broker.memories.shared.messages.used, sum(map(len, memories))),
         "unfolded": (broker.memories.shared.unfolded.used, sum(each._unfolded for each in memories)),
         "uncommitted": (broker.uncommitted, sum(ticket.size for each in batches for ticket in each.tickets)),
-        "buffers": (broker.buffers.used, sum(each.weight for each in connections) or broker.buffers.used),
+        "buffers": (
+            broker.buffers.used,
+            broker.buffers.used if connections is None else sum(each.weight for each in connections),
+        ),
     }
 
 
-def check(broker: Broker, connections: Iterable[Connection] = ()) -> None:
+def check(broker: Broker, connections: Iterable[Connection] | None = None) -> None:
     """Assert that nothing is counted that is not there, and nothing there that is not counted."""
     for name, (counted, there) in tallies(broker, connections).items():
         assert counted == there, name

@@ -357,6 +357,17 @@ def test_the_resend_memory_has_a_total() -> None:
     tallies.check(r.broker)
 
 
+def test_a_memory_that_is_forgotten_is_given_back() -> None:
+    r = Rig(Settings(memory_clients=1))
+    for name in "abc":
+        wire = r.client(name)
+        wire.feed(rig.publish("a", b"x", 1, 1))
+        r.commit()
+        wire.drop()
+    assert r.broker.memories.shared.messages.used == 1
+    tallies.check(r.broker)
+
+
 # -- rate --------------------------------------------------------------------------------------------------------------
 
 
