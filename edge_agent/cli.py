@@ -1,4 +1,4 @@
-"""``waybill edge``: run the agent, ask how it is. Heavy imports are in the functions."""
+"""``waybill edge``: run the agent, ask how it is, keep its password files. Heavy imports are in the functions."""
 
 from __future__ import annotations
 
@@ -64,3 +64,29 @@ def status(
     from rich.console import Console
 
     Console().print(render(msgspec.convert(answer, EdgeStatus)))
+
+
+@app.command()
+def passwd(
+    file: Annotated[Path, typer.Argument(help="The password file; made where there is none.")],
+    user: Annotated[str, typer.Argument(help="Whose password to set.")],
+    *,
+    delete: Annotated[bool, typer.Option("--delete", help="Take the user out of the file.")] = False,
+    stdin: Annotated[bool, typer.Option("--stdin", help="Read the password from a line of standard input.")] = False,
+) -> None:
+    """Set a device's password, or take the device out; a running agent sees it within seconds."""
+    import getpass
+
+    from edge_agent import passwords
+
+    if delete:
+        passwords.delete(file, user)
+        return
+    passwords.check_user(user)
+    if stdin:
+        password = sys.stdin.buffer.readline(passwords.MAX_PASSWORD + 2).removesuffix(b"\n")
+    else:
+        password = getpass.getpass(f"password of {user}: ").encode()
+        if password != getpass.getpass("again: ").encode():
+            raise ConfigError("the two passwords differ; nothing was changed")
+    passwords.put(file, user, password)
