@@ -208,16 +208,20 @@ async def test_a_command_reaches_the_device_once_and_its_answer_the_cloud(tmp_pa
         async with aiomqtt.Client("127.0.0.1", agent.port, identifier="V7") as device:
             await device.subscribe("cmd/V7/+/req", qos=1)
             await until(lambda: cloud.subscribed)
+            # When this one is published, the outbox has been looked at for the subscription, and c1 comes by itself.
+            cloud.command(Envelope("c0", "command", "V0", "lock", b"", expires))
+            await until(lambda: agent.agent.status().counters["commands_published"] == 1)
             for _ in range(3):  # the cloud sends until it hears `delivered`
                 cloud.command(Envelope("c1", "command", "V7", "lock", b'{"doors":"all"}', expires))
             cloud.command(Envelope("c2", "command", "V7", "lock", b"", expires - 120_000))  # expired
             message = await anext(device.messages)
             assert (message.topic.value, message.payload) == ("cmd/V7/c1/req", b'{"doors":"all"}')
             await device.publish("cmd/V7/c1/res", b"locked", qos=1)
-            await until(lambda: len(statuses(cloud)) == 2)
+            await until(lambda: len(statuses(cloud)) == 3)
             assert not len(device.messages)
         assert agent.agent.status().counters["commands_known"] == 3
     assert [(s.id, s.state, s.device, s.gateway, s.result) for s in statuses(cloud)] == [
+        ("c0", "delivered", "V0", GATEWAY, None),
         ("c1", "delivered", "V7", GATEWAY, None),
         ("c1", "done", "V7", GATEWAY, b"locked"),
     ]
