@@ -15,27 +15,29 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import logging
+import ssl
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from edge_agent.acl import Acl
+from edge_agent.auth import Auth, Door
 from edge_agent.buffer.sqlite import SqliteBuffer
 from edge_agent.clock import Clock, boot_id
 from edge_agent.commands import Commands
-from edge_agent.config import LANES, EdgeConfig, ListenerSettings
+from edge_agent.config import LANES, EdgeConfig, ListenerSettings, memory_ceiling, server_settings
 from edge_agent.forwarder import Forwarder
 from edge_agent.intake import Forward, Intake
-from edge_agent.status import SOCKET, EdgeStatus, LaneState, LinkState, Rate
+from edge_agent.seldom import Seldom
+from edge_agent.status import SOCKET, EdgeStatus, LaneState, LinkState, ListenerState, Rate
 from waybill import snapshot
 from waybill.lifecycle import Tasks, say
 from waybill.mqtt.server import MqttServer
-from waybill.mqtt.settings import Hooks, Settings
+from waybill.mqtt.settings import Client, Hooks
 from waybill.pki import server_context
 from waybill.wire import Ack
 
 if TYPE_CHECKING:
-    import ssl
-
     from edge_agent.uplink import Link, Uplink
 
 log = logging.getLogger(__name__)
@@ -60,7 +62,7 @@ class Agent:
         self._in, self._out = Rate(), Rate()
         self._gone = Gone(self._clock.mono)
         self._tasks = Tasks()
-        self._listening: list[str] = []
+        self._listening: list[ListenerState] = []
         self._uplink: Uplink | None = None
 
     async def run(self) -> int:
@@ -69,7 +71,9 @@ class Agent:
         Raises ConfigError (Locked among them), and Unavailable where a listener's address is taken.
         """
         settings = self._settings
-        contexts = [_context(listener) for listener in settings.listeners]  # wrong certificates are said first
+        contexts = [_context(listener) for listener in settings.listeners]  # wrong files are said first
+        doors = {_name(number, listener): _door(listener) for number, listener in enumerate(settings.listeners, 1)}
+        self._auth = auth = Auth(doors, Acl(settings.acl or ()), self._clock.mono)
         if settings.uplink is not None:
             from edge_agent.uplink import Uplink
 
@@ -84,13 +88,13 @@ class Agent:
         try:
             self._server = server = MqttServer(
                 Intake(buffer, Forward(settings.forward.filters, settings.forward.exclude)),
-                Settings(
-                    max_packet=settings.max_message_bytes,
-                    dup_window=settings.buffer.dup_window,
-                    close_timeout=CLOSE_PATIENCE,
-                ),
+                server_settings(settings, CLOSE_PATIENCE),
                 Hooks(
-                    on_disconnected=lambda client, reason: self._gone.say(f"{client.client_id!r}", reason),
+                    authorize_connect=auth.authorize_connect,
+                    authorize_publish=auth.authorize_publish if settings.acl else None,
+                    authorize_subscribe=auth.authorize_subscribe if settings.acl else None,
+                    on_connected=auth.on_connected,
+                    on_disconnected=self._on_disconnected,
                     on_subscribed=lambda _client, pattern, _qos: self._commands.on_subscribed(pattern),
                     on_turned_away=lambda address, reason: self._gone.say(f"at {address}", reason),
                 ),
@@ -101,17 +105,15 @@ class Agent:
             async with snapshot.serve(settings.data / SOCKET, self.status):
                 try:
                     self._start_tasks()
-                    for listener, context in zip(settings.listeners, contexts, strict=True):
-                        host, port = await server.listen(listener.host, listener.port, context)
-                        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-                        self._listening.append(address)
-                        self._say(f"listening on {address}")
+                    for name, listener, context in zip(doors, settings.listeners, contexts, strict=True):
+                        await self._listen(name, listener, context)
                     if self._uplink is None:
                         self._say("no uplink is configured: messages are buffered and sent nowhere")
                     await self._tasks.until_stopped()
                 finally:
                     await self._stop_tasks()
         finally:
+            auth.close()
             await _patiently(buffer.close(), "the buffer")
         return 1 if self._tasks.failure else 0
 
@@ -119,9 +121,34 @@ class Agent:
         """Ask :meth:`run` to end; returns at once."""
         self._tasks.stop()
 
+    async def _listen(self, name: str, listener: ListenerSettings, context: ssl.SSLContext | None) -> None:
+        """Open one listener, and say so."""
+        limits = listener.limits(self._settings.limits)
+        if listener.path is not None:
+            await self._server.listen_unix(listener.path, name=name, limits=limits)
+            kind, address = "unix", str(listener.path)
+        else:
+            websocket = listener.kind == "websocket"
+            host, port = await self._server.listen(
+                listener.host, listener.port, context, name=name, websocket=websocket, limits=limits
+            )
+            kind = ("ws" if websocket else "mqtt") + ("" if context is None else "s")
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._listening.append(ListenerState(listener.name, kind, address))
+        self._say(f"listening on {address}" if kind == "mqtt" else f"listening on {address} ({kind})")
+        if not listener.inside and listener.lets_anybody:
+            log.warning("%s: anybody who reaches it may connect: anonymous = true", address)
+        if not listener.inside and listener.passwords is not None and context is None:
+            log.warning("%s: passwords cross the network as they are; give the listener certificate and key", address)
+
+    def _on_disconnected(self, client: Client, reason: str) -> None:
+        self._auth.on_disconnected(client)
+        self._gone.say(f"{client.client_id!r}", reason)
+
     def _start_tasks(self) -> None:
         """Every long-lived task of the agent; the server's own are watched."""
         self._tasks.start("mqtt", self._server.died())
+        self._tasks.start("passwords", self._auth.watch(self._server.disconnect))
         self._tasks.start("commands", self._commands.publish())
         self._tasks.start("forwarder", self._forwarder.watch())
         if self._uplink is not None:
@@ -143,7 +170,7 @@ class Agent:
 
     async def _stop_tasks(self) -> None:
         await self._server.close()
-        for name in ("mqtt", "commands", "uplink", "forwarder", "rates"):
+        for name in ("mqtt", "passwords", "commands", "uplink", "forwarder", "rates"):
             await self._tasks.cancel(name)
 
     # --- what it says of itself ---
@@ -157,7 +184,7 @@ class Agent:
             epoch=self._buffer.epoch,
             at_ms=self._clock.wall_ms(),
             started_ms=self._started_ms,
-            listening=tuple(self._listening),
+            listeners=tuple(self._listening),
             uplink=uplink.url if uplink is not None else "",
             link=self._uplink.state if self._uplink is not None else LinkState("off", self._started_ms),
             lanes=tuple(LaneState(one.lane, one.count, one.bytes, one.oldest_ms) for one in self._buffer.backlog()),
@@ -165,6 +192,7 @@ class Agent:
             rate_out=self._out.value,
             in_flight=window.in_flight,
             credit=window.credit,
+            memory_ceiling=memory_ceiling(self._settings),
             fault=self._buffer.fault,
             error=self._forwarder.error,
             counters=self._counters(),
@@ -175,6 +203,7 @@ class Agent:
             f"{stage}_{name}": count
             for stage, one in (
                 ("mqtt", asdict(self._server.counters)),
+                ("auth", asdict(self._auth.counters)),
                 ("buffer", asdict(self._buffer.counters)),
                 ("forwarder", asdict(self._forwarder.counters)),
                 ("commands", asdict(self._commands.counters)),
@@ -194,31 +223,34 @@ class Agent:
 
 
 class Gone:
-    """Says why devices were cut off, one line a second at most: whoever mends a device must find the reason."""
+    """Says why devices were cut off: whoever mends a device must find the reason."""
 
     def __init__(self, mono: Callable[[], float]) -> None:
         """``mono``: monotonic seconds."""
-        self._mono = mono
-        self._next = 0.0
-        self._unsaid = 0
+        self._lines = Seldom(mono)
 
     def say(self, device: str, reason: str) -> None:
         """Say it; not what is everyday: a device that says good-bye or is away, and the agent's own end."""
-        if not reason or reason.startswith(("connection lost", "the server shuts down")):
-            return
-        now = self._mono()
-        if now < self._next:
-            self._unsaid += 1
-            return
-        more = f" (and {self._unsaid} more lately)" if self._unsaid else ""
-        log.warning("device %s is cut off: %s%s", device, reason, more)
-        self._next, self._unsaid = now + 1, 0
+        if reason and not reason.startswith(("connection lost", "the server shuts down")):
+            self._lines.say(f"device {device} is cut off: {reason}")
+
+
+def _name(number: int, listener: ListenerSettings) -> str:
+    """Return what the server calls a listener; no rule can name one that has no name."""
+    return listener.name or f"[[listener]] {number}"
+
+
+def _door(listener: ListenerSettings) -> Door:
+    return Door(listener.passwords, listener.certificates, listener.lets_anybody, listener.client_ids == "user")
 
 
 def _context(listener: ListenerSettings) -> ssl.SSLContext | None:
     if listener.certificate is None or listener.key is None:
         return None
-    return server_context(listener.certificate, listener.key, listener.client_ca)
+    context = server_context(listener.certificate, listener.key, listener.client_ca)
+    if listener.certificates == "optional":
+        context.verify_mode = ssl.CERT_OPTIONAL
+    return context
 
 
 async def _patiently(work: Coroutine[None, None, None], what: str) -> None:

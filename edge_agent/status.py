@@ -28,6 +28,14 @@ class LinkState(msgspec.Struct, frozen=True):
     error: str = ""
 
 
+class ListenerState(msgspec.Struct, frozen=True):
+    """Where devices connect. ``name``: empty where it has none. ``kind``: with an ``s`` at its end, over TLS."""
+
+    name: str
+    kind: str
+    address: str
+
+
 class LaneState(msgspec.Struct, frozen=True):
     """What waits in a lane: messages, bytes as stored, and the wall time of the oldest (None where it is empty)."""
 
@@ -41,7 +49,8 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     """The agent at one moment. Times: milliseconds since 1970 UTC; rates: messages a second over the last few.
 
     ``rate_in``: from devices; ``rate_out``: acknowledged by the cloud. ``in_flight``: bytes sent and unacked;
-    ``credit``: what the cloud allows of them, None before it said so. ``fault``: why devices get no acks at present.
+    ``credit``: what the cloud allows of them, None before it said so. ``memory_ceiling``: bytes that devices can make
+    the MQTT server take at most, beside the buffer. ``fault``: why devices get no acks at present.
     ``error``: what the cloud finds wrong with our frames. ``counters``: since the start, by stage and name.
     """
 
@@ -50,7 +59,7 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     epoch: int
     at_ms: int
     started_ms: int
-    listening: tuple[str, ...]
+    listeners: tuple[ListenerState, ...]
     uplink: str
     link: LinkState
     lanes: tuple[LaneState, ...]
@@ -58,6 +67,7 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     rate_out: float
     in_flight: int
     credit: int | None
+    memory_ceiling: int
     fault: str
     error: str
     counters: dict[str, float]
@@ -96,9 +106,9 @@ def render(status: EdgeStatus) -> RenderableType:
     style = {"online": "green", "off": "dim"}.get(link.state, "yellow")
     since = f"{link.state} for {_age(status.at_ms - link.since_ms)}"
     facts.add_row("gateway", f"{status.gateway}   waybill {status.version}   epoch {status.epoch}")
-    facts.add_row(
-        "devices", f"{', '.join(status.listening)}   {status.counters.get('mqtt_connections', 0):.0f} connected"
-    )
+    facts.add_row("devices", f"{status.counters.get('mqtt_connections', 0):.0f} connected")
+    for each in status.listeners:
+        facts.add_row("", f"{each.kind}   {each.address}   {each.name}".rstrip())
     facts.add_row("uplink", Text(f"{since}   {status.uplink}" if status.uplink else "none configured", style=style))
     if link.error and link.state != "online":
         facts.add_row("", Text(link.error, style="yellow"))

@@ -87,6 +87,25 @@ def gateway_of(der: bytes) -> str:
         raise Refused(f"the certificate's URI {GATEWAY_URN}{gateways[0]}: {error}") from error
 
 
+def common_name(der: bytes) -> str:
+    """Return the common name (CN) of a certificate's subject; as with ``gateway_of``, the handshake verified it.
+
+    For devices, whose certificates come from anywhere. Raises Refused where it cannot be read or has not just one.
+    """
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    try:
+        subject = x509.load_der_x509_certificate(der).subject
+        names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except ValueError as error:
+        raise Refused(f"the certificate cannot be read: {error}") from error
+    if len(names) != 1:
+        subject_name = subject.rfc4514_string() or "nobody"
+        raise Refused(f"the certificate of {subject_name} has {len(names)} common names; it needs one")
+    return str(names[0].value)
+
+
 def ca_init(directory: Path, *, now: dt.datetime, name: str = "Waybill CA", days: int = CA_DAYS) -> Identity:
     """Make a certificate authority: ``ca.pem`` and ``ca.key`` in ``directory``.
 

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from waybill import pki
 from waybill.errors import ConfigError, Refused
@@ -119,6 +123,18 @@ def test_what_a_certificate_says(ca: Path, tmp_path: Path) -> None:
     assert certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
     certificate.verify_directly_issued_by(x509.load_pem_x509_certificate((ca / "ca.pem").read_bytes()))
     assert identity.ca.read_bytes() == (ca / "ca.pem").read_bytes()
+
+
+def test_a_device_is_who_its_common_name_says(ca: Path, tmp_path: Path) -> None:
+    assert pki.common_name(der(pki.issue_gateway(ca, tmp_path / "gw", "truck-7", now=NOW))) == "truck-7"
+    with pytest.raises(Refused, match="cannot be read"):
+        pki.common_name(b"no certificate")
+    key = ec.generate_private_key(ec.SECP256R1())
+    for count in (0, 2):
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"truck-{n}") for n in range(count)])
+        builder = x509.CertificateBuilder(name, name, key.public_key(), 1, NOW, NOW + dt.timedelta(days=1))
+        with pytest.raises(Refused, match=f"has {count} common names; it needs one"):
+            pki.common_name(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER))
 
 
 def test_keys_are_for_their_owner_alone(ca: Path, tmp_path: Path) -> None:

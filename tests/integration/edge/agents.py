@@ -9,8 +9,10 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
+from typing import Any
 
 import aiomqtt
+import msgspec
 
 from edge_agent.app import Agent
 from edge_agent.config import EdgeConfig, ForwardSettings, ListenerSettings, UplinkSettings
@@ -30,7 +32,13 @@ class Running:
 
     @property
     def port(self) -> int:
-        return address(self.said[0].removeprefix("listening on "))[1]
+        return self.ports[0]
+
+    @property
+    def ports(self) -> list[int]:
+        """One a listener, 0 for a Unix socket."""
+        said = [line.removeprefix("listening on ").split()[0] for line in self.said if line.startswith("listening")]
+        return [0 if each.startswith("/") else address(each)[1] for each in said]
 
     def waiting(self, lane: str = "telemetry") -> int:
         return next(one.count for one in self.agent.status().lanes if one.lane == lane)
@@ -38,13 +46,14 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(
-    data: Path, uplink: UplinkSettings | None, forward: ForwardSettings | None = None
+    data: Path, uplink: UplinkSettings | None, forward: ForwardSettings | None = None, **more: Any
 ) -> AsyncIterator[Running]:
-    """Run an agent for gateway ``gw1`` in this process; it must end with exit code 0."""
+    """Run an agent for gateway ``gw1`` in this process; it must end with exit code 0. ``more``: of its settings."""
     settings = EdgeConfig(GATEWAY, data, (ANY,), uplink, forward or ForwardSettings(linger_ms=20))
+    settings = msgspec.structs.replace(settings, **more)
     agent = Running(settings)
     try:
-        await until(lambda: agent.said or agent.task.done())
+        await until(lambda: len(agent.ports) == len(settings.listeners) or agent.task.done())
         if agent.task.done():
             agent.task.result()
         yield agent

@@ -11,7 +11,7 @@ import aiomqtt
 import msgspec
 import pytest
 
-from edge_agent.config import EdgeConfig, ForwardSettings
+from edge_agent.config import EdgeConfig, ForwardSettings, LimitSettings
 from edge_agent.status import SOCKET, EdgeStatus
 from fleet_simulator.link import Link as Relay
 from tests.integration.edge.agents import ANY, Running, publish, running
@@ -178,7 +178,8 @@ async def test_u4_frames_of_a_version_the_cloud_does_not_speak_are_kept(
 
 
 async def test_large_messages_and_long_topics_stay_below_the_largest_frame(tmp_path: Path) -> None:
-    async with listening(Cloud()) as cloud, running(tmp_path, url(cloud.address)) as agent:
+    limits = LimitSettings(max_topic=65_535)
+    async with listening(Cloud()) as cloud, running(tmp_path, url(cloud.address), limits=limits) as agent:
         async with aiomqtt.Client("127.0.0.1", agent.port, identifier="big") as client:
             for n in range(3_000):
                 # Incompressible, without payload: the frame is all topics.

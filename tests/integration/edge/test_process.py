@@ -156,10 +156,10 @@ async def test_it_runs_where_nothing_can_be_printed(tmp_path: Path) -> None:
         try:
             socket_file = tmp_path / "data" / SOCKET
             await until(lambda: socket_file.exists() or agent.returncode is not None)
-            listening_on: list[str] = []
-            while not listening_on:
-                listening_on = (await snapshot.request(socket_file, "snapshot"))["listening"]
-            reader, writer = await asyncio.open_connection(*address(listening_on[0]))
+            listeners: list[dict[str, str]] = []
+            while not listeners:
+                listeners = (await snapshot.request(socket_file, "snapshot"))["listeners"]
+            reader, writer = await asyncio.open_connection(*address(listeners[0]["address"]))
             writer.write(b"no MQTT at all")  # which is logged
             writer.write_eof()
             await reader.read()

@@ -14,6 +14,7 @@ import pytest
 from edge_agent.buffer.sqlite import SqliteBuffer
 from edge_agent.intake import Intake
 from tests.integration.edge.agents import process, running
+from tests.integration.edge.conftest import one
 from tests.integration.edge.peer import Cloud, listening, until, url
 from tests.integration.mqtt.conftest import Raw
 from tests.support.buffer import drain
@@ -48,11 +49,6 @@ async def connected() -> AsyncIterator[Dial]:
 
 def gone(server: MqttServer) -> bool:
     return not server.wires
-
-
-async def one(raw: Raw) -> bytes:
-    head = await asyncio.wait_for(raw.reader.readexactly(2), 10)
-    return head + await raw.reader.readexactly(head[1])
 
 
 async def test_a_session_and_what_waits_for_it_survive_sigkill(tmp_path: Path, connected: Dial) -> None:

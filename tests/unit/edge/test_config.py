@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import tomllib
 from pathlib import Path
 
@@ -9,18 +11,35 @@ import msgspec
 import pytest
 
 from edge_agent import config
+from edge_agent.acl import AclRule
 from edge_agent.buffer.settings import BufferSettings
-from edge_agent.config import EdgeConfig, ForwardSettings, ListenerSettings, UplinkSettings
+from edge_agent.config import EdgeConfig, ForwardSettings, LimitSettings, ListenerSettings, UplinkSettings
 from waybill.errors import ConfigError
+from waybill.mqtt.limits import Limits
+from waybill.mqtt.settings import Settings
 
 WHOLE = """
 gateway = "plant-7"
 data = "buffer"
-max_message_bytes = 65536
+[limits]
+max_packet = 65536
+queue_messages = 10
 
 [[listener]]
 host = "0.0.0.0"
 port = 1883
+passwords = "users"
+max_connections = 50
+[[listener]]
+kind = "unix"
+path = "mqtt.sock"
+name = "inside"
+[[acl]]
+listener = "inside"
+publish = ["#"]
+[[acl]]
+user = "V*"
+subscribe = ["cmd/%u/+/req"]
 [[listener]]
 host = "::"
 port = 8883
@@ -45,6 +64,8 @@ linger_ms = 50
 max_bytes = 1073741824
 """
 
+TLS = 'certificate = "edge.toml"\nkey = "edge.toml"\nclient_ca = "edge.toml"'
+
 
 def test_a_whole_file_with_paths_relative_to_it(tmp_path: Path) -> None:
     (tmp_path / "tls").mkdir()
@@ -54,9 +75,13 @@ def test_a_whole_file_with_paths_relative_to_it(tmp_path: Path) -> None:
     path.write_text(WHOLE.replace("/etc/listener.key", __file__))
     read = config.load(path)
     assert read.data == tmp_path / "buffer"
-    assert read.listeners[0] == ListenerSettings("0.0.0.0", 1883)
-    assert read.listeners[1].certificate == tmp_path / "tls/listener.pem"
-    assert read.listeners[1].key == Path(__file__)
+    assert read.listeners[0] == ListenerSettings("0.0.0.0", passwords=tmp_path / "users", max_connections=50)
+    assert read.listeners[1] == ListenerSettings(kind="unix", path=tmp_path / "mqtt.sock", name="inside")
+    assert read.listeners[2].certificate == tmp_path / "tls/listener.pem"
+    assert read.listeners[2].key == Path(__file__)
+    assert read.limits == LimitSettings(max_packet=65536, queue_messages=10)
+    assert read.listeners[0].limits(read.limits) == Limits(max_packet=65536, max_connections=50)
+    assert read.acl == (AclRule(listener="inside", publish=("#",)), AclRule(user="V*", subscribe=("cmd/%u/+/req",)))
     assert read.uplink is not None
     assert (read.uplink.host, read.uplink.port, read.uplink.tls) == ("ingest.example", 8884, True)
     assert read.uplink.ca == tmp_path / "tls/ca.pem"
@@ -100,7 +125,28 @@ def test_defaults(tmp_path: Path) -> None:
         ("[forward]\nlinger = 5", "unknown key 'linger'; did you mean 'linger_ms'?"),
         ("[forward]\nframe_bytes = 99999999", "forward.frame_bytes"),
         ("[buffer]\nmax_bytes = 1", "buffer.max_bytes"),
-        ("max_message_bytes = 1073741824", "max_message_bytes"),
+        ("[limits]\nmax_packet = 1073741824", "limits.max_packet"),
+        ("[limits]\nmax_conections = 5", "did you mean 'max_connections'?"),
+        ('[[listener]]\nkind = "carrier pigeon"', "listener[0].kind"),
+        ('[[listener]]\nkind = "unix"', 'kind = "unix" needs the path'),
+        ('[[listener]]\nkind = "unix"\npath = "s"\nport = 1', "port means nothing on a Unix socket"),
+        (f'[[listener]]\nkind = "unix"\npath = "{"x" * 108}"', "is longer than 107 bytes"),
+        ('[[listener]]\npath = "s"', 'path is for kind = "unix"'),
+        ('[[listener]]\nname = "a b"', "name: 'a b': use 1 to 64"),
+        ('[[listener]]\nname = "a"\n[[listener]]\nname = "a"', "two have the same"),
+        ('[[listener]]\nhost = "0.0.0.0"', "anybody who reaches 0.0.0.0 could connect; give it passwords"),
+        ('[[listener]]\nhost = "plant.example"', "anybody who reaches plant.example could connect"),
+        ('[[listener]]\nhost = ""', "anybody who reaches"),
+        ('[[listener]]\nkind = "websocket"', "any page in a browser on this machine could connect; give it passwords"),
+        ("[[listener]]\nanonymous = false", "nobody could connect without anonymous; give it passwords"),
+        ('[[listener]]\nclient_certificates = "required"', "client_certificates needs client_ca"),
+        (f"[[listener]]\n{TLS}\nanonymous = true", "anonymous means nothing where a certificate is required"),
+        (f'[[listener]]\n{TLS}\nclient_certificates = "optional"', "nobody could connect without a certificate"),
+        ('[[listener]]\nclient_ids = "user"', "needs users"),
+        ("acl = []", "acl: write [[acl]], once for each rule"),
+        ('[[acl]]\npublish = ["a/#/b"]', "[[acl]] 1 publish: 'a/#/b' is no MQTT topic filter"),
+        ('[[acl]]\npublish = ["a"]\nlistener = "x"', "[[acl]] 1 listener: no [[listener]] has name = 'x'"),
+        ('[[acl]]\npublsh = ["a"]', "did you mean 'publish'?"),
     ],
 )
 def test_wrong_values_are_named_with_file_and_key(tmp_path: Path, line: str, said: str) -> None:
@@ -113,34 +159,86 @@ def test_wrong_values_are_named_with_file_and_key(tmp_path: Path, line: str, sai
     assert said in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("listener", "anybody"),
+    [
+        (ListenerSettings(), True),
+        (ListenerSettings("::1"), True),
+        (ListenerSettings("127.8.9.1"), True),
+        (ListenerSettings("localhost"), True),
+        (ListenerSettings(kind="unix", path=Path("s")), True),
+        (ListenerSettings(passwords=Path("u")), False),
+        (ListenerSettings(client_ca=Path("c")), False),
+        (ListenerSettings(passwords=Path("u"), anonymous=True), True),
+        (ListenerSettings(kind="websocket"), False),
+        (ListenerSettings(kind="websocket", anonymous=True), True),
+        (ListenerSettings("10.0.0.1"), False),
+        (ListenerSettings("10.0.0.1", anonymous=True), True),
+        (ListenerSettings("::"), False),
+        (ListenerSettings("127.0.0.1.example"), False),
+    ],
+)
+def test_anybody_may_connect_where_nothing_is_asked_for_on_this_machine_alone(
+    listener: ListenerSettings,
+    anybody: bool,  # noqa: FBT001
+) -> None:
+    assert listener.lets_anybody is anybody
+
+
+def test_the_memory_ceiling_counts_what_listeners_allow() -> None:
+    def ceiling(*listeners: ListenerSettings, **limits: int) -> int:
+        return config.memory_ceiling(EdgeConfig("g", Path(), listeners, limits=LimitSettings(**limits)))
+
+    plain, tls = ListenerSettings(), ListenerSettings(certificate=Path("c"), key=Path("k"), max_connections=10)
+    assert ceiling(plain) == ceiling(plain, plain) == Settings(max_packet=256 << 10).ceiling()
+    assert ceiling(plain, tls) == Settings(max_packet=256 << 10).ceiling(10)
+    assert ceiling(tls, tls, max_connections=15) == Settings(max_packet=256 << 10, max_connections=15).ceiling(15)
+    assert ceiling(plain, ListenerSettings(max_packet=512 << 10)) == Settings(max_packet=512 << 10).ceiling()
+
+
+def test_limits_are_those_of_the_server_and_have_its_defaults() -> None:
+    server = {field.name: field.default for field in dataclasses.fields(Settings)}
+    ours = {field.name: field.default for field in msgspec.structs.fields(LimitSettings)}
+    assert {name: server[name] for name in ours} | {"max_packet": 256 << 10} == ours
+    mine = ListenerSettings().limits(LimitSettings())
+    assert mine == Limits(max_packet=256 << 10)
+    own = dict.fromkeys(Limits.__dataclass_fields__, 7)
+    assert ListenerSettings(**own).limits(LimitSettings()) == Limits(**own)  # type: ignore[arg-type]
+
+
 def test_a_first_look_needs_no_file(tmp_path: Path) -> None:
     made = config.first_look("127.0.0.1:0", tmp_path)
     assert made.listeners == (ListenerSettings("127.0.0.1", 0),)
     assert made.uplink is None
     with pytest.raises(ConfigError, match="--listen 'nowhere': write HOST:PORT"):
         config.first_look("nowhere", tmp_path)
+    with pytest.raises(ConfigError, match="--listen '0.0.0.0:1883': anybody could connect; use 127.0.0.1"):
+        config.first_look("0.0.0.0:1883", tmp_path)
 
 
 def test_the_documentation_shows_every_key_and_its_default(tmp_path: Path) -> None:
     text = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
     section = text[text.index("## The gateway's agent") :]
-    example = section.split("```toml\n")[1].split("```")[0].replace("# certificate", "certificate")
-    example = example.replace("# key", "key").replace("# client_ca", "client_ca")
+    example = re.sub(r"^# (?=\w+ = )", "", section.split("```toml\n")[1].split("```")[0], flags=re.MULTILINE)
     for name in ("ca.pem", "gateway.pem", "gateway.key", "listener.pem", "listener.key", "devices.pem"):
         (tmp_path / name).touch()
     path = tmp_path / "edge.toml"
     path.write_text(example)
     read = config.load(path)
-    assert (read.forward, read.buffer) == (ForwardSettings(), BufferSettings())
-    assert read.max_message_bytes == EdgeConfig("g", tmp_path).max_message_bytes
+    assert (read.forward, read.buffer, read.limits) == (ForwardSettings(), BufferSettings(), LimitSettings())
     assert read.uplink is not None
     assert read.uplink.keepalive == UplinkSettings("").keepalive
+    first = read.listeners[0]
+    assert (first.host, first.port, first.kind, first.client_ids) == ("127.0.0.1", 1883, "mqtt", "any")
+    assert first.limits(LimitSettings()) == ListenerSettings().limits(LimitSettings())
     shown = tomllib.loads(example)
-    for kind, table in (
-        (EdgeConfig, shown),
-        (ListenerSettings, shown["listener"][0]),
-        (UplinkSettings, shown["uplink"]),
-        (ForwardSettings, shown["forward"]),
-        (BufferSettings, shown["buffer"]),
+    for kind, tables in (
+        (EdgeConfig, [shown]),
+        (ListenerSettings, shown["listener"]),
+        (AclRule, shown["acl"]),
+        (LimitSettings, [shown["limits"]]),
+        (UplinkSettings, [shown["uplink"]]),
+        (ForwardSettings, [shown["forward"]]),
+        (BufferSettings, [shown["buffer"]]),
     ):
-        assert {field.encode_name for field in msgspec.structs.fields(kind)} == set(table)
+        assert {field.encode_name for field in msgspec.structs.fields(kind)} == {key for one in tables for key in one}

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from edge_agent.status import SPAN, EdgeStatus, LaneState, LinkState, Rate, render
+from edge_agent.status import SPAN, EdgeStatus, LaneState, LinkState, ListenerState, Rate, render
 
 NOW = 1_800_000_000_000
 STATUS = EdgeStatus(
@@ -17,7 +17,7 @@ STATUS = EdgeStatus(
     epoch=42,
     at_ms=NOW,
     started_ms=NOW - 60_000,
-    listening=("127.0.0.1:1883",),
+    listeners=(ListenerState("", "mqtt", "127.0.0.1:1883"), ListenerState("outside", "mqtts", "0.0.0.0:8883")),
     uplink="mqtts://ingest:8883",
     link=LinkState("offline", NOW - 3 * 3600_000, "ingest:8883 refuses the connection"),
     lanes=(LaneState("control", 0, 0, None), LaneState("telemetry", 12_345, 3 << 20, NOW - 95_000)),
@@ -25,6 +25,7 @@ STATUS = EdgeStatus(
     rate_out=0.0,
     in_flight=2048,
     credit=None,
+    memory_ceiling=1 << 30,
     fault="disk full",
     error="",
     counters={"mqtt_connections": 7},
@@ -46,7 +47,8 @@ def test_it_survives_the_socket() -> None:
 def test_a_person_sees_link_backlog_and_fault(width: int) -> None:
     text = drawn(STATUS, width)
     for piece in ("plant-7", "7 connected", "offline for 3 h", "refuses the connection", "disk full", "in 1,234/s",
-                  "12,345", "3.0 MiB", "95 s", "2.0 KiB", "credit none yet"):  # fmt: skip
+                  "12,345", "3.0 MiB", "95 s", "2.0 KiB", "credit none yet",
+                  "mqtts   0.0.0.0:8883   outside"):  # fmt: skip
         assert piece in text
     assert max(map(len, text.splitlines())) <= width
 
