@@ -2,7 +2,7 @@
 
 ::
 
-    devices ──▶ MqttServer ──▶ Intake ──▶ SqliteBuffer ──▶ Forwarder ──▶ Uplink ──▶ cloud
+    devices ────▶ Engine ────▶ Intake ──▶ SqliteBuffer ──▶ Forwarder ──▶ Uplink ──▶ cloud
        ▲  PUBACK ◀── commit returned ─────────┘   ▲  settle ◀──┴── ack ◀──┘ │
        └────────── cmd/{device}/{id}/req ◀── Commands ◀──── command ◀───────┘
 
@@ -26,6 +26,7 @@ from edge_agent.buffer.sqlite import SqliteBuffer
 from edge_agent.clock import Clock, boot_id
 from edge_agent.commands import Commands
 from edge_agent.config import LANES, EdgeConfig, ListenerSettings, memory_ceiling, server_settings
+from edge_agent.engine import Engine
 from edge_agent.forwarder import Forwarder
 from edge_agent.intake import Forward, Intake
 from edge_agent.seldom import Seldom
@@ -86,7 +87,7 @@ class Agent:
             lanes=[lane.name for lane in LANES],
         )
         try:
-            self._server = server = MqttServer(
+            self._server: Engine = MqttServer(
                 Intake(buffer, Forward(settings.forward.filters, settings.forward.exclude)),
                 server_settings(settings, CLOSE_PATIENCE),
                 Hooks(
@@ -99,6 +100,7 @@ class Agent:
                     on_turned_away=lambda address, reason: self._gone.say(f"at {address}", reason),
                 ),
             )
+            server = self._server
             await server.start()
             self._forwarder = Forwarder(buffer, LANES, settings.forward, self._clock)
             self._commands = Commands(buffer, lambda topic, payload: server.publish(topic, payload, 1), self._clock)

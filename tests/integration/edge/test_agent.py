@@ -19,6 +19,7 @@ from tests.integration.edge.peer import GATEWAY, Cloud, journal_it, listening, r
 from waybill import snapshot
 from waybill.errors import Locked
 from waybill.frames import FrameHeader, decode
+from waybill.mqtt.server import MqttServer
 from waybill.wire import Ack, CommandStatus, Envelope, Receipt
 
 
@@ -284,6 +285,7 @@ async def test_an_agent_whose_server_has_died_does_not_live_on(tmp_path: Path) -
     def broken() -> None:
         raise RuntimeError("a bug")
 
+    assert isinstance(agent.agent._server, MqttServer)
     broker = agent.agent._server.broker  # what no device and no store can cause
     broker.cut = broken  # type: ignore[method-assign,assignment]
     broker.touch()

@@ -27,6 +27,7 @@ from tests.integration.edge.conftest import (
 from tests.integration.edge.peer import until
 from tests.unit.mqtt import rig, v5
 from waybill.errors import ConfigError
+from waybill.mqtt.server import MqttServer
 
 ATTACKS = (("V7", "wrong"), ("V8", "seven"), ("nobody", "x"), (None, None))
 
@@ -101,6 +102,7 @@ async def test_a_wrong_password_touches_nothing_of_a_session(tmp_path: Path, use
             rig.subscribe(("news", 1)),
         )
         await victim.expect(ACCEPTED + rig.suback(1))
+        assert isinstance(agent.agent._server, MqttServer)
         sessions = agent.agent._server.broker.sessions
         session, connection = sessions["victim"], sessions["victim"].connection
         attacks = [hello(user, word, "victim", clean=clean) for clean in (True, False) for user, word in ATTACKS]

@@ -1,0 +1,54 @@
+"""What the agent asks of its local broker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import ssl
+    from pathlib import Path
+
+    from waybill.mqtt.limits import Limits
+    from waybill.mqtt.settings import Counters
+
+
+class Engine(Protocol):
+    """A local broker whose acks wait for its sink (B1). It lives in one event loop and is used from there."""
+
+    @property
+    def counters(self) -> Counters:
+        """The counters, live."""
+
+    async def start(self) -> None:
+        """Restore the state from the sink and start. Raises what ``Sink.restore`` raises."""
+
+    async def listen(
+        self,
+        host: str,
+        port: int,
+        ssl_context: ssl.SSLContext | None = None,
+        *,
+        name: str = "",
+        websocket: bool = False,
+        limits: Limits | None = None,
+    ) -> tuple[str, int]:
+        """Accept connections on an address (port 0: any), with ``ssl_context`` over TLS, with ``websocket`` over that.
+
+        ``name``: what hooks hear as ``listener``. ``limits``: of this listener; without them those of the settings.
+        Returns the address bound. Raises Unavailable where it is taken.
+        """
+
+    async def listen_unix(self, path: Path, *, name: str = "", limits: Limits | None = None) -> None:
+        """Accept connections on a Unix socket. Raises Unavailable where that cannot be."""
+
+    def disconnect(self, client_id: str, reason: str) -> bool:
+        """Close a client's connection (its will fires); False where it has none."""
+
+    async def publish(self, topic: str, payload: bytes, qos: int = 0) -> object:
+        """Publish for the agent itself, to local subscribers; it never is an arrival. Raises Unavailable."""
+
+    async def died(self) -> None:
+        """Wait for the end of one of the engine's own tasks, which only :meth:`close` should bring; raise its error."""
+
+    async def close(self) -> None:
+        """Stop accepting, commit what was read, send the acks, close; waits a bounded time for the sink."""
