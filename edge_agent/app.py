@@ -20,20 +20,19 @@ from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from edge_agent import engine
 from edge_agent.acl import Acl
 from edge_agent.auth import Auth, Door
 from edge_agent.buffer.sqlite import SqliteBuffer
 from edge_agent.clock import Clock, boot_id
 from edge_agent.commands import Commands
 from edge_agent.config import LANES, EdgeConfig, ListenerSettings, memory_ceiling, server_settings
-from edge_agent.engine import Engine
 from edge_agent.forwarder import Forwarder
 from edge_agent.intake import Forward, Intake
 from edge_agent.seldom import Seldom
 from edge_agent.status import SOCKET, EdgeStatus, LaneState, LinkState, ListenerState, Rate
 from waybill import snapshot
 from waybill.lifecycle import Tasks, say
-from waybill.mqtt.server import MqttServer
 from waybill.mqtt.settings import Client, Hooks
 from waybill.pki import server_context
 from waybill.wire import Ack
@@ -87,7 +86,8 @@ class Agent:
             lanes=[lane.name for lane in LANES],
         )
         try:
-            self._server: Engine = MqttServer(
+            self._server = server = engine.make(
+                settings,
                 Intake(buffer, Forward(settings.forward.filters, settings.forward.exclude)),
                 server_settings(settings, CLOSE_PATIENCE),
                 Hooks(
@@ -100,7 +100,6 @@ class Agent:
                     on_turned_away=lambda address, reason: self._gone.say(f"at {address}", reason),
                 ),
             )
-            server = self._server
             await server.start()
             self._forwarder = Forwarder(buffer, LANES, settings.forward, self._clock)
             self._commands = Commands(buffer, lambda topic, payload: server.publish(topic, payload, 1), self._clock)

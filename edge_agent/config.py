@@ -8,7 +8,7 @@ import re
 import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -197,10 +197,22 @@ class ForwardSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window_bytes: _Count = 8 << 20
 
 
+class AmqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What amqtt is told (docs/amqtt.md), in its own words.
+
+    ``plugins``: MODULE.CLASS of each plug-in → its options. ``session_expiry_interval``: seconds that a session is kept
+    without a connection; None: for ever.
+    """
+
+    plugins: dict[str, dict[str, Any]] = {}
+    session_expiry_interval: _Count | None = None
+
+
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"listeners": "listener"}):
     """All of it. ``gateway``: this gateway's id. ``data``: the data directory.
 
     Without ``uplink`` the agent buffers, and sends nothing. Without ``acl`` who may connect may do everything.
+    ``engine``: whose broker devices connect to; ``amqtt`` is for that of the same name.
     """
 
     gateway: str
@@ -211,6 +223,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     buffer: BufferSettings = BufferSettings()
     limits: LimitSettings = LimitSettings()
     acl: tuple[AclRule, ...] | None = None
+    engine: Literal["waybill", "amqtt"] = "waybill"
+    amqtt: AmqttSettings = AmqttSettings()
 
 
 def server_settings(settings: EdgeConfig, close_timeout: float) -> Settings:
@@ -267,7 +281,29 @@ def check(settings: EdgeConfig, where: str) -> EdgeConfig:
                 )
     if settings.uplink is not None:
         _check_uplink(settings.uplink, where)
+    _check_engine(settings, where)
     return settings
+
+
+def _check_engine(settings: EdgeConfig, where: str) -> None:
+    if settings.engine != "amqtt":
+        if settings.amqtt != AmqttSettings():
+            raise ConfigError(f'{where}: [amqtt] is for another engine: write engine = "amqtt", or leave the table out')
+        return
+    try:
+        from edge_agent.amqtt_engine import plugins
+    except ModuleNotFoundError as error:
+        missing = (error.name or "amqtt").partition(".")[0]
+        raise ConfigError(
+            f'{where}: engine: "amqtt" needs {missing}, which is not installed: pip install "waybill[amqtt]"'
+        ) from error
+    plugins.check(settings.amqtt.plugins, where)
+    for number, listener in enumerate(settings.listeners, 1):
+        if listener.kind != "mqtt":
+            raise ConfigError(f'{where}: [[listener]] {number} kind: engine = "amqtt" has "mqtt" alone; leave it out')
+        for key in ("publish_rate", "max_connections_per_address"):
+            if getattr(listener.limits(settings.limits), key):
+                raise ConfigError(f'{where}: {key}: engine = "amqtt" has no such limit; leave it out')
 
 
 def _check_listener(listener: ListenerSettings, where: str) -> None:

@@ -1,15 +1,19 @@
-"""What the agent asks of its local broker."""
+"""What the agent asks of its local broker, and which broker it gets."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from waybill.mqtt.server import MqttServer
+
 if TYPE_CHECKING:
     import ssl
     from pathlib import Path
 
+    from edge_agent.config import EdgeConfig
     from waybill.mqtt.limits import Limits
-    from waybill.mqtt.settings import Counters
+    from waybill.mqtt.settings import Counters, Hooks, Settings
+    from waybill.mqtt.state import Sink
 
 
 class Engine(Protocol):
@@ -52,3 +56,12 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Stop accepting, commit what was read, send the acks, close; waits a bounded time for the sink."""
+
+
+def make(config: EdgeConfig, sink: Sink, settings: Settings, hooks: Hooks) -> Engine:
+    """Return the engine that ``config`` names. Raises ConfigError where a plug-in of amqtt will not start."""
+    if config.engine == "amqtt":
+        from edge_agent.amqtt_engine import AmqttEngine
+
+        return AmqttEngine(config.amqtt, sink, settings, hooks)
+    return MqttServer(sink, settings, hooks)
