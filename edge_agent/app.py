@@ -32,6 +32,7 @@ from edge_agent.intake import Forward, Intake
 from edge_agent.seldom import Seldom
 from edge_agent.status import SOCKET, EdgeStatus, LaneState, LinkState, ListenerState, Rate
 from waybill import snapshot
+from waybill.errors import ConfigError
 from waybill.lifecycle import Tasks, say
 from waybill.mqtt.settings import Client, Hooks
 from waybill.pki import server_context
@@ -264,12 +265,24 @@ async def _patiently(work: Coroutine[None, None, None], what: str) -> None:
         task.result()
 
 
+def event_loop(name: str) -> asyncio.AbstractEventLoop:
+    """Return a new event loop, of ``asyncio`` or ``uvloop``. Raises ConfigError where that is not installed."""
+    if name == "asyncio":
+        return asyncio.new_event_loop()
+    try:
+        import uvloop
+    except ImportError as error:
+        raise ConfigError("event_loop: uvloop is not installed: pip install 'waybill[uvloop]', or remove it") from error
+    return uvloop.new_event_loop()
+
+
 def run(settings: EdgeConfig, store: type[SqliteBuffer] = SqliteBuffer) -> int:
     """Run an agent as this process's main program, and return its exit code; raises what :meth:`Agent.run` raises.
 
+    Raises ConfigError where the event loop is not installed.
     Not ``asyncio.run``: that would wait for the thread in which a connection attempt or a name look-up hangs.
     """
-    loop = asyncio.new_event_loop()
+    loop = event_loop(settings.event_loop)
     try:
         return loop.run_until_complete(Agent(settings, say, store).run())
     finally:

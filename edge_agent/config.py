@@ -213,6 +213,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
 
     Without ``uplink`` the agent buffers, and sends nothing. Without ``acl`` who may connect may do everything.
     ``engine``: whose broker devices connect to; ``amqtt`` is for that of the same name.
+    ``event_loop``: ``uvloop`` needs the extra of that name, and takes a third less for each small packet.
     """
 
     gateway: str
@@ -225,6 +226,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     acl: tuple[AclRule, ...] | None = None
     engine: Literal["waybill", "amqtt"] = "waybill"
     amqtt: AmqttSettings = AmqttSettings()
+    event_loop: Literal["asyncio", "uvloop"] = "asyncio"
 
 
 def server_settings(settings: EdgeConfig, close_timeout: float) -> Settings:

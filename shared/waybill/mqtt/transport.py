@@ -36,6 +36,9 @@ TCP_BYTES_ACKED: Final = struct.Struct("=Q")
 TCP_BYTES_ACKED_AT: Final = 120  # of tcpi_bytes_acked in struct tcp_info, linux/tcp.h, since Linux 4.1
 TCP_INFO_SIZE: Final = TCP_BYTES_ACKED_AT + TCP_BYTES_ACKED.size
 
+READ: Final = 64 * 1024
+"""Bytes read at once, at most."""
+
 KEEPALIVE: Final = (60, 15, 4)
 """TCP looks for a peer that has been silent for so many seconds, so often (s), and gives it up after so many times:
 a peer that vanished does not hold its connection for ever, whatever its MQTT keep alive."""
@@ -108,6 +111,8 @@ class Wire(Reader, asyncio.Protocol):
         self._admitted = ip_of(transport)
         self._server.wires.add(self)
         transport.set_write_buffer_limits(high=self.broker.settings.output_bytes)
+        if hasattr(transport, "max_size"):  # asyncio's 256 KiB are mapped and unmapped by the C library at each read
+            transport.max_size = READ
         sock = transport.get_extra_info("socket")
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
