@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from waybill.mqtt import budget, codec, groups, properties
+from waybill.mqtt.budget import PUBLISH
 from waybill.mqtt.codec import MQTT_5, RETAIN, Wanted
 from waybill.mqtt.groups import Grant
 from waybill.mqtt.pending import Pending
@@ -101,7 +102,7 @@ class Broker(Sessions):
                 pending.deliveries.append(later)
             else:
                 self._route(hit, client.client_id)
-        connection.charge(ticket, len(raw) + budget.PUBLISH * len(publishes))
+        connection.charge(ticket, len(raw) + PUBLISH * len(publishes))
         return ticket
 
     def content(self, block: bytes) -> Content:
@@ -137,7 +138,7 @@ class Broker(Sessions):
         granted = [each for each, code in zip(wanted, codes, strict=True) if code < codec.SUBACK_FAILURE]
         answer = connection.terms.check(codec.suback(pid, codes, client.version))
         kept = self._kept_for(session, owed)
-        connection.answer(answer, sum(len(each.filter) for each in wanted) + budget.PUBLISH * len(kept))
+        connection.answer(answer, sum(len(each.filter) for each in wanted) + PUBLISH * len(kept))
 
         def after(error: Exception | None) -> None:
             if error is None and connection.session is session:

@@ -61,7 +61,7 @@ class Memories:
         while len(self._away) > self._max_clients or self._away_entries > self._max_entries:
             oldest, dropped = self._away.popitem(last=False)
             self._away_entries -= len(dropped)
-            dropped.count(gone=True)
+            dropped.forget()
             forgotten.append(oldest)
         return forgotten
 

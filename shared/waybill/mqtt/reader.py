@@ -67,7 +67,7 @@ class Reader(Connection):
         self._asked: set[bytes] | None = set() if broker.hooks.authorize_publish else None
         self._asked_bytes = 0
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> None:  # noqa: C901 - for every read, no call that need not be
         """Take what was read, at the time that the broker was told. Closes the connection where it is malformed."""
         if self.closed or self.finishing:
             return
@@ -84,19 +84,6 @@ class Reader(Connection):
                 return
             data = bytes(self.rest)
             self.rest = None
-        self._take(data)
-
-    def go_on(self) -> None:
-        """Read again, beginning with what was read already."""
-        if self.rest is not None and self._need == LATER:
-            data, self.rest = bytes(self.rest), None
-            if not self.finishing:
-                self._take(data)
-        if not self.paused and not self.closed:
-            self.resume()
-
-    def _take(self, data: bytes) -> None:
-        """Parse, and close the connection where it is malformed."""
         try:
             self._parse(data)
         except Malformed as error:
@@ -112,6 +99,14 @@ class Reader(Connection):
             self.flush()
         if (self.weight or (self.rest is not None and len(self.rest) > SMALL)) and not self.weigh():
             self.close(CROWDED, Reason.QUOTA_EXCEEDED)
+
+    def go_on(self) -> None:
+        """Read again, beginning with what was read already."""
+        if self._need == LATER:
+            self._need = 0
+            self.feed(b"")
+        if not self.paused and not self.closed:
+            self.resume()
 
     def _parse(self, data: bytes) -> None:  # noqa: C901, PLR0912, PLR0915 - one loop, no call for what every message costs
         broker = self.broker

@@ -31,8 +31,8 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
-from waybill.mqtt import budget, properties
-from waybill.mqtt.budget import Budget
+from waybill.mqtt import properties
+from waybill.mqtt.budget import FOLD_BYTES_ALL, PUBLISH, SHARE
 from waybill.mqtt.codec import MQTT_3_1_1, MQTT_5, QOS_BITS, RETAIN
 from waybill.mqtt.properties import read_variable
 from waybill.mqtt.state import DUP_WINDOW, Publish, ResendEntry
@@ -45,7 +45,7 @@ FOLD_BYTES: Final = 64 * 1024
 
 MEMORY_ENTRIES_ALL: Final = 1_000_000
 """How many messages are remembered of all clients. One that has more than is left of it forgets its oldest, but not its
-newest ``budget.SHARE``."""
+newest ``SHARE``."""
 
 
 def fingerprint(topic: bytes, payload: bytes, flags: int, properties: bytes = b"") -> bytes:
@@ -131,11 +131,17 @@ class Chunk:
 
 
 class Shared:
-    """What the memories of all clients share: how many messages, and the bytes that are not hashes yet."""
+    """What the memories of all clients share: ``messages``, and the bytes that are no hashes yet (``unfolded``).
 
-    def __init__(self, messages: int = MEMORY_ENTRIES_ALL) -> None:
-        self.messages = Budget(messages)
-        self.unfolded = Budget(budget.FOLD_BYTES_ALL)
+    A budget of each (see :class:`waybill.mqtt.budget.Budget`), kept as plain numbers because every read counts.
+    """
+
+    __slots__ = ("limit", "messages", "unfolded")
+
+    def __init__(self, limit: int = MEMORY_ENTRIES_ALL) -> None:
+        self.limit = limit
+        self.messages = 0
+        self.unfolded = 0
 
 
 class ClientMemory:
@@ -145,7 +151,6 @@ class ClientMemory:
     """
 
     __slots__ = (
-        "_counted",
         "_counts",
         "_newest",
         "_reacked",
@@ -164,7 +169,6 @@ class ClientMemory:
     ) -> None:
         self.window = window
         self._shared = shared or Shared()
-        self._counted = (0, 0)  # messages and bytes that ``shared`` knows of
         self.frozen: dict[Entry, None] = {Entry(pid, digest, None): None for pid, digest in saved[-window:]}
         self.tail: list[Chunk] = []  # lists, because an empty deque takes 600 bytes, and every connection has these
         self.tail_count = 0
@@ -174,19 +178,12 @@ class ClientMemory:
         self._counts: dict[bytes, int] = {}
         self._reacked: list[tuple[int, Entry]] = []
         self._second: dict[bytes, Chunk] = {}  # by id: QoS 2 of the tail whose PUBREL has not come
+        self._shared.messages += len(self.frozen)
         if self.frozen:
             self._index()
-        self.count()
 
     def __len__(self) -> int:
         return len(self.frozen) + self.tail_count
-
-    def count(self, *, gone: bool = False) -> None:
-        """Tell what is remembered to what all clients share; ``gone``: nothing any more."""
-        shared, (messages, size) = self._shared, self._counted
-        self._counted = (0, 0) if gone else (len(self), self._unfolded)
-        shared.messages.used += self._counted[0] - messages
-        shared.unfolded.used += self._counted[1] - size
 
     def prove(self, acknowledged: int) -> None:
         """Forget what was acknowledged within the first ``acknowledged`` bytes sent to the present connection."""
@@ -202,13 +199,14 @@ class ClientMemory:
         if self._newest is not None and not self.tail_count and not self.frozen:
             self._newest = None
             self._counts.clear()
-        self.count()
 
     def add(self, publishes: Sequence[Publish], count: int, size: int, commit: Commit) -> Chunk:
         """Remember ``count`` messages (those with a packet id) of a read of ``size`` bytes that ``commit`` stores."""
-        size += budget.PUBLISH * len(publishes)
+        size += PUBLISH * len(publishes)
         chunk = Chunk(publishes, count, size, commit)
         shared = self._shared
+        shared.messages += count
+        shared.unfolded += size
         self.touched = True
         self.tail.append(chunk)
         self.tail_count += count
@@ -217,14 +215,12 @@ class ClientMemory:
             self._fold(chunk)
             for entry in chunk.entries:
                 self._enter(entry)
-        elif self._unfolded > FOLD_BYTES or not shared.unfolded.fits(0, self._unfolded):
+        elif self._unfolded > FOLD_BYTES or self._unfolded > FOLD_BYTES_ALL - shared.unfolded:
             for each in self.tail:
                 self._fold(each)
-        self.count()
-        most = min(self.window, max(budget.SHARE, shared.messages.limit - shared.messages.used))
-        if self.tail_count + len(self.frozen) > most:
-            self._trim(most)
-            self.count()
+        own, left = self.tail_count + len(self.frozen), shared.limit - shared.messages
+        if own > self.window or own > left:
+            self._trim(min(self.window, max(SHARE, left)))
         return chunk
 
     def hold(self, chunk: Chunk, packet_ids: Sequence[bytes]) -> None:
@@ -250,7 +246,6 @@ class ClientMemory:
         newest = (self._newest or {}).get(int.from_bytes(pid, "big"))
         if newest is None:
             return None
-        self.count()
         digest = fingerprint(topic, payload, flags, properties)
         return newest if newest.digest == digest and self._counts.get(digest) == 1 else None
 
@@ -276,7 +271,6 @@ class ClientMemory:
             self._index()
         changed = self.touched
         self.touched = False
-        self.count()
         return changed
 
     def disconnected(self) -> None:
@@ -286,10 +280,10 @@ class ClientMemory:
             self._drop(chunk)
         for entry in [entry for entry in self.frozen if entry.stored]:
             self._forget_frozen(entry)
-        self.count()
 
     def clear(self) -> None:
         """Forget everything: the client begins a new session and sends nothing again (MQTT 5.0, 4.4)."""
+        self.forget()
         self.tail.clear()
         self._reacked.clear()
         self._second.clear()
@@ -298,7 +292,11 @@ class ClientMemory:
         self.touched = self.touched or bool(len(self))
         self.frozen.clear()
         self.tail_count = self._unfolded = 0
-        self.count()
+
+    def forget(self) -> None:
+        """Give back what is shared: this memory is at its end, or emptied."""
+        self._shared.messages -= len(self)
+        self._shared.unfolded -= self._unfolded
 
     def failed(self, commit: Commit) -> None:
         """``commit`` failed: its messages were never stored (O2)."""
@@ -309,7 +307,6 @@ class ClientMemory:
             self._forget_frozen(entry)
         if self._newest is not None:
             self._index()  # an older use of an id may be its newest again
-        self.count()
 
     def saved(self) -> tuple[ResendEntry, ...]:
         """Return the frozen messages as the store keeps them."""
@@ -322,6 +319,7 @@ class ClientMemory:
 
     def _fold(self, chunk: Chunk) -> Sequence[Entry]:
         self._unfolded -= chunk.size
+        self._shared.unfolded -= chunk.size
         return chunk.fold()
 
     def _index(self) -> None:
@@ -358,6 +356,8 @@ class ClientMemory:
             self._second = {pid: each for pid, each in self._second.items() if each is not chunk}
         self.tail_count -= chunk.count
         self._unfolded -= chunk.size
+        self._shared.messages -= chunk.count
+        self._shared.unfolded -= chunk.size
         if self._newest is not None:
             for entry in chunk.entries:
                 self._leave(entry)
@@ -365,6 +365,7 @@ class ClientMemory:
     def _forget_frozen(self, entry: Entry) -> None:
         if entry in self.frozen:
             del self.frozen[entry]
+            self._shared.messages -= 1
             self._leave(entry)
             self.touched = True
 
@@ -385,4 +386,5 @@ class ClientMemory:
             chunk.entries = chunk.entries[excess:]
             chunk.count -= excess
             self.tail_count -= excess
+            self._shared.messages -= excess
             excess = 0

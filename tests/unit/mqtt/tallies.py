@@ -35,8 +35,8 @@ def tallies(broker: Broker, connections: Iterable[Connection] | None = None) -> 
             ),
         ),
         "persistent": (broker._persistent, sum(each.persistent for each in sessions)),
-        "remembered": (broker.memories.shared.messages.used, sum(map(len, memories))),
-        "unfolded": (broker.memories.shared.unfolded.used, sum(each._unfolded for each in memories)),
+        "remembered": (broker.memories.shared.messages, sum(map(len, memories))),
+        "unfolded": (broker.memories.shared.unfolded, sum(each._unfolded for each in memories)),
         "uncommitted": (broker.uncommitted, sum(ticket.size for each in batches for ticket in each.tickets)),
         "buffers": (
             broker.buffers.used,
