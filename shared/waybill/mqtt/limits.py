@@ -15,8 +15,9 @@ class Limits:
 
     ``max_packet``: a larger packet closes its connection (B4: what is acked can be delivered); clients of MQTT 5 are
     told.
-    ``max_connections``, ``max_connections_per_address``: of this listener, and of one IP address among them (0: as many
-    as of the listener); further ones are closed at once, before TLS, and counted (``over_limit``).
+    ``max_connections``, ``max_connections_per_address``: of this listener, and of one IP address (of IPv6 one /64)
+    among them (0: as many as of the listener); further ones are closed at once, before TLS, and counted
+    (``over_limit``).
     ``connect_timeout``: a connection without a whole CONNECT by then is closed and counted (``timed_out``); the TLS and
     WebSocket handshakes and the answer of ``authorize_connect`` have to come within it too.
     ``inflight``: QoS 1 and 2 messages sent to one client and not yet acknowledged; a client of MQTT 5 may want fewer.

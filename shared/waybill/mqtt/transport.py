@@ -9,6 +9,7 @@ WebSocket, on a Unix socket and where the kernel does not tell, it is unknown, a
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import socket
 import struct
@@ -54,9 +55,19 @@ def bytes_acked(sock: socket.socket) -> int | None:
 
 
 def ip_of(transport: asyncio.BaseTransport) -> str:
-    """Return the IP address of the peer, ``unix`` where it has none."""
+    """Return the IP address of the peer as it is counted, ``unix`` where it has none."""
     name = transport.get_extra_info("peername")
-    return str(name[0]) if isinstance(name, tuple) else "unix"
+    return counted(str(name[0])) if isinstance(name, tuple) else "unix"
+
+
+def counted(host: str) -> str:
+    """Return what an IP address counts as: of version 6 the network of 64 bits, all of which one peer may have."""
+    if ":" not in host:
+        return host
+    address = ipaddress.IPv6Address(host.partition("%")[0])
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
 
 
 def address_of(transport: asyncio.BaseTransport) -> str:

@@ -22,6 +22,7 @@ from waybill.errors import Unavailable
 from waybill.mqtt.codec import ConnackCode
 from waybill.mqtt.limits import Limits
 from waybill.mqtt.settings import Answer, ConnectInfo, Hooks, Settings
+from waybill.mqtt.transport import counted
 
 
 @pytest.fixture
@@ -248,6 +249,34 @@ async def test_an_answer_that_is_awaited(start: Start) -> None:
     assert await bug.expect_end() == b"\x20\x02\x00\x03"
     assert (await browser.expect_end()).startswith(answer(BINARY, b"\x20\x02\x00\x04"))
     assert site.stored == [b"x"]
+
+
+async def test_an_answer_that_others_cancel_refuses(start: Start) -> None:
+    waiting: list[asyncio.Future[Answer]] = []
+
+    def authorize(_: ConnectInfo) -> asyncio.Future[Answer]:
+        waiting.append(asyncio.get_running_loop().create_future())
+        return waiting[-1]
+
+    site = await start(hooks=Hooks(authorize_connect=authorize))
+    raw = await site.raw(rig.connect())
+    await site.until(lambda: waiting)
+    waiting[0].cancel()
+    assert await raw.expect_end() == b"\x20\x02\x00\x03"
+
+
+@pytest.mark.parametrize(
+    ("host", "what"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("::1", "::/64"),
+    ],
+)
+def test_what_an_address_counts_as(host: str, what: str) -> None:
+    assert counted(host) == what
 
 
 @pytest.mark.parametrize("how", ["time-out", "gone", "close"])
