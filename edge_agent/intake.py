@@ -108,7 +108,9 @@ class Intake:
                 remembered = sum([publish[3] is not None for publish in publishes])
             if publishes[0][3] == _NO_ID:  # a will, which is an arrival of its own
                 remembered = 0
-            chunks.append(_chunk(arrival, lane, arrival.keep, count, arrival.raw, remembered))
+            a = arrival
+            chunk = Chunk(lane, a.client_id, a.version, a.wall_ms, a.mono_ns, a.keep, count, a.raw, remembered)
+            chunks.append(chunk)
             return
         keep = arrival.keep
         for lane, run in _runs(publishes, self.lane_of):
@@ -121,17 +123,13 @@ class Intake:
             else:
                 self.counters.forwarded += len(run)
                 raw, count = arrival.raw[run[0][4] : run[-1][5]], len(run)
-            chunks.append(_chunk(arrival, lane, keep, count, raw, remembered))
+            a = arrival
+            chunks.append(Chunk(lane, a.client_id, a.version, a.wall_ms, a.mono_ns, keep, count, raw, remembered))
             keep += remembered
 
 
 _NO_ID: Final = b"\0\0"
 """The packet id of a message that no client sent: the resend memory is not about it."""
-
-
-def _chunk(arrival: Arrival, lane: str, keep: int, count: int, raw: bytes, remembered: int) -> Chunk:
-    a = arrival
-    return Chunk(lane, a.client_id, a.version, a.wall_ms, a.mono_ns, keep, count, raw, remembered)
 
 
 def _runs(publishes: Sequence[Publish], lane_of: Callable[[bytes], str]) -> list[tuple[str, list[Publish]]]:

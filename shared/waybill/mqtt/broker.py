@@ -73,8 +73,10 @@ class Broker(Sessions):
         client, memory, counters = connection.client, connection.memory, self.counters
         if client is None or memory is None:
             raise RuntimeError("a PUBLISH without a session")  # the parser has seen a CONNECT
-        ticket = connection.owe()
         pending = self.pending
+        ticket = connection.ticket
+        if ticket is None or connection.ticket_of is not pending:
+            ticket = connection.owe()
         publishes = run.publishes
         pubacks, pubrecs = len(run.pubacks), len(run.pubrecs or ())
         count = pubacks + pubrecs
@@ -90,7 +92,6 @@ class Broker(Sessions):
                 memory.hold(chunk, run.pubrecs)
             else:
                 ticket.prove(chunk)
-            pending.clients.add(client.client_id)
             ticket.acks += count
             counters.received_1 += pubacks
             counters.received_2 += pubrecs
@@ -340,7 +341,7 @@ class Broker(Sessions):
 
     def _unremember(self, pending: Pending) -> None:
         """Take the messages of a failed commit out of the resend memories."""
-        for client_id in pending.clients:
+        for client_id in {arrival.client_id for arrival in pending.batch.arrivals}:
             session = self.sessions.get(client_id)
             if session is not None and session.connection is not None and session.connection.memory is not None:
                 session.connection.memory.failed(pending.mark)

@@ -313,9 +313,12 @@ def connack(version: int, code: int, *, present: bool, said: bytes = b"") -> byt
     return bytes((CONNACK,)) + variable(len(body)) + body
 
 
+_ACK_HEADS: Final = {kind: bytes((kind, 2)) for kind in (PUBACK, PUBREC, PUBREL, PUBCOMP)}
+
+
 def acks(kind: int, packet_ids: Iterable[bytes]) -> bytes:
     """Encode one PUBACK, PUBREC, PUBREL or PUBCOMP (``kind``) for each of at least one packet id."""
-    head = bytes((kind, 2))
+    head = _ACK_HEADS[kind]
     return head + head.join(packet_ids)
 
 

@@ -92,14 +92,13 @@ class Pending:
     ``queued``: messages for persistent sessions. ``deliveries``: for all others.
     ``after``: called with None when the commit returned, else with its error. ``undo``: called when it failed, last
     first.
-    ``concerned``: connections to be closed then besides those with a ticket. ``clients``: whose messages it stores.
-    ``sessions``: clients whose CONNACK must wait for it.
+    ``concerned``: connections to be closed then besides those with a ticket. ``sessions``: clients whose CONNACK must
+    wait for it.
     """
 
     __slots__ = (
         "after",
         "batch",
-        "clients",
         "concerned",
         "deliveries",
         "frozen",
@@ -121,7 +120,6 @@ class Pending:
         self.after: list[Callable[[Exception | None], None]] = []
         self.undo: list[Callable[[], object]] = []
         self.concerned: set[Connection] = set()
-        self.clients: set[str] = set()
         self.sessions: set[str] = set()
         self.woken = False
 
