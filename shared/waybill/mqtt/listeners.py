@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 import ssl
 import stat
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from waybill.errors import Unavailable
 from waybill.mqtt.transport import Wire, address_of, ip_of
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
     from waybill.mqtt.limits import Limits
     from waybill.mqtt.server import MqttServer
 
+logger = logging.getLogger(__name__)
+
 BACKLOG: Final = 4096
+
+RETRY: Final = 1.0
+"""Seconds to wait where no connection can be accepted."""
 
 
 class Listener:
@@ -35,6 +41,7 @@ class Listener:
         self.connections = 0
         self.addresses: dict[str, int] = {}
         self.server: asyncio.Server | None = None
+        self._accepting: list[asyncio.Task[None]] = []
         self._file: tuple[str, int] | None = None  # path and inode of a Unix socket
 
     def admits(self, address: str) -> str:
@@ -58,17 +65,54 @@ class Listener:
 
     async def open(self, server: MqttServer, host: str, port: int) -> tuple[str, int]:
         """Accept connections on an address; returns the one bound. Raises Unavailable where it is taken."""
-
-        def accept() -> asyncio.Protocol:
-            return self.wire(server, self) if self.tls is None else Handshake(server, self, self.tls)
-
+        loop = asyncio.get_running_loop()
         try:
-            self.server = await asyncio.get_running_loop().create_server(accept, host, port, backlog=BACKLOG)
+            if self.tls is None:
+                self.server = await loop.create_server(lambda: self.wire(server, self), host, port, backlog=BACKLOG)
+                bound = self.server.sockets[0].getsockname()
+            else:
+                sockets = await _bind(host, port)
+                bound = sockets[0].getsockname()
+                for sock in sockets:
+                    self._accepting.append(loop.create_task(self._accept(server, sock, self.tls), name="mqtt-accept"))
         except OSError as error:
             why = error.strerror or error
             raise Unavailable(f"cannot listen on {host}:{port}: {why}; free it or choose another") from error
-        bound = self.server.sockets[0].getsockname()
         return bound[0], bound[1]
+
+    async def _accept(self, server: MqttServer, sock: socket.socket, tls: ssl.SSLContext) -> None:
+        """Accept connections that are to speak TLS: counted, or closed at a limit, before that costs anything."""
+        loop = asyncio.get_running_loop()
+        with sock:
+            while True:
+                try:
+                    peer, name = await loop.sock_accept(sock)
+                except ConnectionError:
+                    continue  # it is gone already
+                except OSError as error:  # no more files, no memory: as asyncio does it
+                    logger.error("cannot accept connections: %s; trying again", error)  # noqa: TRY400 - that says it
+                    await asyncio.sleep(RETRY)
+                    continue
+                if not server.admit(self, name):
+                    peer.close()
+                    continue
+                task = loop.create_task(self._handshake(server, peer, name, tls), name="mqtt-tls")
+                server.handshakes.add(task)
+                task.add_done_callback(server.handshakes.discard)
+
+    async def _handshake(self, server: MqttServer, peer: socket.socket, name: object, tls: ssl.SSLContext) -> None:
+        wire = self.wire(server, self)
+        wire.admitted = ip_of(name)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: wire, peer, ssl=tls, ssl_handshake_timeout=self.limits.connect_timeout
+            )
+        except (OSError, EOFError) as error:  # an SSLError is an OSError
+            if not wire.begun:
+                server.handshake_failed(address_of(name), error)
+        finally:
+            if not wire.begun:
+                server.leave(self, wire.admitted)
 
     async def open_unix(self, server: MqttServer, path: str, mode: int) -> None:
         """Accept connections on a Unix socket. Raises Unavailable where the path is taken or cannot be."""
@@ -92,6 +136,8 @@ class Listener:
         """Accept no more; the file of a Unix socket goes."""
         if self.server is not None:
             self.server.close()
+        for task in self._accepting:
+            task.cancel()
         if self._file is not None:
             (path, inode), self._file = self._file, None
             with contextlib.suppress(OSError):
@@ -117,62 +163,24 @@ def _clear(path: str) -> None:
         raise Unavailable(f"cannot listen on {path}: something listens there already; stop it or choose another")
 
 
-class Handshake(asyncio.Protocol):
-    """A connection that is to speak TLS: counted, and closed at a limit, before that costs anything.
-
-    What the peer sends right after its handshake can be here before ``start_tls`` has returned: it waits.
-    """
-
-    def __init__(self, server: MqttServer, listener: Listener, context: ssl.SSLContext) -> None:
-        self._server = server
-        self._listener = listener
-        self._context = context
-        self._early = b""
-        self._lost = False
-        self._task: asyncio.Task[None] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take a new connection, or close it at a limit."""
-        raw = cast("asyncio.Transport", transport)  # as asyncio promises for a stream
-        if not self._server.admit(self._listener, raw):
-            raw.abort()
-            return
-        raw.pause_reading()
-        wire = self._listener.wire(self._server, self._listener)
-        self._task = asyncio.get_running_loop().create_task(self._shake(raw, wire), name="mqtt-tls")
-        self._server.handshakes.add(self._task)
-        self._task.add_done_callback(self._server.handshakes.discard)
-
-    def data_received(self, data: bytes) -> None:
-        """Keep what came early."""
-        self._early += data
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Note an end that came early."""
-        self._lost = True
-
-    async def _shake(self, raw: asyncio.Transport, wire: Wire) -> None:
-        address, shown = ip_of(raw), address_of(raw)
-        tls: asyncio.Transport | None = None
-        error: Exception | None = None
-        try:
-            tls = await asyncio.get_running_loop().start_tls(
-                raw,
-                self,
-                self._context,
-                server_side=True,
-                ssl_handshake_timeout=self._listener.limits.connect_timeout,
-            )
-        except (OSError, EOFError) as failure:  # an SSLError is an OSError
-            error = failure
-        finally:
-            if tls is None or self._lost:
-                raw.abort()
-                self._server.leave(self._listener, address)
-        if tls is None or self._lost:
-            self._server.handshake_failed(shown, error)
-            return
-        tls.set_protocol(wire)
-        wire.begin(tls)
-        if self._early:
-            wire.data_received(self._early)
+async def _bind(host: str, port: int) -> list[socket.socket]:
+    """Return a listening socket for each address of a host. Raises OSError."""
+    flags = socket.AI_PASSIVE
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            sock = socket.socket(family, kind, protocol)
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setblocking(False)
+            sock.bind(address)
+            sock.listen(BACKLOG)
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets

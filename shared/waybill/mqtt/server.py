@@ -144,16 +144,16 @@ class MqttServer:
         await listener.open_unix(self, fspath(path), mode)
         self.listeners.append(listener)
 
-    def admit(self, listener: Listener, transport: asyncio.BaseTransport) -> bool:
-        """Count a new connection; False, and counted as such, where it is one too many."""
+    def admit(self, listener: Listener, name: object) -> bool:
+        """Count a new connection; False, and counted as such, where it is one too many. ``name``: the peer's."""
         counters = self.broker.counters
         if counters.connections >= self.settings.max_connections:
             why = "too many connections"
         else:
-            why = "the server shuts down" if self.closing else listener.admits(ip_of(transport))
+            why = "the server shuts down" if self.closing else listener.admits(ip_of(name))
         if why:
             counters.over_limit += 1
-            self.broker.turned_away(address_of(transport), why)
+            self.broker.turned_away(address_of(name), why)
             return False
         counters.connections += 1
         return True

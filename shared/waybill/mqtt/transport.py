@@ -54,9 +54,8 @@ def bytes_acked(sock: socket.socket) -> int | None:
     return TCP_BYTES_ACKED.unpack_from(info, TCP_BYTES_ACKED_AT)[0] if len(info) == TCP_INFO_SIZE else None
 
 
-def ip_of(transport: asyncio.BaseTransport) -> str:
-    """Return the IP address of the peer as it is counted, ``unix`` where it has none."""
-    name = transport.get_extra_info("peername")
+def ip_of(name: object) -> str:
+    """Return the IP address of a peer (a socket's name for it) as it is counted, ``unix`` where it has none."""
     return counted(str(name[0])) if isinstance(name, tuple) else "unix"
 
 
@@ -70,9 +69,8 @@ def counted(host: str) -> str:
     return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
 
 
-def address_of(transport: asyncio.BaseTransport) -> str:
-    """Return the peer's address as it is shown: host and port, or ``unix``."""
-    name = transport.get_extra_info("peername")
+def address_of(name: object) -> str:
+    """Return a peer's address as it is shown: host and port, or ``unix``."""
     return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "unix"
 
 
@@ -80,7 +78,6 @@ class Wire(Reader, asyncio.Protocol):
     """A connection on an asyncio transport, at a listener of ``server``."""
 
     __slots__ = (
-        "_admitted",
         "_answer",
         "_base",
         "_crowded",
@@ -88,6 +85,8 @@ class Wire(Reader, asyncio.Protocol):
         "_server",
         "_socket",
         "_transport",
+        "admitted",
+        "begun",
         "close_at",
     )
 
@@ -100,7 +99,8 @@ class Wire(Reader, asyncio.Protocol):
         self._server = server
         self._listener = listener
         self._transport: asyncio.Transport
-        self._admitted = ""  # the address that counts in its listener
+        self.admitted = ""  # the address that counts in its listener, where it was counted already
+        self.begun = False
         self._answer: asyncio.Task[None] | None = None
         self._socket: socket.socket | None = None
         self._base = 0
@@ -110,17 +110,18 @@ class Wire(Reader, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take a new connection, or close it at a limit."""
         self._transport = stream = cast("asyncio.Transport", transport)  # as asyncio promises for a stream
-        if not self._server.admit(self._listener, stream):
+        name = stream.get_extra_info("peername")
+        if not self.admitted and not self._server.admit(self._listener, name):
             self.closed = True
             stream.abort()
             return
-        self.begin(stream)
-
-    def begin(self, transport: asyncio.Transport) -> None:
-        """Begin on a transport that was admitted."""
-        self._transport = transport
-        self._admitted = ip_of(transport)
+        self.admitted = self.admitted or ip_of(name)
+        self.begun = True
         self._server.wires.add(self)
+        self._tune(stream)
+
+    def _tune(self, transport: asyncio.Transport) -> None:
+        """Set what is to be set on a new connection's socket, and begin to follow what its TCP acknowledges."""
         transport.set_write_buffer_limits(high=self.broker.settings.output_bytes)
         if hasattr(transport, "max_size"):  # asyncio's 256 KiB are mapped and unmapped by the C library at each read
             transport.max_size = READ
@@ -174,8 +175,8 @@ class Wire(Reader, asyncio.Protocol):
             self._socket.detach()  # the transport closes it
             self._socket = None
         self.gone()
-        if self._admitted:
-            self._server.leave(self._listener, self._admitted)
+        if self.begun:
+            self._server.leave(self._listener, self.admitted)
             self._server.forget(self)
 
     def lost(self) -> None:
@@ -204,8 +205,8 @@ class Wire(Reader, asyncio.Protocol):
 
     def peer(self) -> tuple[bytes | None, str]:
         """Return certificate and address."""
-        tls = self._transport.get_extra_info("ssl_object")
-        return (tls.getpeercert(binary_form=True) if tls is not None else None), address_of(self._transport)
+        tls, name = map(self._transport.get_extra_info, ("ssl_object", "peername"))
+        return (tls.getpeercert(binary_form=True) if tls is not None else None), address_of(name)
 
     def write(self, data: bytes) -> None:
         """Send; a connection that leaves more than its share unread is cut off."""

@@ -8,10 +8,12 @@ import datetime as dt
 import socket
 import ssl
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import uvloop
 
 from tests.integration.mqtt.conftest import Raw, Site, Start
 from tests.integration.mqtt.test_clients import Device
@@ -21,7 +23,9 @@ from waybill import pki
 from waybill.errors import Unavailable
 from waybill.mqtt.codec import ConnackCode
 from waybill.mqtt.limits import Limits
+from waybill.mqtt.server import MqttServer
 from waybill.mqtt.settings import Answer, ConnectInfo, Hooks, Settings
+from waybill.mqtt.testing import MemorySink
 from waybill.mqtt.transport import counted
 
 
@@ -166,20 +170,54 @@ async def test_tls_counts_and_is_bounded_before_its_handshake(
     said: list[str] = []
     site = await start(Settings(connect_timeout=0.5), Hooks(on_turned_away=lambda _, reason: said.append(reason)))
     site.host, site.port = await site.server.listen("127.0.0.1", 0, tls[0], limits=Limits(2, 2, 0, 0.5))
-    silent, wrong = await site.raw(), await site.raw(rig.connect())
+    silent = [await site.raw() for _ in range(2)]
+    await site.until(lambda: site.server.counters.connections == 2)
     third = await site.raw(b"\x16\x03\x01")
     assert await third.expect_end() == b""
+    for raw in silent:
+        assert await raw.expect_end() == b""
+    wrong = await site.raw(rig.connect())
     await wrong.expect_end()
-    assert await silent.expect_end() == b""
-    await site.until(lambda: not site.server.counters.connections)
+    await site.until(lambda: site.server.counters.handshakes_failed == 3)
+    assert not site.server.counters.connections
     assert site.server.counters.over_limit == 1
-    assert site.server.counters.handshakes_failed == 2
-    assert len(said) == 3
-    assert sum("TLS handshake" in reason for reason in said) == 2
+    assert len(said) == 4
+    assert sum("TLS handshake" in reason for reason in said) == 3
     gone = await site.raw(b"\x16\x03\x01")
     await site.until(lambda: site.server.counters.connections == 1)
     gone.reset()
     await site.until(lambda: not site.server.counters.connections)
+
+
+@pytest.mark.parametrize("make", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_tls_on_each_event_loop(
+    make: Callable[[], asyncio.AbstractEventLoop], tls: tuple[ssl.SSLContext, ssl.SSLContext]
+) -> None:
+    async def talk() -> None:
+        server = MqttServer(MemorySink())
+        await server.start()
+        for websocket in (False, True):
+            host, port = await server.listen("127.0.0.1", 0, tls[0], websocket=websocket)
+            raws = [Raw(*await asyncio.open_connection(host, port, ssl=tls[1])) for _ in range(20)]
+            for n, raw in enumerate(raws):
+                if websocket:
+                    await raw.send(request())
+                    await asyncio.wait_for(raw.reader.readuntil(b"\r\n\r\n"), 10)
+                    await raw.send(frame(BINARY, rig.connect(f"w{n}")))
+                    await raw.expect(answer(BINARY, rig.ACCEPTED))
+                else:
+                    await raw.send(rig.connect(f"t{n}"))
+                    await raw.expect(rig.ACCEPTED)
+            for raw in raws:
+                raw.writer.transport.abort()
+        await server.close()
+        assert not server.counters.connections
+
+    loop = make()
+    try:
+        loop.run_until_complete(talk())
+    finally:
+        loop.close()
 
 
 async def test_close_ends_handshakes_under_way(start: Start, tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
