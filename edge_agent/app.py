@@ -29,12 +29,12 @@ from edge_agent.commands import Commands
 from edge_agent.config import LANES, EdgeConfig, ListenerSettings, memory_ceiling, server_settings
 from edge_agent.forwarder import Forwarder
 from edge_agent.intake import Forward, Intake
-from edge_agent.seldom import Seldom
 from edge_agent.status import SOCKET, EdgeStatus, LaneState, LinkState, ListenerState, Rate
 from waybill import snapshot
 from waybill.errors import ConfigError
 from waybill.lifecycle import Tasks, say
 from waybill.mqtt.settings import Client, Hooks
+from waybill.notices import Notices
 from waybill.pki import server_context
 from waybill.wire import Ack
 
@@ -229,12 +229,13 @@ class Gone:
 
     def __init__(self, mono: Callable[[], float]) -> None:
         """``mono``: monotonic seconds."""
-        self._lines = Seldom(mono)
+        self._mono = mono
+        self._notices = Notices()
 
     def say(self, device: str, reason: str) -> None:
         """Say it; not what is everyday: a device that says good-bye or is away, and the agent's own end."""
         if reason and not reason.startswith(("connection lost", "the server shuts down")):
-            self._lines.say(f"device {device} is cut off: {reason}")
+            self._notices.warn(int(self._mono() * 1e9), "device %s is cut off: %s", device, reason)
 
 
 def _name(number: int, listener: ListenerSettings) -> str:

@@ -32,11 +32,11 @@ from typing import Final, Literal, ParamSpec, TypeVar
 
 from edge_agent import passwords
 from edge_agent.acl import Acl
-from edge_agent.seldom import Seldom
 from waybill import pki
 from waybill.errors import ConfigError, Refused
 from waybill.mqtt.codec import ConnackCode
 from waybill.mqtt.settings import Answer, Client, ConnectInfo
+from waybill.notices import Notices
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -191,7 +191,8 @@ class Auth:
         }
         self._hasher = Hasher()
         self._connected: dict[str, Client] = {}  # by client id: those who may have come with a password
-        self._refusals, self._denials = Seldom(mono), Seldom(mono)
+        self._mono = mono
+        self._notices = Notices()
 
     def authorize_connect(self, info: ConnectInfo) -> Answer | Awaitable[Answer]:
         """Say who it is: a user's name, empty for nobody in particular, or why not."""
@@ -223,7 +224,7 @@ class Auth:
         hasher = self._hasher
         if hasher.waiting >= LINE:
             self.counters.busy += 1
-            self._refusals.say(f"a connection from {info.address} is sent away: {LINE} passwords wait to be hashed")
+            self._warn("a connection from %s is sent away: %d passwords wait to be hashed", info.address, LINE)
             return ConnackCode.UNAVAILABLE
         hasher.waiting += 1
         try:
@@ -244,15 +245,18 @@ class Auth:
 
     def _refuse(self, info: ConnectInfo, why: str, code: ConnackCode = ConnackCode.NOT_AUTHORIZED) -> ConnackCode:
         self.counters.refused += 1
-        self._refusals.say(f"a connection from {info.address} is refused: {why}")
+        self._warn("a connection from %s is refused: %s", info.address, why)
         return code
+
+    def _warn(self, text: str, *values: object) -> None:
+        self._notices.warn(int(self._mono() * 1e9), text, *values)
 
     def authorize_publish(self, client: Client, topic: str) -> bool:
         """Say whether a client may publish to ``topic``."""
         if self._acl.may_publish(client.client_id, client.user or "", client.listener, topic):
             return True
         self.counters.publish_denied += 1
-        self._denials.say(f"{_named(client)} may not publish to {topic!r}")
+        self._warn("%s may not publish to %r", _named(client), topic)
         return False
 
     def authorize_subscribe(self, client: Client, pattern: str) -> bool:
@@ -260,7 +264,7 @@ class Auth:
         if self._acl.may_subscribe(client.client_id, client.user or "", client.listener, pattern):
             return True
         self.counters.subscribe_denied += 1
-        self._denials.say(f"{_named(client)} may not subscribe to {pattern!r}")
+        self._warn("%s may not subscribe to %r", _named(client), pattern)
         return False
 
     def on_connected(self, client: Client) -> None:

@@ -1,4 +1,4 @@
-"""Log lines that clients can cause: one a second of each kind at most, which also says how many were left out."""
+"""Log lines that others can cause at will: one a second of each kind at most, and how many were left out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 logger = logging.getLogger(__name__)
 
-EVERY_NS: Final = 1_000_000_000
+SECOND: Final = 1_000_000_000
 
 
 class Notices:
@@ -18,10 +18,10 @@ class Notices:
         self._unsaid: dict[str, int] = {}
 
     def warn(self, now_ns: int, text: str, *values: object) -> None:
-        """Log ``text % values``; the text is the kind, so it has to be a constant."""
+        """Log ``text % values``, or count it; the text is the kind, a constant. ``now_ns``: monotonic."""
         if now_ns < self._next.get(text, now_ns):
             self._unsaid[text] = self._unsaid.get(text, 0) + 1
             return
         unsaid = self._unsaid.pop(text, 0)
         logger.warning(f"{text}%s", *values, f" (and {unsaid} more lately)" if unsaid else "")
-        self._next[text] = now_ns + EVERY_NS
+        self._next[text] = now_ns + SECOND
