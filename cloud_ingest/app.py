@@ -199,7 +199,7 @@ class Ingest:
             connected=len(gateways),
             denied=server.counters.denied,
             refused=server.counters.refused,
-            handshakes=self.listener.handshakes_failed,
+            handshakes=self.listener.server.counters.handshakes_failed,
             gateways=tuple(
                 GatewaySnapshot(
                     name,

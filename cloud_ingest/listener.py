@@ -11,7 +11,6 @@ Without certificates (plain TCP on loopback) a gateway is who its client id says
 from __future__ import annotations
 
 import logging
-import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from waybill.errors import Refused
 from waybill.mqtt.codec import ConnackCode
 from waybill.mqtt.server import MqttServer
 from waybill.mqtt.settings import Client, ConnectInfo, Hooks, Message, Settings
+from waybill.notices import Notices
 from waybill.wire import Ack, Envelope, State
 
 log = logging.getLogger(__name__)
@@ -104,11 +104,12 @@ class Listener:
                 on_connected=self._on_connected,
                 on_disconnected=self._on_disconnected,
                 on_subscribed=self._on_subscribed,
+                on_turned_away=self._on_turned_away,
             ),
         )
         self.connected: dict[str, Connected] = {}
-        self.handshakes_failed = 0
         self.address = ""
+        self._notices = Notices()
         self._running = False
 
     async def start(self) -> None:
@@ -117,7 +118,6 @@ class Listener:
         context = None
         if settings.tls:
             context = pki.server_context(Path(settings.certificate), Path(settings.key), Path(settings.ca))
-            context.sslobject_class = _reporting(self._handshake_failed)
         await self.server.start()
         self._running = True
         self.server.subscribe(wire.state_topic("+"), self._on_state)
@@ -180,15 +180,16 @@ class Listener:
             log.warning("gateway %s (%s) may not subscribe to %r", client.client_id, client.address, pattern)
         return allowed
 
-    def _handshake_failed(self, error: ssl.SSLError) -> None:
-        self.handshakes_failed += 1
-        log.warning("a TLS handshake failed: %s", error.reason or error)
-
     # --- what happens to them ---
 
     def _on_connected(self, client: Client) -> None:
         log.info("gateway %s is connected from %s", client.client_id, client.address)
         self.connected[client.client_id] = Connected(client.address, time.time_ns() // 1_000_000)
+
+    def _on_turned_away(self, address: str, reason: str) -> None:
+        if reason.startswith("refused"):
+            return  # _refuse has said why
+        self._notices.warn(time.monotonic_ns(), "a connection from %s is closed: %s", address, reason)
 
     def _on_disconnected(self, client: Client, reason: str) -> None:
         log.info("gateway %s is gone: %s", client.client_id, reason or "it said so")
@@ -216,22 +217,3 @@ class Listener:
 def _refuse(info: ConnectInfo, code: ConnackCode, reason: str) -> ConnackCode:
     log.warning("a connection from %s is refused: %s", info.address, reason)
     return code
-
-
-def _reporting(failed: Callable[[ssl.SSLError], None]) -> type[ssl.SSLObject]:
-    """Return a kind of SSLObject that tells ``failed`` of handshakes that fail.
-
-    asyncio drops a connection whose handshake fails without a word, before any protocol has heard of it.
-    """
-
-    class Reporting(ssl.SSLObject):
-        def do_handshake(self) -> None:
-            try:
-                super().do_handshake()
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                raise
-            except ssl.SSLError as error:
-                failed(error)
-                raise
-
-    return Reporting
