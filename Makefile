@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-system test-long check bench kafka requirements venv clean
+.PHONY: help demo test test-system test-long fuzz check bench kafka requirements venv clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,9 @@ test-long: $(VENV)/.dev ## the full counts of what `make test` runs in a short s
 	@WAYBILL_LONG=1 $(PYTEST) -m 'not bench and not system' $(ARGS)
 	@if [ "$$(id -u)" = 0 ]; then WAYBILL_LONG=1 $(MAKE) test-system; else \
 	  echo "the full counts of the system tests (power cuts, full disks) need root: sudo make test-long"; fi
+
+fuzz: $(VENV)/.dev ## a million mutated packets at the MQTT server; COUNT=..., SEED=... (else drawn)
+	@WAYBILL_FUZZ=$(or $(COUNT),1000000) WAYBILL_SEED=$(or $(SEED),$$(date +%s)) $(PYTEST) -q -s tests/fuzz $(ARGS)
 
 bench: $(VENV)/.dev ## rates and ratios, printed
 	@$(PYTEST) -m bench -s $(ARGS)

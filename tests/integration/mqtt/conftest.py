@@ -78,6 +78,11 @@ class Site:
             while not condition():  # noqa: ASYNC110 - the server's state has no event
                 await asyncio.sleep(0.005)
 
+    def forget(self) -> None:
+        """Forget what was stored, but for the state."""
+        self.sink.arrivals.clear()
+        self.sink.changes.clear()
+
     @property
     def stored(self) -> list[bytes]:
         return [payload for _, _, payload in self.sink.messages]
