@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 from waybill.mqtt import codec
 from waybill.mqtt.budget import SMALL
-from waybill.mqtt.codec import MQTT_5
+from waybill.mqtt.codec import MQTT_5, NEVER
 from waybill.mqtt.output import Output
 from waybill.mqtt.pending import Ticket
 from waybill.mqtt.reasons import Malformed, ProtocolError, Reason
 from waybill.mqtt.resend import Chunk
 from waybill.mqtt.settings import Client
+from waybill.mqtt.state import SessionOpened
 from waybill.mqtt.terms import PLAIN, SECOND, Terms
 
 if TYPE_CHECKING:
@@ -179,6 +180,9 @@ class Connection(Output):
             if expiry and not session.expiry:
                 raise ProtocolError("a session that ends with its connection cannot be kept by DISCONNECT")
             session.expiry = min(expiry, self.broker.settings.max_session_expiry)
+            if session.expiry == NEVER:  # other ends are said when the connection is taken off (SessionLeft)
+                change = SessionOpened(session.client_id, session.version, NEVER)
+                self.broker.touch().batch.changes.append(change)
         if reason == Reason.SUCCESS:
             self.broker.no_will(self)
         self.broker.detach(self, "")

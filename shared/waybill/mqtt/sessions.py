@@ -85,8 +85,11 @@ class Sessions(Exchange):
             self.held.used += len(session.held)
             for pattern, subscription in each.subscriptions.items():
                 self._subscribe(session, pattern, subscription)
-            if each.expiry != NEVER:  # counted from now where it had a connection when the last run ended
-                left = min(each.expires_ms - now[0], each.expiry * 1000) if each.expires_ms else each.expiry * 1000
+            if each.expiry != NEVER:
+                left = min(each.expires_ms - now[0], each.expiry * 1000)
+                if not each.expires_ms:  # it had a connection when the last run ended: counted from now, and only once
+                    left = each.expiry * 1000
+                    self.touch().batch.changes.append(SessionLeft(client_id, each.expiry, now[0] + left))
                 self._expiring[client_id] = now[1] + max(0, left) * 1_000_000
 
     def _tell(self, hook: Callable[P, None] | None, *args: P.args, **kwargs: P.kwargs) -> None:

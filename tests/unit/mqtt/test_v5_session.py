@@ -58,6 +58,30 @@ def test_a_session_that_never_expires() -> None:
     assert present(r, NEVER)
 
 
+def test_a_disconnect_that_makes_a_session_last_for_ever_outlives_a_restart() -> None:
+    r = Rig()
+    v5.client(r, "dev", v5.expiry(10), clean=False).feed(v5.disconnect(0, v5.expiry(NEVER)))
+    r.commit()
+    r.restart()
+    r.pass_time(100)
+    r.broker.sweep()
+    assert present(r, NEVER)
+
+
+def test_restarts_do_not_put_off_the_end_of_a_session() -> None:
+    """What had a connection when the server was killed counts from the first start after it, not from the last."""
+    r = Rig()
+    v5.client(r, "dev", v5.expiry(10), clean=False)
+    for _ in range(3):
+        r.restart()
+        r.commit()
+        r.pass_time(4)
+    r.broker.sweep()
+    r.commit()
+    assert SessionDeleted("dev") in r.sink.changes
+    assert not present(r, 10)
+
+
 def test_after_a_crash_the_time_of_those_who_were_connected_begins_anew() -> None:
     r = Rig()
     v5.client(r, "dev", v5.expiry(60))
