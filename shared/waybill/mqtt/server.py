@@ -303,23 +303,27 @@ class MqttServer:
                 self.last_error = None
                 wait = RETRY[0]
                 broker.committed(pending)
+            del pending  # it holds all of a batch, and this task may wait for the next one for long
 
     async def _sweep(self) -> None:
         """Close what is overdue, and let expire what has to."""
         while True:
             await asyncio.sleep(SWEEP)
             self.tick()
-            now = self.broker.mono_ns
-            for wire in list(self.wires):
-                if wire.weight:
-                    wire.weigh()
-                if wire.closed:
-                    if now > wire.close_at * 1_000_000_000:
-                        wire.abort()
-                    continue
-                reason = wire.overdue(now)
-                if reason:
-                    self.broker.counters.timed_out += 1
-                    wire.close(reason, OVERDUE.get(reason, Reason.UNSPECIFIED))
+            self._look_around(self.broker.mono_ns)
             self.broker.sweep()
             self.broker.relieve()
+
+    def _look_around(self, now: int) -> None:
+        """Weigh and close connections; the task that sleeps between two looks keeps none of them alive."""
+        for wire in list(self.wires):
+            if wire.weight:
+                wire.weigh()
+            if wire.closed:
+                if now > wire.close_at * 1_000_000_000:
+                    wire.abort()
+                continue
+            reason = wire.overdue(now)
+            if reason:
+                self.broker.counters.timed_out += 1
+                wire.close(reason, OVERDUE.get(reason, Reason.UNSPECIFIED))
