@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.property.mqtt_model import INFLIGHT, NEVER, Model, Sent, Will
-from tests.property.test_mqtt_server import packets_of
+from tests.support.mqtt import read
 from tests.unit.mqtt import rig, v5
 from tests.unit.mqtt.rig import Rig, Wire
 from waybill.mqtt.settings import Settings
@@ -48,7 +48,7 @@ class Client:
         other: list[v5.Packet] = []
         sent: list[Sent] = []
         released: list[bytes] = []
-        for packet in v5.packets(self.wire.take()) if self.level == 5 else old_packets(self.wire.take()):
+        for packet in read(self.level, self.wire.take()):
             if packet.kind == 0x30:
                 sent.append(Sent(packet.body, packet.qos, bool(packet.flags & 8), packet.number(2)))
                 if packet.qos:
@@ -62,24 +62,6 @@ class Client:
             else:
                 other.append(packet)
         return other, sent, released
-
-
-def old_packets(data: bytes) -> list[v5.Packet]:
-    """Read what a server of MQTT 3.1.1 sent."""
-    found = []
-    for head, body in packets_of(data):
-        packet = v5.Packet(head & 0xF0, head & 0xF, body)
-        if packet.kind == 0x20:
-            packet.present, packet.reason = bool(body[0]), body[1]
-        elif packet.kind == 0x30:
-            end = 2 + int.from_bytes(body[:2], "big")
-            if packet.qos:
-                packet.pid, end = int.from_bytes(body[end : end + 2], "big"), end + 2
-            packet.body = body[end:]
-        else:
-            packet.pid = int.from_bytes(body[:2], "big")
-        found.append(packet)
-    return found
 
 
 class SessionMachine(RuleBasedStateMachine):
