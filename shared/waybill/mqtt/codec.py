@@ -47,6 +47,7 @@ NEVER: Final = 0xFFFFFFFF
 
 _WILL, _WILL_RETAIN, _PASSWORD, _USER = 0x04, 0x20, 0x40, 0x80
 _MAX_QOS = 2
+_BRIDGE = 0x80
 
 
 class ConnackCode(IntEnum):
@@ -187,8 +188,9 @@ def parse_connect(body: bytes) -> Connect:
     if name not in (b"MQTT", b"MQIsdp"):
         raise Malformed("not MQTT", Reason.UNSUPPORTED_VERSION)
     if version not in ((MQTT_3_1_1, MQTT_5) if name == b"MQTT" else (MQTT_3_1,)):
-        # a later MQTT understands the words of version 5, an earlier one those of 3.1.1
-        words = MQTT_5 if name == b"MQTT" and version > MQTT_5 else MQTT_3_1_1
+        # A later MQTT understands the words of version 5, an earlier one those of 3.1.1; so does a bridge of mosquitto,
+        # which sets the top bit, and comes again without it when that is refused.
+        words = MQTT_5 if name == b"MQTT" and MQTT_5 < version < _BRIDGE else MQTT_3_1_1
         raise UnsupportedVersion(version, connack(words, ConnackCode.BAD_VERSION, present=False))
     flags = read.u8()
     will_qos = flags >> 3 & 3

@@ -34,6 +34,7 @@ def test_connect_of_mqtt_3_1_is_taken_as_3_1_1() -> None:
         (b"MQTT", 6, b"\x20\x03\x00\x84\x00"),
         (b"MQTT", 3, b"\x20\x02\x00\x01"),
         (b"MQIsdp", 4, b"\x20\x02\x00\x01"),
+        (b"MQTT", 0x84, b"\x20\x02\x00\x01"),  # a bridge of mosquitto
     ],
 )
 def test_other_versions_are_answered(name: bytes, level: int, answer: bytes) -> None:
