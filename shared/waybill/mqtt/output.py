@@ -70,6 +70,8 @@ class Output:
         self.uncommitted -= ticket.size
         self.broker.uncommitted -= ticket.size
         self.open_tickets -= 1
+        if self.ticket is ticket:  # else whoever is silent from now on would keep all of that batch alive
+            self.ticket = self.ticket_of = None
 
     def push(self, packet: bytes) -> None:
         """Add a packet to the output; ``flush`` writes it."""

@@ -262,3 +262,14 @@ def test_who_does_not_read_is_not_read_and_is_overdue_in_the_end() -> None:
     wire.output_free()
     assert wire.reading
     assert wire.overdue(r.broker.mono_ns) == ""
+
+
+def test_a_silent_connection_keeps_no_batch_alive() -> None:
+    r = Rig()
+    wire = r.client()
+    wire.feed(rig.publish("a", b"x", 1, 1))
+    r.commit()
+    assert (wire.ticket, wire.ticket_of) == (None, None)
+    wire.feed(rig.publish("a", b"y", 1, 2))
+    r.commit_one(OSError("disk"))
+    assert (wire.ticket, wire.ticket_of) == (None, None)
