@@ -56,12 +56,13 @@ def read(level: int, data: bytes) -> list[Packet]:
 
 
 class Peer:
-    """A client of one version (4 or 5) with a session that stays, over one connection after the other."""
+    """A client of one version (4 or 5), over one connection after the other; unless ``clean`` its session stays."""
 
-    def __init__(self, name: str, level: int, port: int) -> None:
+    def __init__(self, name: str, level: int, port: int, *, clean: bool = False) -> None:
         self.name = name
         self.level = level
         self.port = port
+        self.clean = clean
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter | None = None
         self._rest = b""
@@ -72,17 +73,14 @@ class Peer:
         make = rig.publish if self.level < 5 else v5.publish
         return make(topic, payload, qos, pid, dup=dup)
 
-    async def connect(self) -> bool:
+    async def connect(self, will: tuple[str, bytes, int] | None = None) -> bool:
         """Connect, waiting for the server if it is being started; says whether a session is present."""
         async with asyncio.timeout(30):
             while True:
                 try:
                     self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self.port)
                     self._rest, self._waiting = b"", []
-                    wants = rig.connect(self.name, clean=False)
-                    if self.level == 5:
-                        wants = v5.connect(self.name, v5.expiry(3600) + v5.receive_maximum(50), clean=False)
-                    await self.send(wants)
+                    await self.send(self._wants(will))
                     answer = await self.next()
                     assert (answer.kind, answer.reason) == (0x20, 0)
                     return answer.present
@@ -90,10 +88,18 @@ class Peer:
                     await self.close()
                     await asyncio.sleep(0.02)
 
+    def _wants(self, will: tuple[str, bytes, int] | None) -> bytes:
+        """A CONNECT of this version."""
+        if self.level < 5:
+            return rig.connect(self.name, clean=self.clean, will=(*will, False) if will else None)
+        wants = v5.receive_maximum(50) + (b"" if self.clean else v5.expiry(3600))
+        return v5.connect(self.name, wants, clean=self.clean, will=(*will, False, b"") if will else None)
+
     async def subscribe(self, pattern: str, qos: int) -> None:
-        """Subscribe; returns when that is acknowledged."""
+        """Subscribe; returns when that is acknowledged, and drops what came before."""
         await self.send((rig.subscribe if self.level < 5 else v5.subscribe)((pattern, qos), pid=9))
-        assert (await self.next()).kind == 0x90
+        while (await self.next()).kind != 0x90:
+            pass
 
     async def send(self, *packets: bytes) -> None:
         """Send bytes."""
