@@ -76,5 +76,5 @@ requirements: $(VENV)/.dev ## pin anew what pyproject.toml asks for; UPGRADE=1 t
 	@requirements/compile $(if $(UPGRADE),--upgrade)
 
 clean: ## remove what was made here: .venv, caches, var
-	rm -rf $(VENV) var build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) var build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache tests/system/clients/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
