@@ -63,6 +63,7 @@ class Device:
     async def stop(self) -> None:
         self.client.disconnect()
         await asyncio.to_thread(self.client.loop_stop)
+        self.client._reset_sockets()  # else they wait for the garbage collector
 
     @staticmethod
     async def wait(event: threading.Event) -> None:

@@ -77,6 +77,7 @@ class Device:
     async def stop(self) -> None:
         self.client.disconnect()
         await asyncio.to_thread(self.client.loop_stop)
+        self.client._reset_sockets()  # else they wait for the garbage collector
 
 
 async def test_paho_every_qos_with_every_property(site: Site) -> None:
