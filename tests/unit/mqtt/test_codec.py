@@ -60,6 +60,9 @@ GOOD = body(rig.connect("dev"))
         pytest.param(GOOD[:7] + b"\x1e" + GOOD[8:] + b"\0\1t\0\1p", id="will qos 3"),
         pytest.param(GOOD[:7] + b"\x42" + GOOD[8:] + b"\0\1p", id="password without user"),
         pytest.param(GOOD[:7] + b"\x82" + GOOD[8:], id="user announced and missing"),
+        pytest.param(GOOD[:7] + b"\xc2" + GOOD[8:] + b"\0\1u", id="password announced and missing"),
+        pytest.param(GOOD[:7] + b"\x06" + GOOD[8:] + b"\0\1t", id="will announced and missing"),
+        pytest.param(GOOD[:7] + b"\x82" + GOOD[8:] + b"\0\1\xff", id="user not UTF-8"),
         pytest.param(body(rig.connect(b"\xff\xfe")), id="client id not UTF-8"),
         pytest.param(body(rig.connect(b"a\0b")), id="U+0000"),
         pytest.param(body(rig.connect(b"\xed\xa0\x80")), id="surrogate"),
@@ -78,13 +81,15 @@ def test_subscribe_and_unsubscribe() -> None:
     assert codec.parse_unsubscribe(body(rig.unsubscribe("a", "b", pid=7))) == (b"\0\7", ["a", "b"])
 
 
-@pytest.mark.parametrize("broken", [b"", b"\0", b"\0\0\0\1a\0", b"\0\1", b"\0\1\0\1a", b"\0\1\0\1a\3", b"\0\1\0\5a\0"])
+@pytest.mark.parametrize(
+    "broken", [b"", b"\0", b"\0\0\0\1a\0", b"\0\1", b"\0\1\0\1a", b"\0\1\0\1a\3", b"\0\1\0\5a\0", b"\0\1\0\1\xff\0"]
+)
 def test_malformed_subscribes(broken: bytes) -> None:
     with pytest.raises(Malformed):
         codec.parse_subscribe(broken)
 
 
-@pytest.mark.parametrize("broken", [b"", b"\0\1", b"\0\0\0\1a", b"\0\1\0\2a"])
+@pytest.mark.parametrize("broken", [b"", b"\0\1", b"\0\0\0\1a", b"\0\1\0\2a", b"\0\1\0\1\xff"])
 def test_malformed_unsubscribes(broken: bytes) -> None:
     with pytest.raises(Malformed):
         codec.parse_unsubscribe(broken)
