@@ -327,10 +327,11 @@ class Connection(Output):
         return ""
 
     def refuse(self, answer: bytes, reason: str) -> None:
-        """Answer a CONNECT that is not accepted, and close."""
+        """Answer a CONNECT that is not accepted, unless ``answer`` is empty, and close."""
         self.obuf.clear()
-        self.push(answer)
-        self.flush()
+        if answer:
+            self.push(answer)
+            self.flush()
         self.close(reason)
 
     def finish(self, code: int = Reason.SUCCESS) -> None:

@@ -168,7 +168,10 @@ class Sessions(Exchange):
 
     def _refuse(self, connection: Connection, packet: Connect, code: ConnackCode | Reason) -> None:
         self.counters.refused += 1
-        connection.refuse(codec.connack(packet.version, code, present=False), f"refused: {code.name}")
+        answer = codec.connack(packet.version, code, present=False)
+        if packet.max_packet and len(answer) > packet.max_packet:
+            answer = b""  # then it is closed without a word (5.0, 3.1.2.11.4)
+        connection.refuse(answer, f"refused: {code.name}")
 
     def allowed(self, hook: Callable[[Client, str], bool], client: Client, what: str) -> bool:
         """Ask a hook; one that raises says no."""

@@ -300,6 +300,14 @@ def test_a_connack_that_the_client_does_not_take_is_a_refusal() -> None:
     assert not r.broker.sessions
 
 
+@pytest.mark.parametrize(("size", "answer"), [(4, b""), (5, b"\x20\3\0\x87\0")])
+def test_a_refusal_that_the_client_does_not_take_is_not_sent(size: int, answer: bytes) -> None:
+    """[MQTT-3.1.2-24]."""
+    wire = Wire(Rig(hooks=Hooks(authorize_connect=lambda _: ConnackCode.NOT_AUTHORIZED)))
+    assert wire(v5.connect("a", v5.max_packet(size))) == answer
+    assert wire.shut_down
+
+
 def test_client_ids_of_every_length_are_taken() -> None:
     """[MQTT-3.1.3-5]."""
     letters = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
