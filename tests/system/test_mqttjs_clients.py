@@ -1,4 +1,4 @@
-"""The MQTT server and the agent with MQTT.js, which others wrote, in both versions; SIGKILL in between."""
+"""The server and the agent with MQTT.js, which others wrote: both versions, over TCP and WebSocket, and SIGKILL."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Site:
         return [payload for _, _, payload in self.sink.messages]
 
 
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
+@pytest.fixture(params=["mqtt", "ws"])
+async def site(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
     hooks = Hooks(
         authorize_publish=lambda _, topic: not topic.startswith("no/"),
         authorize_subscribe=lambda _, pattern: not pattern.startswith("no/"),
@@ -46,9 +46,9 @@ async def site() -> AsyncIterator[Site]:
     sink = MemorySink()
     server = MqttServer(sink, Settings(topic_aliases=3), hooks)
     await server.start()
-    host, port = await server.listen("127.0.0.1", 0)
+    host, port = await server.listen("127.0.0.1", 0, websocket=request.param == "ws")
     async with node() as js:
-        yield Site(server, sink, f"mqtt://{host}:{port}", js)
+        yield Site(server, sink, f"{request.param}://{host}:{port}", js)
     await server.close()
 
 
