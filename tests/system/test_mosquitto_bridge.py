@@ -25,7 +25,6 @@ CONFIG = """
 user root
 listener {port} 127.0.0.1
 allow_anonymous true
-max_inflight_messages {inflight}
 connection bridge
 address 127.0.0.1:{agent}
 bridge_protocol_version {version}
@@ -47,10 +46,7 @@ class Sites:
         command = waybill("edge", "run", "--listen", f"127.0.0.1:{self.port}", "--data", self.data)
         self.agent = Restartable("agent", command, directory / "log")
         self.config = directory / "mosquitto.conf"
-        # With 3.1.1 mosquitto drops QoS 2 beyond this many and cannot say so; with 5 it tells the agent its limit.
-        inflight = 0 if version == "mqttv311" else 20
-        numbers = {"port": self.bridge, "agent": self.port, "inflight": inflight}
-        self.config.write_text(CONFIG.format(version=version, qos=qos, **numbers))
+        self.config.write_text(CONFIG.format(version=version, qos=qos, port=self.bridge, agent=self.port))
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

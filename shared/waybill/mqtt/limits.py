@@ -20,7 +20,8 @@ class Limits:
     (``over_limit``).
     ``connect_timeout``: a connection without a whole CONNECT by then is closed and counted (``timed_out``); the TLS and
     WebSocket handshakes and the answer of ``authorize_connect`` have to come within it too.
-    ``inflight``: QoS 1 and 2 messages sent to one client and not yet acknowledged; a client of MQTT 5 may want fewer.
+    ``inflight``: QoS 1 and 2 messages sent to one client and not yet acknowledged; a client of MQTT 5 may want fewer,
+    one of 3.1.1 gets no more than 20 of QoS 2 (:data:`waybill.mqtt.session.WINDOW_2`).
     ``publish_rate``: messages a second that one client may publish, 0 for any. A client may be ahead by what it may
     publish in a second, then it is not read until it no longer is (``throttled``); nothing is dropped.
     ``max_keepalive``: seconds; a client of MQTT 5 that wants more, or none, is told this. 0: as it likes.

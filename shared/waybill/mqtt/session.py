@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 IDS: Final = 65535
 ENDLESS: Final = 1 << 62
+WINDOW_2: Final = 20
+"""In flight to a client of MQTT 3.1.1 when one more of QoS 2 may be sent. It cannot say how many it takes, and some
+(mosquitto, as a bridge) keep 20 and drop the rest."""
+
 QOS_1: Final = 1
 QOS_2: Final = 2
 
@@ -201,6 +205,8 @@ class Session:
             pid = ((out.n - 1) % IDS + 1).to_bytes(2, "big")  # packet_id()
             if pid in flight:
                 break  # the ids went round and met a message that is still open
+            if plain and len(flight) >= WINDOW_2 and out.flags & QOS_BITS == QOS_2 << 1:
+                break
             waiting.popleft()
             packet = None
             if plain and not out.expires_ns:

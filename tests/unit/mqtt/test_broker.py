@@ -285,6 +285,19 @@ def test_the_window_bounds_what_is_in_flight() -> None:
     assert sub(rig.puback(3), rig.puback(2)) == rig.publish("a", b"4", 1, 4) + rig.publish("a", b"5", 1, 5)
 
 
+def test_of_qos_2_no_more_is_in_flight_than_clients_of_3_1_1_are_known_to_take() -> None:
+    r = Rig()
+    sub = subscriber(r, ("a", 2))
+    pub = r.client("pub")
+    pub(*[rig.publish("a", b"m", 2, n) for n in range(1, 31)])
+    r.commit()
+    assert sub.take() == b"".join(rig.publish("a", b"m", 2, n) for n in range(1, 21))
+    sub(rig.pubrec(1))
+    r.commit()
+    assert sub.take() == rig.pubrel(1)
+    assert sub(rig.pubcomp(1)) == rig.publish("a", b"m", 2, 21)
+
+
 @pytest.mark.parametrize("clean", [True, False])
 def test_a_full_queue_drops_and_counts(clean: bool) -> None:  # noqa: FBT001
     r = Rig(Settings(inflight=1, queue_messages=3))
