@@ -67,6 +67,7 @@ async def main(settings: Settings) -> int:
     with _owned(settings.data):
         try:
             await ingest.start()
+            ingest.tasks.heed_signals()
             say(f"listening on {ingest.listener.address}")
             await ingest.tasks.until_stopped()
         finally:

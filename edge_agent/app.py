@@ -107,6 +107,7 @@ class Agent:
             async with snapshot.serve(settings.data / SOCKET, self.status):
                 try:
                     self._start_tasks()
+                    self._tasks.heed_signals()
                     for name, listener, context in zip(doors, settings.listeners, contexts, strict=True):
                         await self._listen(name, listener, context)
                     if self._uplink is None:

@@ -9,9 +9,11 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
 
 log = logging.getLogger(__name__)
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class Tasks:
@@ -46,20 +48,23 @@ class Tasks:
         """Ask the process to stop; returns at once."""
         self._stop.set()
 
+    def heed_signals(self) -> None:
+        """Let SIGTERM and SIGINT do what ``stop()`` does; to be called before anybody hears that the process is up."""
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self._stop.set)
+
     async def until_stopped(self) -> None:
         """Wait for SIGTERM, SIGINT, ``stop()`` or the failure of a task.
 
         A second signal ends the process by its default action.
         """
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
-        for number in signals:
-            loop.add_signal_handler(number, self._stop.set)
+        self.heed_signals()
         try:
             await self._stop.wait()
         finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
+            for number in SIGNALS:
+                asyncio.get_running_loop().remove_signal_handler(number)
 
     async def cancel(self, name: str, patience: float = 5.0) -> None:
         """Cancel the task ``name`` and wait for its end, ``patience`` seconds at most.

@@ -51,3 +51,11 @@ async def test_a_task_that_will_not_end_is_reported(caplog: pytest.LogCaptureFix
     assert "task stubborn did not end" in caplog.text
     release.set()
     await asyncio.sleep(0.01)
+
+
+async def test_a_signal_that_comes_before_anybody_waits_is_heeded() -> None:
+    tasks = Tasks()
+    tasks.heed_signals()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(0)
+    await asyncio.wait_for(tasks.until_stopped(), 5)
