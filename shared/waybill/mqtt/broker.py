@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from waybill.mqtt import budget, codec, groups, properties
+from waybill.mqtt import budget, codec, groups, properties, topics
 from waybill.mqtt.budget import PUBLISH
 from waybill.mqtt.codec import MQTT_5, RETAIN, Wanted
 from waybill.mqtt.groups import Grant
@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 
 MOST_FILTERS: Final = 1024
 """In one SUBSCRIBE."""
+
+LOOKS: Final = 1_000_000
+LOOK_NS: Final = 5_000
+"""Retained messages that the wildcards of one SUBSCRIBE may be compared with, and for how long its client is then not
+read, for each: some twenty times of what it takes."""
 
 BLOCKS: Final = 4096
 BLOCK_BYTES: Final = 256
@@ -124,21 +129,22 @@ class Broker(Sessions):
         session, client = connection.session, connection.client
         if session is None or client is None:
             return
-        if len(wanted) > MOST_FILTERS:
-            raise Malformed(f"{len(wanted)} filters in one SUBSCRIBE", Reason.QUOTA_EXCEEDED)
-        for each in wanted:
-            self.check_filter(each.filter, each.options)
+        self._check(wanted)
         codes: list[int] = []
         owed: list[Wanted] = []  # whose retained messages are to be sent
+        looks = 0
         for each in wanted:
             new = each.filter not in session.subscriptions
-            codes.append(self._grant(session, client, each))
+            if topics.wild(each.filter):
+                looks += len(self.retained)
+            codes.append(self._grant(session, client, each, fits=looks <= max(LOOKS, len(self.retained))))
             handling = each.options & codec.RETAIN_HANDLING
             if codes[-1] < codec.SUBACK_FAILURE and (not handling or (handling == codec.RETAIN_IF_NEW and new)):
                 owed.append(each)
         granted = [each for each, code in zip(wanted, codes, strict=True) if code < codec.SUBACK_FAILURE]
         answer = connection.terms.check(codec.suback(pid, codes, client.version))
         kept = self._kept_for(session, owed)
+        connection.owe_time(looks * LOOK_NS)
         connection.answer(answer, sum(len(each.filter) for each in wanted) + PUBLISH * len(kept))
 
         def after(error: Exception | None) -> None:
@@ -150,6 +156,12 @@ class Broker(Sessions):
                     self._tell(self.hooks.on_subscribed, client, each.filter, each.options & 3)
 
         self.pending.after.append(after)
+
+    def _check(self, wanted: list[Wanted]) -> None:
+        if len(wanted) > MOST_FILTERS:
+            raise Malformed(f"{len(wanted)} filters in one SUBSCRIBE", Reason.QUOTA_EXCEEDED)
+        for each in wanted:
+            self.check_filter(each.filter, each.options)
 
     def _kept_for(self, session: Session, owed: list[Wanted]) -> list[Delivery]:
         """Queue the retained messages for new subscriptions; return those that are sent without, not too many."""
@@ -179,17 +191,25 @@ class Broker(Sessions):
         else:
             self._offer(connection, target[1], flags, message, self.settings.queue_bytes)
 
-    def _grant(self, session: Session, client: Client, wanted: Wanted) -> int:
+    def _grant(self, session: Session, client: Client, wanted: Wanted, *, fits: bool) -> int:
         """Subscribe a session, if it may and has room. Returns the code for SUBACK."""
         allow, mine, pattern = self.hooks.authorize_subscribe, session.subscriptions, wanted.filter
         code = wanted.options & 3
-        if pattern not in mine and (
-            len(mine) >= self.settings.max_subscriptions
-            or not self.filters.fits(budget.subscription(pattern), session.subscribed)
+        if not fits or (
+            pattern not in mine
+            and (
+                len(mine) >= self.settings.max_subscriptions
+                or not self.filters.fits(budget.subscription(pattern), session.subscribed)
+            )
         ):
             code = Reason.QUOTA_EXCEEDED
             self.counters.over_quota += 1
-            self.notices.warn(self.mono_ns, "%r is refused %r: too many subscriptions", client.client_id, pattern)
+            self.notices.warn(
+                self.mono_ns,
+                "%r is refused %r: too many subscriptions, or wildcards at once",
+                client.client_id,
+                pattern,
+            )
         elif allow is not None and not self.allowed(allow, client, groups.split(pattern)[1]):
             code = Reason.NOT_AUTHORIZED
             self.counters.denied += 1

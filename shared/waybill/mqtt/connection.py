@@ -264,8 +264,12 @@ class Connection(Output):
 
     def pace(self, count: int) -> None:
         """Stop reading where so many messages more put the client over its rate by what it may publish in a second."""
+        self.owe_time(int(count * SECOND / self.limits.publish_rate))
+
+    def owe_time(self, ns: int) -> None:
+        """Count so much time more that the client took of the others'; it is not read while it owes over a second."""
         now = self.broker.mono_ns
-        self.ahead_ns = max(self.ahead_ns, now) + int(count * SECOND / self.limits.publish_rate)
+        self.ahead_ns = max(self.ahead_ns, now) + ns
         if self.ahead_ns - now > SECOND:
             self.broker.counters.throttled += 1
             self.hold()

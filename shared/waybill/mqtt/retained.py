@@ -67,7 +67,7 @@ class RetainedMessages:
 
     def matching(self, pattern: str, now_ns: int) -> Iterator[tuple[bytes, RetainedMessage]]:
         """Yield the messages whose topics a valid filter matches, but for what has expired."""
-        if "+" not in pattern and "#" not in pattern:
+        if not topics.wild(pattern):
             topic = pattern.encode()
             message = self._messages.get(topic)
             if message is not None and not 0 < message.expires_ns <= now_ns:

@@ -25,6 +25,11 @@ def valid_topic(topic: bytes, max_levels: int, max_bytes: int = 65_535) -> bool:
     return True
 
 
+def wild(pattern: str) -> bool:
+    """Say whether a filter has a wildcard."""
+    return "+" in pattern or "#" in pattern
+
+
 def valid_filter(pattern: str, max_levels: int, max_bytes: int = 65_535) -> bool:
     """Say whether a filter is well formed: wildcards stand alone in their level, ``#`` only in the last one."""
     if not pattern or "\0" in pattern or len(pattern.encode()) > max_bytes:

@@ -89,6 +89,21 @@ def test_filters_in_a_subscribe_are_bounded() -> None:
         assert ended(wire, 0x97) == (count > MOST_FILTERS)
 
 
+def test_what_a_subscribe_makes_the_server_look_at_is_bounded_and_its_client_waits_for_it() -> None:
+    r = Rig(Settings(max_subscriptions=5000))
+    pub = r.client("pub")
+    pub(*[rig.publish(f"r/{n}", b"kept", retain=True) for n in range(2000)])
+    r.commit()
+    wire = v5_client(r)
+    wire.feed(v5.subscribe(*[(f"+/x{n}/#", 0) for n in range(600)]))
+    r.commit()
+    assert wire.take()[-600:] == b"\0" * 500 + b"\x97" * 100  # 500 times 2,000 retained messages
+    assert not wire.reading
+    r.pass_time(6)
+    r.broker.relieve()
+    assert wire.reading
+
+
 # -- what waits for sessions -------------------------------------------------------------------------------------------
 
 
