@@ -136,7 +136,7 @@ async def until_terminal(source: Readable, topics: Topics, id_: str, *, as_json:
                 continue
             try:
                 status = _decode_status(record.value or b"")
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 continue
             if status.id != id_:
                 continue

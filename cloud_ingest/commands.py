@@ -269,7 +269,7 @@ class Dispatcher:
                 self._core.command(parse(record.value), record.stamp_ms, _now_ms())
             else:
                 self._core.status(_decode_status(record.value or b""))
-        except (MalformedCommand, msgspec.MsgspecError) as error:
+        except (MalformedCommand, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             self.counters.malformed += 1
             log.warning("%s[%d] offset %d is skipped: %s", record.topic, record.partition, record.offset, error)
 

@@ -210,7 +210,7 @@ class Listener:
                 if len(message.payload) > STATE_BYTES:
                     raise msgspec.ValidationError(f"{len(message.payload)} bytes, at most {STATE_BYTES}")
                 gateway.state = _decode_state(message.payload)
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 log.warning("gateway %s: its state is not readable: %s", message.client_id, error)
 
 

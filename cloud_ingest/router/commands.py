@@ -98,7 +98,7 @@ class Commands:
     def _learn_status(self, record: TopicRecord) -> None:
         try:
             status = _decode_status(record.value or b"")
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return
         if self._owns(status.gateway):
             self.note(status)

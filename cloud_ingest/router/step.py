@@ -267,7 +267,7 @@ class _Planner:
                 self.ledger.deliver(key, seq, seq)
                 return
             error = "unknown topic in the control lane"
-        except (msgspec.MsgspecError, _Rejected) as reason:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, _Rejected) as reason:
             error = str(reason)
         letters = self.state.topics.dead_letters
         target = self.state.routes.target(record.gateway, topic, frame.sources[source][1])._replace(topic=None)

@@ -161,7 +161,7 @@ def decode_ack(data: bytes) -> Ack:
     """Decode an ack. Raises Corrupt."""
     try:
         return _ack_decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         msg = f"ack: {error}"
         raise Corrupt(msg) from error
 
@@ -170,6 +170,6 @@ def decode_envelope(data: bytes) -> Envelope:
     """Decode an envelope. Raises Corrupt."""
     try:
         return _envelope_decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         msg = f"envelope: {error}"
         raise Corrupt(msg) from error

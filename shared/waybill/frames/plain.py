@@ -124,7 +124,7 @@ def decode(data: bytes, max_raw: int = MAX_RAW) -> Frame:
         raise Corrupt(msg)
     try:
         sources, rows = _decode(raw)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         msg = f"frame: body: {error}"
         raise Corrupt(msg) from error
     if len(rows) != header.count:

@@ -193,7 +193,7 @@ async def test_the_state_and_the_will_of_a_gateway_are_seen(ingest: Ingest, cert
         assert ingest.listener.connected["g1"].state == State("online", version="9")
         (seen,) = ingest.snapshot().gateways
         assert (seen.gateway, seen.state, seen.version) == ("g1", "online", "9")
-        for unfit in (b"{", b'{"state":"online","version":"%s"}' % (b"9" * STATE_BYTES)):
+        for unfit in (b"{", b'{"state":"\xff"}', b'{"state":"online","version":"%s"}' % (b"9" * STATE_BYTES)):
             await gateway.client.publish(wire.state_topic("g1"), unfit, qos=1, retain=True)
             assert ingest.listener.connected["g1"].state == State("online", version="9")
     await until(lambda: not ingest.snapshot().gateways)

@@ -209,6 +209,9 @@ def test_c1_states_are_written_once_each_and_keyed_by_the_command() -> None:
         (("$waybill/unheard", b"{}"), b"unknown topic in the control lane"),
         (("$waybill/receipt", b"{}"), b"missing required field `epoch`"),
         (("$waybill/receipt", b"\xff"), b"malformed"),
+        (("$waybill/receipt", b'{"lane":"\xff"}'), b"'utf-8' codec can't decode"),
+        (("$waybill/receipt", b'{"x":' + b"[" * 100_000), b"recursion"),
+        (("$waybill/command-status", b'{"id":"\xff"}'), b"'utf-8' codec can't decode"),
         (receipt(Epoch(1), 5, 4), b"a receipt whose numbers do not agree"),
         (
             ("$waybill/receipt", msgspec.json.encode(receipt(ONE, 1, 4)).replace(b'"telemetry"', b'"a/\\u001b"')),

@@ -29,7 +29,20 @@ def test_fields_added_later_are_ignored() -> None:
     assert decode_ack(msgspec.msgpack.encode({"credit": 3, "colour": "blue"})) == Ack(credit=3)
 
 
-@pytest.mark.parametrize("data", [b"", b"\xc1", b"\x93\x01\x02\x03", msgspec.msgpack.encode({"credit": "much"})])
+NOT_UTF8 = b"\xa1\xff"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        b"\x93\x01\x02\x03",
+        msgspec.msgpack.encode({"credit": "much"}),
+        b"\x82\xa7refused\x91\x95\x05" + NOT_UTF8 + b"\x01\x01\xa1x\xa2id" + NOT_UTF8,
+        b"\x81\xa1x" + b"\x91" * 100_000,
+    ],
+)
 def test_garbage_is_corrupt(data: bytes) -> None:
     with pytest.raises(Corrupt):
         decode_ack(data)
