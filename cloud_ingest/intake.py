@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from waybill.errors import Corrupt, Refused, TopicRefused, Unavailable, UnknownVersion
-from waybill.frames.header import FrameHeader, peek_span, read_header
+from waybill.frames.header import FrameHeader, check_body, peek_span, read_header
 from waybill.mqtt.state import Batch, SavedState
 from waybill.wire import LANE_NAME, Ack, RefusedSpan, Span, up_topic
 
@@ -68,6 +68,7 @@ def judge(frame: bytes, max_frame: int) -> FrameHeader:
     if len(frame) > max_frame:
         raise Corrupt(f"a frame of {len(frame)} bytes is over the limit of {max_frame}")
     header = read_header(frame)
+    check_body(header)
     if not LANE_NAME.fullmatch(header.lane):
         raise Corrupt(f"lane {header.lane!r}: a lane is named with letters, digits, '.', '_' and '-'")
     return header

@@ -184,7 +184,7 @@ class _Planner:
             self._messages(record, frame, key, first, last)
             planned += last - first + 1
             self._spend(last - first + 1)
-        self.bytes_left -= header.raw_size
+        self.bytes_left -= frame.size
         if planned < fresh:
             self.plan.cut[record.offset] = earlier + planned
             return False

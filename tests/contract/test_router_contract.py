@@ -14,6 +14,8 @@ from cloud_ingest.router.routes import Routes
 from cloud_ingest.router.worker import Router
 from tests.support.gateway import Epoch, control, expected, header, receipt
 from tests.support.logs import read_to_end
+from waybill.frames import in_columns, read_header
+from waybill.frames.header import COLUMNS
 from waybill.wire import CommandStatus
 
 GATEWAYS = ("gw-1", "gw-2", "gw-3")
@@ -72,6 +74,30 @@ async def test_each_message_once_and_in_order_over_restarts(log: Log, topics: To
         msgspec.json.decode(r.value or b"", type=CommandStatus) for r in await read_to_end(log, [topics.command_status])
     ]
     assert [(each.id, each.state) for each in states] == [("c-1", "expired")]
+
+
+async def test_a_frame_in_columns_leaves_the_records_that_the_plain_frame_leaves(
+    log: Log, topics: Topics, fleet: str
+) -> None:
+    payloads = [b'{"ts":%d,"speed":%.2f}' % (1_790_000_000_000 + n * 50, n / 7) for n in range(200)]
+    plain = Epoch(1).frame(1, 200, payloads=payloads)
+    columns = in_columns(plain)
+    assert read_header(columns).codec == COLUMNS
+    await log.append_frame("plain", plain)
+    await log.append_frame("columns", columns)
+    await log.append_frame("columns", plain)  # to the ledger the one is a copy of the other
+    await log.append_frame("columns", Epoch(1).frame(201, 201))
+    async with routing(log, topics, fleet), asyncio.timeout(60):
+        while len(await read_to_end(log, [fleet])) < 401:  # noqa: ASYNC110 - it asks the log
+            await asyncio.sleep(0.05)
+    found: dict[str, list[object]] = {"plain": [], "columns": []}
+    for record in await read_to_end(log, [fleet]):
+        headers = dict(record.headers)
+        gateway, _, seq = headers.pop("ce_id").partition(b"/")
+        del headers["ce_source"], headers["waybill_journaled"]  # the gateway's name, and when
+        found[gateway.decode()].append((seq, record.key, record.value, headers))
+    assert len(found["plain"]) == 200
+    assert found["columns"][:-1] == found["plain"]
 
 
 async def test_what_cannot_be_routed_is_a_dead_letter_and_stops_nobody(log: Log, topics: Topics, fleet: str) -> None:

@@ -1,10 +1,11 @@
 """Frames: what a gateway sends and the journal keeps.
 
-``header`` reads without decompressing; ``plain`` is the first body.
+``header`` reads without decompressing; ``plain`` and ``columns`` are the two bodies; ``body`` decodes either.
 """
 
+from waybill.frames.body import Frame, decode, in_columns
 from waybill.frames.header import Clock, Durability, FrameHeader, Order, read_header
-from waybill.frames.plain import Frame, Row, decode, encode_plain
+from waybill.frames.plain import Row, encode_plain
 
 __all__ = [
     "Clock",
@@ -15,5 +16,6 @@ __all__ = [
     "Row",
     "decode",
     "encode_plain",
+    "in_columns",
     "read_header",
 ]

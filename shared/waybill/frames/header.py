@@ -195,6 +195,16 @@ def read_header(data: bytes) -> FrameHeader:
     )
 
 
+def check_body(header: FrameHeader) -> None:
+    """Raise Corrupt where the body is of a kind that this program does not know."""
+    if header.codec not in (PLAIN, COLUMNS):
+        msg = f"frame: body codec {header.codec} is not known to this program"
+        raise Corrupt(msg)
+    if header.dictionary:
+        msg = f"frame: dictionary {header.dictionary} is not known to this program"
+        raise Corrupt(msg)
+
+
 def peek_span(data: bytes) -> tuple[int, str, int, int] | None:
     """Return the (epoch, lane, first, last) that ``data`` claims, with nothing checked, or None where it is too short.
 

@@ -148,6 +148,7 @@ async def test_gateways_do_not_wait_for_each_other() -> None:
         (b"hello", "WB"),
         (frame()[:-1], "checksum"),
         (frame(lane="a lane"), "lane"),
+        (frame()[:3] + b"\x09" + frame()[4:], "body codec 9 is not known"),
         (frame(payload=bytes(range(256)) * 9)[:200], "checksum"),
     ],
 )

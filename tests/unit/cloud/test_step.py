@@ -12,7 +12,8 @@ from cloud_ingest.router.ledger import Ledger
 from cloud_ingest.router.routes import Routes
 from cloud_ingest.router.state import Limits
 from tests.support.gateway import BASE_MS, TOPICS, Bench, Epoch, control, expected, header, receipt, values
-from waybill.frames import encode_plain
+from waybill.frames import encode_plain, in_columns, read_header
+from waybill.frames.header import COLUMNS
 from waybill.wire import CommandStatus, Receipt
 
 ONE = Epoch(1, oldest=1)
@@ -94,6 +95,25 @@ def test_messages_without_a_route_are_dead_letters_and_the_rest_of_the_frame_is_
     assert header(records[0], "ce_id") == b"gw/1/telemetry/1"
     entry = bench.state.ledger.entries[Key("gw", 1, "telemetry")]
     assert (list(entry.dead), entry.delivered_count, list(entry.covered)) == ([(1, 1), (4, 4)], 4, [(1, 6)])
+
+
+def test_a_frame_in_columns_becomes_the_records_that_the_plain_frame_becomes() -> None:
+    topics, payloads = ["a/1", "a/2", "other"], [b'{"n":%d,"v":%.2f}' % (n, n / 7) for n in range(500)]
+    plain = ONE.frame(1, 500, topics=topics, payloads=payloads)
+    columns = in_columns(plain)
+    assert read_header(columns).codec == COLUMNS
+    assert Bench().feed(columns) == Bench().feed(plain)
+
+
+def test_a_step_ends_by_what_a_frame_is_put_together_to_not_by_what_it_came_as() -> None:
+    bench = Bench(limits=Limits(step_bytes=10_000))
+    for first in (1, 501):
+        frame = in_columns(ONE.frame(first, first + 499, payloads=[b'{"n":%d}' % n for n in range(500)]))
+        assert read_header(frame).raw_size < 2_000
+        bench.journal.append(JournalRecord(0, len(bench.journal), bench.now, "gw", frame))
+    made = bench.plan()
+    assert made is not None
+    assert made.consumed == 1
 
 
 def test_r5_a_frame_that_does_not_decode_marks_its_seqs_dead_lettered_and_holds_nobody_up() -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from waybill.errors import Corrupt, UnknownVersion
 from waybill.frames import decode, encode_plain, read_header
+from waybill.frames.body import MAX_MESSAGE
 from waybill.frames.header import peek_span
-from waybill.frames.plain import MAX_MESSAGE
 
 SOURCES = [("vehicles/V1/telemetry", "V1"), ("vehicles/V2/telemetry", "V2")]
 ROWS = [(0, 0, 1, b'{"n":1}', b""), (1, 5, 5, b"\x00\xff", b"\x03\x00\x04text"), (0, -7, 2, b"", b"")]
