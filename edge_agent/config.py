@@ -15,6 +15,7 @@ import msgspec
 
 from edge_agent import acl
 from edge_agent.acl import AclRule
+from edge_agent.bodies import Body
 from edge_agent.buffer.port import Lane
 from edge_agent.buffer.settings import BufferSettings
 from waybill import config
@@ -186,7 +187,7 @@ class ForwardSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``filters``, ``exclude``: MQTT topic filters; topics that begin with ``$`` never go. A frame is cut at
     ``frame_messages``, at ``frame_bytes`` of payload, or when its first message has waited for ``linger_ms``.
-    ``window_bytes``: encoded frames kept for resends, and so at most in flight.
+    ``window_bytes``: encoded frames kept for resends, and so at most in flight. ``body``: see :mod:`edge_agent.bodies`.
     """
 
     filters: tuple[str, ...] = ("#",)
@@ -195,6 +196,7 @@ class ForwardSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     frame_bytes: Annotated[int, msgspec.Meta(ge=1, le=512 << 10)] = 256 << 10
     linger_ms: Annotated[int, msgspec.Meta(ge=0, le=60_000)] = 200
     window_bytes: _Count = 8 << 20
+    body: Body = "auto"
 
 
 class AmqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -19,13 +19,14 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
+from edge_agent.bodies import Bodies
 from edge_agent.buffer.port import Buffer, Lane, Lease, Position, Stored
 from edge_agent.clock import Clock
 from edge_agent.config import ForwardSettings
 from edge_agent.window import Flight, Window
 from waybill.errors import Unavailable
-from waybill.frames import Durability, Order, Row, encode_plain
-from waybill.frames.header import VERSION
+from waybill.frames import Durability, Order, Row, encode_plain, in_columns, read_header
+from waybill.frames.header import COLUMNS, VERSION
 from waybill.wire import CONTROL_LANE, Ack, Receipt, Span
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Counters:
 
     ``sent_*``: handed to the link, resends included. ``acked``: messages in spans of the cloud's acks (a message acked
     twice counts twice). ``given_up``: messages refused for good. ``recut``: frames encoded anew after a refusal.
+    ``columns``: frames encoded in columns.
     """
 
     sent_frames: int = 0
@@ -66,6 +68,7 @@ class Counters:
     acked: int = 0
     given_up: int = 0
     recut: int = 0
+    columns: int = 0
 
 
 @dataclass(slots=True)
@@ -93,6 +96,7 @@ class Forwarder:
         self._lanes = {lane.name: lane for lane in ordered}
         self._wake = asyncio.Event()
         self.window = Window((lane.name for lane in ordered), settings.window_bytes)
+        self._bodies = Bodies(settings.body)
         self._link: Sender | None = None
         self._queued: deque[tuple[Flight, int, int]] = deque()  # handed over: its place in that order, its mark
         self._owed: list[Span] = []
@@ -115,6 +119,7 @@ class Forwarder:
         """Send over one connection, until it raises or this is cancelled."""
         self.error = ""
         self._link = link
+        self._bodies.connected()
         try:
             while True:
                 self._look()
@@ -125,10 +130,14 @@ class Forwarder:
                     self.counters.sent_frames += 1
                     self.counters.sent_bytes += len(flight.data)
                     self._queued.append((flight, order, await link.send(flight.data)))
+                    self._bodies.waited(self._clock.mono() - now)
                 elif await self._read(now):
                     await asyncio.sleep(0)  # devices come first
                 else:
+                    held_up = self._is_held_up()
                     await self._sleep(self._until(now))
+                    if held_up:
+                        self._bodies.waited(self._clock.mono() - now)
         finally:
             self._link = None
             self._queued.clear()
@@ -175,13 +184,31 @@ class Forwarder:
             if lease is None:
                 reader.more = False
                 continue
+            flights = self._frames(lease, lease.messages, lease.first)
+            for flight in flights:
+                await self._choose_body(flight)
+            # Only now: what the end of a connection cut off before is read again.
             reader.after = lease.end
             if len(lease.messages) < settings.frame_messages:
                 reader.since = now  # most likely the end: what follows may gather again
-            for flight in self._frames(lease, lease.messages, lease.first):
+            for flight in flights:
                 self.window.add(flight)
             return True
         return False
+
+    def _is_held_up(self) -> bool:
+        """Tell whether there may be something to read that the window has no room for."""
+        return any(reader.more and not self.window.room(reader.lane.name) for reader in self._readers)
+
+    async def _choose_body(self, flight: Flight) -> None:
+        """Put a new frame in columns where that is worth the work, in a thread: devices come first."""
+        if not self._bodies.columns:
+            self._bodies.encoded(flight.count)
+            return
+        began, before = self._clock.mono(), len(flight.data)
+        flight.data = await asyncio.to_thread(in_columns, flight.data)
+        self._bodies.encoded(flight.count, self._clock.mono() - began)
+        self.counters.columns += len(flight.data) < before
 
     def _ready(self, reader: _Reader, now: float) -> bool:
         if not reader.more:
@@ -282,13 +309,15 @@ class Forwarder:
             "the cloud refused frame %s/%d..%d of epoch %d: %s; it is encoded anew",
             flight.lane, flight.first, flight.last, flight.epoch, flight.reason,
         )  # fmt: skip
+        if read_header(flight.data).codec == COLUMNS:
+            self._bodies.refused()
         part = max(1, (flight.count + 1) // 2) if flight.anew else flight.count
         pieces = [piece async for piece in self._again(flight, part)]
         # What is not there any more was settled or declared meanwhile.
         self.window.replace(flight, pieces)
 
     async def _again(self, flight: Flight, part: int) -> AsyncIterator[Flight]:
-        """Read the messages of ``flight`` again, in frames of ``part`` messages."""
+        """Read the messages of ``flight`` again, in frames of ``part`` messages, in the body that every cloud knows."""
         last, at = flight.last, Position(flight.at.ordinal, flight.first - 1)
         while at.seq < last:
             lease = await self._buffer.lease(flight.lane, at, min(part, last - at.seq), flight.size + 1)

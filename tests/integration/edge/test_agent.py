@@ -19,6 +19,7 @@ from tests.integration.edge.peer import GATEWAY, Cloud, journal_it, listening, r
 from waybill import snapshot
 from waybill.errors import Locked
 from waybill.frames import FrameHeader, decode
+from waybill.frames.header import COLUMNS, PLAIN
 from waybill.mqtt.server import MqttServer
 from waybill.wire import Ack, CommandStatus, Envelope, Receipt
 
@@ -62,6 +63,22 @@ async def test_without_a_link_everything_waits_and_with_it_everything_goes(tmp_p
         await until(lambda: agent.waiting() == 0)
     found = cloud.by_seq("telemetry")
     assert [found[key] for key in sorted(found)] == numbered(1250)
+
+
+async def test_where_each_frame_waits_for_the_link_they_go_in_columns(tmp_path: Path) -> None:
+    said = [b'{"ts":%d,"speed":%.2f}' % (1_790_000_000_000 + 50 * n, n / 7) for n in range(3000)]
+    async with (
+        listening(Cloud(credit=1)) as cloud,  # one frame at a time
+        Relay(cloud.address, delay=0.02) as relay,
+        running(tmp_path, url(relay.address), ForwardSettings(frame_messages=100, linger_ms=0)) as agent,
+    ):
+        await publish(agent.port, said)
+        await until(lambda: agent.waiting() == 0)
+        columns = agent.agent.status().counters["forwarder_columns"]
+    found = cloud.by_seq("telemetry")
+    assert [found[key] for key in sorted(found)] == said
+    codecs = Counter(header.codec for header in cloud.headers if header.lane == "telemetry")
+    assert codecs[COLUMNS] == columns > codecs[PLAIN]
 
 
 async def test_u2_on_a_reconnect_a_lane_begins_with_what_was_not_acknowledged(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ filters = ["vehicles/#"]
 exclude = ["cmd/#", "+/+/raw"]
 frame_messages = 500
 linger_ms = 50
+body = "columns"
 
 [buffer]
 max_bytes = 1073741824
@@ -85,7 +86,9 @@ def test_a_whole_file_with_paths_relative_to_it(tmp_path: Path) -> None:
     assert read.uplink is not None
     assert (read.uplink.host, read.uplink.port, read.uplink.tls) == ("ingest.example", 8884, True)
     assert read.uplink.ca == tmp_path / "tls/ca.pem"
-    assert read.forward == ForwardSettings(("vehicles/#",), ("cmd/#", "+/+/raw"), frame_messages=500, linger_ms=50)
+    assert read.forward == ForwardSettings(
+        ("vehicles/#",), ("cmd/#", "+/+/raw"), frame_messages=500, linger_ms=50, body="columns"
+    )
     assert read.buffer.max_bytes == 1 << 30
 
 
@@ -124,6 +127,7 @@ def test_defaults(tmp_path: Path) -> None:
         ('[forward]\nexclude = [""]', "[forward] exclude: '' is no MQTT topic filter"),
         ("[forward]\nlinger = 5", "unknown key 'linger'; did you mean 'linger_ms'?"),
         ("[forward]\nframe_bytes = 99999999", "forward.frame_bytes"),
+        ('[forward]\nbody = "rows"', "forward.body"),
         ("[buffer]\nmax_bytes = 1", "buffer.max_bytes"),
         ("[limits]\nmax_packet = 1073741824", "limits.max_packet"),
         ("[limits]\nmax_conections = 5", "did you mean 'max_connections'?"),

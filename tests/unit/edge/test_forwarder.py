@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import threading
 from collections.abc import AsyncIterator, Callable
 
 import msgspec
 import pytest
 
 from edge_agent import forwarder as module
+from edge_agent.bodies import Body
 from edge_agent.buffer.port import Chunk, Commit, Own
 from edge_agent.buffer.testing import MemoryBuffer
 from edge_agent.clock import Clock
@@ -18,6 +20,8 @@ from edge_agent.config import LANES, ForwardSettings
 from edge_agent.forwarder import MAX_FRAME, Forwarder
 from waybill.errors import Unavailable
 from waybill.frames import Frame, decode
+from waybill.frames import in_columns as encode_columns
+from waybill.frames.header import COLUMNS, PLAIN
 from waybill.mqtt.codec import publish
 from waybill.wire import RECEIPT_TOPIC, Ack, Receipt, RefusedSpan, Span
 
@@ -46,9 +50,25 @@ def chunk(payloads: list[bytes], topic: bytes = b"vehicles/V7/t", wall_ms: int =
     return Commit(chunks=[Chunk("telemetry", "V7", 4, wall_ms, 0, 0, len(payloads), raw)])
 
 
-def forwarder(buffer: MemoryBuffer, *, linger_ms: int = 0, frame_messages: int = 1000) -> Forwarder:
-    settings = ForwardSettings(linger_ms=linger_ms, frame_messages=frame_messages)
-    return Forwarder(buffer, LANES, settings, Clock(lambda: False))
+def forwarder(
+    buffer: MemoryBuffer,
+    *,
+    linger_ms: int = 0,
+    frame_messages: int = 1000,
+    body: Body = "plain",
+    clock: Clock | None = None,
+) -> Forwarder:
+    settings = ForwardSettings(linger_ms=linger_ms, frame_messages=frame_messages, body=body)
+    return Forwarder(buffer, LANES, settings, clock or Clock(lambda: False))
+
+
+class SetClock(Clock):
+    """A clock that a test sets."""
+
+    now = 1000.0
+
+    def mono(self) -> float:
+        return self.now
 
 
 @contextlib.asynccontextmanager
@@ -208,3 +228,122 @@ async def test_u4_a_refused_frame_is_encoded_anew_then_halved_then_given_up(monk
         (seq, seq, 1, "refused: bad") for seq in range(1, 6)
     ]
     assert made.counters.given_up == 5
+
+
+def telemetry(count: int, start: int = 0) -> list[bytes]:
+    return [b'{"ts":%d,"speed":%.2f}' % (1_700_000_000_000 + 50 * n, n / 7) for n in range(start, start + count)]
+
+
+async def test_a_frame_in_columns_carries_what_a_plain_one_does() -> None:
+    wires: dict[Body, Wire] = {"plain": Wire(), "columns": Wire()}
+    for body, wire in wires.items():
+        buffer = MemoryBuffer("gw1")
+        await buffer.commit(chunk(telemetry(500)))
+        made = forwarder(buffer, body=body)
+        async with sending(made, wire):
+            await until(lambda wire=wire: wire.frames)  # type: ignore[misc]
+        assert made.counters.columns == (body == "columns")
+    (plain,), (columns,) = wires["plain"].frames, wires["columns"].frames
+    assert (plain.header.codec, columns.header.codec) == (PLAIN, COLUMNS)
+    assert (columns.sources, columns.rows) == (plain.sources, plain.rows)
+    assert wires["columns"].sizes[0] < wires["plain"].sizes[0] / 2
+
+
+async def test_auto_takes_columns_while_the_link_makes_it_wait_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Wire):
+        seconds = 0.0
+
+        async def send(self, frame: bytes) -> int:
+            clock.now += self.seconds
+            mark = await super().send(frame)
+            header = self.frames[-1].header
+            await made.on_ack(Ack((Span(header.epoch, header.lane, header.first, header.last),)))
+            return mark
+
+    def working(frame: bytes) -> bytes:
+        clock.now += 0.002
+        return encode_columns(frame)
+
+    monkeypatch.setattr(module, "in_columns", working)
+    clock, buffer, wire = SetClock(lambda: False), MemoryBuffer("gw1"), Slow()
+    made = forwarder(buffer, frame_messages=50, body="auto", clock=clock)
+    codecs = []
+    async with sending(made, wire):
+        await made.on_ack(Ack(credit=1 << 30))
+        for seconds in (0.0, 0.5, 0.0):
+            wire.seconds = seconds
+            wire.frames.clear()
+            await buffer.commit(chunk(telemetry(5000)))
+            await until(lambda: len(wire.frames) == 100)
+            codecs.append([frame.header.codec for frame in wire.frames])
+    fast, slow, again = codecs
+    assert set(fast) == {PLAIN}
+    assert slow == [PLAIN] * 2 + [COLUMNS] * 98
+    assert again[-1] == PLAIN
+
+
+async def test_auto_takes_columns_while_it_waits_for_credit() -> None:
+    clock, buffer, wire = SetClock(lambda: False), MemoryBuffer("gw1"), Wire()
+    made = forwarder(buffer, frame_messages=100, body="auto", clock=clock)
+    async with sending(made, wire):
+        await made.on_ack(Ack(credit=1))
+        await buffer.commit(chunk(telemetry(500)))
+        for number in range(5):
+            await until(lambda: len(wire.frames) > number)  # noqa: B023 - called at once
+            await until(lambda: made._is_held_up() and not made._wake.is_set())
+            clock.now += 0.5
+            header = wire.frames[-1].header
+            await made.on_ack(Ack((Span(header.epoch, header.lane, header.first, header.last),)))
+    assert [frame.header.codec for frame in wire.frames] == [PLAIN] * 2 + [COLUMNS] * 3
+
+
+async def test_a_slow_encoder_holds_up_nobody_and_what_a_lost_link_cuts_off_is_sent_by_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entered, go_on, waited = threading.Event(), threading.Event(), list[bool]()
+
+    def slow(frame: bytes) -> bytes:
+        entered.set()
+        waited.append(go_on.wait(10))
+        return encode_columns(frame)
+
+    monkeypatch.setattr(module, "in_columns", slow)
+    buffer, wire = MemoryBuffer("gw1"), Wire()
+    await buffer.commit(chunk(telemetry(100)))
+    made = forwarder(buffer, body="columns")
+    async with sending(made, wire):
+        await until(entered.is_set)
+        await buffer.commit(chunk(telemetry(50, 100)))  # devices are served meanwhile
+        await made.on_ack(Ack(credit=1 << 20))
+    assert not wire.frames
+    go_on.set()
+    wire = Wire()
+    async with sending(made, wire):
+        await until(lambda: sum(frame.header.count for frame in wire.frames) == 150)
+    assert [row[3] for frame in wire.frames for row in frame.rows] == telemetry(150)
+    assert all(waited)
+
+
+async def test_u4_columns_that_are_refused_come_again_as_plain_and_no_more_until_the_next_connection() -> None:
+    buffer, wire = MemoryBuffer("gw1"), Wire()
+    await buffer.commit(chunk(telemetry(500)))
+    made = forwarder(buffer, body="columns")
+    async with sending(made, wire):
+        await until(lambda: wire.frames)
+        header = wire.frames[0].header
+        span = RefusedSpan(header.epoch, header.lane, header.first, header.last, "body codec 2 is not known")
+        await made.on_ack(Ack(refused=(span,)))
+        await until(lambda: len(wire.frames) == 2)
+        await buffer.commit(chunk(telemetry(500, 500)))
+        await until(lambda: len(wire.frames) == 3)
+    assert [(frame.header.codec, frame.header.first) for frame in wire.frames] == [
+        (COLUMNS, 1),
+        (PLAIN, 1),
+        (PLAIN, 501),
+    ]
+    assert wire.frames[1].rows == wire.frames[0].rows
+    await buffer.commit(chunk(telemetry(500, 1000)))
+    wire = Wire()
+    async with sending(made, wire):
+        await until(lambda: len(wire.frames) == 3)
+    assert wire.frames[-1].header.codec == COLUMNS
