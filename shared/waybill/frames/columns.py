@@ -13,8 +13,8 @@ A payload is its template's pieces with one cell of each column between two of t
 there are columns. The rows of a template stand series by series, in order of seq within each.
 
 *Integers* are ``[first: int, planes: bin]``: the first number, then the differences, each as zigzag (0, -1, 1, -2 … are
-0, 1, 2, 3 …) in ``width`` bytes; of all of them the lowest byte, then of all the next, and so on. The width is what the
-planes' length says, 0 to 8. Every number is below 2**62, its sign aside.
+0, 1, 2, 3 …) in w bytes; of all of them the lowest byte, then of all the next, and so on. The planes' length says what
+w is, 0 to 8. Every number is below 2**62, its sign aside.
 
 ===== ========= ===================================================================================================
 kind  name      cell of the integer n
