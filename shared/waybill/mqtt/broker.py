@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 MOST_FILTERS: Final = 1024
 """In one SUBSCRIBE."""
 
-LOOKS: Final = 1_000_000
-LOOK_NS: Final = 5_000
+LOOKS: Final = 200_000
+LOOK_NS: Final = 20_000
 """Retained messages that the wildcards of one SUBSCRIBE may be compared with, and for how long its client is then not
-read, for each: some twenty times of what it takes."""
+read, for each: ten times of what it takes, and more."""
 
 BLOCKS: Final = 4096
 BLOCK_BYTES: Final = 256
@@ -325,8 +325,17 @@ class Broker(Sessions):
                 ticket.connection.pay(ticket)
         for after in pending.after:
             after(None)
+        self._hand_out(pending)
+        if self.paused:
+            self.relieve()
+
+    def _hand_out(self, pending: Pending) -> None:
+        """Send what a commit has stored, or need not store, to those who are online."""
         dirty: set[Connection] = set()
         for session, out in pending.queued:
+            if session.ended:
+                self._pass_on(session, out)
+                continue
             session.waiting.append(out)
             if session.connection is not None:
                 dirty.add(session.connection)
@@ -334,8 +343,6 @@ class Broker(Sessions):
             self._deliver(delivery, dirty)
         for connection in dirty:
             connection.pump()
-        if self.paused:
-            self.relieve()
 
     def failed(self, pending: Pending, error: Exception) -> None:
         """The commit raised: no ack of it ever leaves, what it was to store was never there (O2)."""

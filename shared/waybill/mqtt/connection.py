@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from waybill.mqtt import codec
 from waybill.mqtt.budget import SMALL
-from waybill.mqtt.codec import MQTT_5, NEVER
+from waybill.mqtt.codec import DUP, MQTT_3_1, MQTT_5, NEVER
 from waybill.mqtt.output import Output
 from waybill.mqtt.pending import Ticket
 from waybill.mqtt.reasons import Malformed, ProtocolError, Reason
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from waybill.mqtt.resend import ClientMemory
     from waybill.mqtt.session import Session
     from waybill.mqtt.settings import Answer, ConnectInfo
+
+AGAIN_3_1: Final = (codec.PUBREL | DUP, codec.SUBSCRIBE | DUP, codec.UNSUBSCRIBE | DUP)
+"""What clients of MQTT 3.1 send again with DUP (its 3.6, 3.8 and 3.10)."""
 
 OVERDUE: Final = {"keepalive": Reason.KEEP_ALIVE_TIMEOUT}
 """What a client of MQTT 5 is told for the answers of ``Connection.overdue``, where that is not just 0x80."""
@@ -124,6 +127,8 @@ class Connection(Output):
             raise ProtocolError("a second CONNECT")
         elif h == codec.AUTH and version == MQTT_5:
             raise ProtocolError("enhanced authentication is not spoken", Reason.BAD_AUTHENTICATION_METHOD)
+        elif h in AGAIN_3_1 and self.client is not None and self.client.version == MQTT_3_1:
+            self.packet(h & ~DUP, body)
         else:
             raise Malformed(f"packet type {h >> 4} with flags {h & 15} and {len(body)} bytes is not for a server")
 

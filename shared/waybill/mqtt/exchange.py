@@ -130,8 +130,11 @@ class Exchange:
 
     def check_filter(self, pattern: str, options: int = 0) -> None:
         """Check what somebody wants to subscribe to. Raises Malformed."""
-        if not groups.valid_share(pattern) or not topics.valid_filter(
-            groups.split(pattern)[1], self.settings.max_levels, self.settings.max_topic
+        settings = self.settings
+        if (
+            not groups.valid_share(pattern)
+            or not topics.valid_filter(groups.split(pattern)[1], settings.max_levels, settings.max_topic)
+            or len(pattern.encode()) > settings.max_topic
         ):
             raise Malformed(f"not a topic filter: {pattern[:64]!r}", Reason.TOPIC_FILTER_INVALID)
         if options & NO_LOCAL and pattern.startswith(groups.SHARE):
@@ -237,15 +240,29 @@ class Exchange:
         """
         outs = [out for out in session.flight.values() if out.qos == 1]
         outs += [out for out in session.waiting if out.qos == 1 or not out.flags & DUP]
-        for out in outs:
-            if out.chosen is not None:
-                group, content = out.chosen
-                group.members.pop(session, None)
-                other = group.choose(out.qos)
-                if other is not None:
-                    self.touch()
-                    targets, flags = ((*other, group),), out.flags & ~DUP
-                    self._give((targets, (), out.topic, out.payload, flags, content, out.expires_ns, ""))
+        pending = self.pending
+        early = [out for each, out in pending.queued if each is session]
+        if early:
+            pending.queued = [each for each in pending.queued if each[0] is not session]
+        for out in early:
+            session.cancel(out)
+        for out in outs + early:
+            self._pass_on(session, out)
+
+    def _pass_on(self, session: Session, out: Outgoing) -> None:
+        """A message of a session that has ended goes to another member of the shared subscription that chose it."""
+        if out.chosen is not None:
+            group, content = out.chosen
+            group.members.pop(session, None)
+            flags = out.flags & ~DUP
+            self._to_another(group, ((), (), out.topic, out.payload, flags, content, out.expires_ns, ""))
+
+    def _to_another(self, group: Group, message: Delivery) -> None:
+        """Give a message to a member of a shared subscription; ``message`` has no targets yet."""
+        chosen = group.choose(message[4] >> 1 & 3)
+        if chosen is not None:
+            self.touch()
+            self._give((((*chosen, group),), *message[1:]))
 
     def _retain(self, topic: bytes, payload: bytes, flags: int, content: Content, expires_ns: int) -> None:
         pending, kept = self.pending, self.retained
@@ -305,9 +322,11 @@ class Exchange:
         targets, callbacks, topic, payload, flags, content, _, client_id = message
         published, room = flags >> 1 & 3, self.settings.output_bytes
         for target in targets:
-            session, grant, _ = target
+            session, grant, group = target
             connection = session.connection
             if connection is None:
+                if session.ended and group is not None and published:  # while the commit was under way
+                    self._to_another(group, ((), (), *message[2:]))
                 continue
             kept = flags & RETAIN if grant.retain else 0
             if not (published and grant.qos):

@@ -106,8 +106,11 @@ def variable(value: int) -> bytes:
     return bytes(out)
 
 
-def read_variable(data: bytes, at: int) -> tuple[int, int]:
-    """Return a variable byte integer and where it ends. Raises Malformed past the end, and past four bytes."""
+def read_variable(data: bytes, at: int, *, strict: bool = False) -> tuple[int, int]:
+    """Return a variable byte integer and where it ends. Raises Malformed past the end, and past four bytes.
+
+    ``strict``: also where it has more bytes than it needs (5.0, 1.5.5).
+    """
     value = shift = 0
     while True:
         if at >= len(data) or shift > 7 * (VARIABLE_BYTES - 1):
@@ -116,13 +119,15 @@ def read_variable(data: bytes, at: int) -> tuple[int, int]:
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
+            if strict and not byte and shift:
+                raise Malformed("a variable byte integer of more bytes than it needs")
             return value, at
         shift += 7
 
 
 def block(data: bytes, at: int) -> tuple[bytes, int]:
     """Return the property block that begins with its length at ``at``, and where it ends. Raises Malformed."""
-    size, at = read_variable(data, at)
+    size, at = read_variable(data, at, strict=True)
     end = at + size
     if end > len(data):
         raise Malformed("properties longer than their packet")

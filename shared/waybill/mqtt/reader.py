@@ -143,8 +143,10 @@ class Reader(Connection):
                     else:
                         need = n - i + 1
                         break
-                    if size > limit:
-                        text = f"packet of {size} bytes; the limit is {limit}"
+                    if five and not data[j - 1]:
+                        raise Malformed("remaining length of more bytes than it needs")
+                    if size + j - i > limit:  # of the whole packet (5.0, 2.1.4)
+                        text = f"packet of {size + j - i} bytes; the limit is {limit}"
                         raise Malformed(text, Reason.PACKET_TOO_LARGE)
                 e = j + size
                 if e > n:
@@ -316,6 +318,10 @@ class Reader(Connection):
 
         Raises Malformed: 3.1.1 knows no answer but closing (3.3.5).
         """
+        if h & 6 == 6 or h & 14 == 8:
+            raise Malformed("QoS 3, or DUP with QoS 0")
+        if self.limits.publish_rate:
+            self.pace(1)
         self.broker.counters.denied += 1
         if self.terms.version < MQTT_5:
             raise Malformed(f"may not publish to {topic.decode()}")
@@ -351,6 +357,8 @@ class Reader(Connection):
     def _answer_copy(self, h: int, pid: bytes, copy: Entry | bool) -> None:  # noqa: FBT001 - see _copy
         """Owe the ack of a copy; it waits for the commit of the original (O2)."""
         broker = self.broker
+        if self.limits.publish_rate:
+            self.pace(1)
         if copy is False:
             self.answer(codec.ack(codec.PUBREC, pid, Reason.QUOTA_EXCEEDED))
             return

@@ -91,6 +91,7 @@ class Session:
     __slots__ = (
         "client_id",
         "connection",
+        "ended",
         "expiry",
         "flight",
         "held",
@@ -120,6 +121,7 @@ class Session:
         self.queued_bytes = 0
         self.room = room or Budget(ENDLESS)
         self.subscribed = 0
+        self.ended = False
 
     @classmethod
     def restored(
@@ -185,6 +187,7 @@ class Session:
 
     def end(self) -> None:
         """Give back what is shared; what may still be in the making is on its own account."""
+        self.ended = True
         self.room.used -= self.cost
         self.room = Budget(ENDLESS)
         self.room.used = self.cost

@@ -239,29 +239,8 @@ class Sessions(Exchange):
             self.pending.sessions.add(client_id)
         return session, present
 
-    def _recheck(self, session: Session, client: Client) -> bool:
-        """Take from a session that goes on what its client may no longer have; says whether there was any.
-
-        Subscriptions that are not allowed now, and the messages that waited for them alone.
-        """
-        allow = self.hooks.authorize_subscribe
-        if allow is None:
-            return False
-        rest = {pattern: groups.split(pattern)[1] for pattern in session.subscriptions}
-        lost = [pattern for pattern, name in rest.items() if not self.allowed(allow, client, name)]
-        if not lost:
-            return False
-        changes = self.touch().batch.changes
-        for pattern in lost:
-            self._unsubscribe(session, pattern)
-            if session.persistent:
-                changes.append(Unsubscribed(session.client_id, pattern))
-        theirs = [topics.matcher(rest[pattern]).fullmatch for pattern in lost]
-        kept = [topics.matcher(rest[pattern]).fullmatch for pattern in session.subscriptions]
-
-        def goes(out: Outgoing) -> bool:
-            return any(each(out.topic) for each in theirs) and not any(each(out.topic) for each in kept)
-
+    def _withdraw(self, session: Session, goes: Callable[[Outgoing], bool]) -> list[Outgoing]:
+        """Drop what waits for a session, or is about to; return it."""
         outs = session.withdraw(goes)
         for pending in (self.pending, self.committing):
             if pending is not None:
@@ -271,6 +250,38 @@ class Sessions(Exchange):
                 for out in early:
                     session.cancel(out)
                 outs += early
+        return outs
+
+    def _recheck(self, session: Session, client: Client) -> bool:
+        """Take from a session that goes on what its client may no longer have; says whether there was any.
+
+        Subscriptions that are not allowed now, and waiting messages of topics that it could not subscribe to.
+        """
+        allow = self.hooks.authorize_subscribe
+        if allow is None:
+            return False
+        rest = {pattern: groups.split(pattern)[1] for pattern in session.subscriptions}
+        lost = [pattern for pattern, name in rest.items() if not self.allowed(allow, client, name)]
+        theirs = [topics.matcher(rest[pattern]).fullmatch for pattern in lost]
+        kept = [topics.matcher(name).fullmatch for pattern, name in rest.items() if pattern not in lost]
+        heard: dict[bytes, bool] = {}  # a topic, and whether its messages may be had
+
+        def goes(out: Outgoing) -> bool:
+            topic = out.topic
+            if topic not in heard:
+                heard[topic] = any(each(topic) for each in kept) or (
+                    not any(each(topic) for each in theirs) and self.allowed(allow, client, topic.decode())
+                )
+            return not heard[topic]
+
+        outs = self._withdraw(session, goes)
+        if not lost and not outs:
+            return False
+        changes = self.touch().batch.changes
+        for pattern in lost:
+            self._unsubscribe(session, pattern)
+            if session.persistent:
+                changes.append(Unsubscribed(session.client_id, pattern))
         changes += [Dequeued(session.client_id, out.n) for out in outs]
         self.counters.removed += len(lost) + len(outs)
         text = "%r may no longer subscribe to %r: that is ended, and %d messages are dropped"

@@ -144,9 +144,11 @@ def test_a_disconnect_closes_after_the_acks_that_are_owed() -> None:
 def test_the_packet_limit_is_exact() -> None:
     r = Rig(Settings(max_packet=200))
     wire = r.client()
-    wire.feed(rig.publish("a", b"x" * (200 - 3)))
+    packet = rig.publish("a", b"x" * (200 - 6))
+    assert len(packet) == 200
+    wire.feed(packet)
     assert not wire.shut_down
-    wire.feed(rig.publish("a", b"x" * (200 - 2)))
+    wire.feed(rig.publish("a", b"x" * (200 - 5)))
     assert wire.shut_down
 
 
@@ -273,3 +275,16 @@ def test_a_silent_connection_keeps_no_batch_alive() -> None:
     wire.feed(rig.publish("a", b"y", 1, 2))
     r.commit_one(OSError("disk"))
     assert (wire.ticket, wire.ticket_of) == (None, None)
+
+
+def test_3_1_sends_again_with_dup() -> None:
+    r = Rig()
+    wire = r.open(rig.connect("old", name=b"MQIsdp", level=3))
+    again = bytearray(rig.subscribe(("a", 1)))
+    again[0] |= 8
+    wire.feed(bytes(again))
+    r.commit()
+    assert wire.take().endswith(rig.suback(1))
+    new = r.open(rig.connect("new"))
+    new.feed(bytes(again))
+    assert new.shut_down

@@ -549,3 +549,24 @@ def test_what_is_not_retained_leaves_what_is() -> None:
     late.feed(v5.subscribe(("#", 1)))
     r.commit()
     assert [(each.body, each.flags) for each in v5.take(late)[1:]] == [(b"kept", 3)]
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [b"\xc0\x80\x00", b"\x30\x06\x00\x01a\x80\x00x", b"\x30\x87\x00\x00\x01a\x00abc"],
+)
+def test_an_integer_of_more_bytes_than_it_needs_is_malformed(packet: bytes) -> None:
+    """[MQTT-1.5.5-1]."""
+    r = Rig()
+    wire = v5.client(r)
+    wire.feed(packet)
+    assert wire.shut_down
+    assert r.stored == []
+
+
+@pytest.mark.parametrize("packet", [b"\x36\x08\x00\x02no\x00\x01\x00x", b"\x38\x06\x00\x02no\x00x"])
+def test_a_malformed_publish_is_that_where_it_is_not_allowed_either(packet: bytes) -> None:
+    r = Rig(hooks=Hooks(authorize_publish=lambda _, topic: topic != "no"))
+    wire = v5.client(r)
+    wire.feed(packet)
+    assert wire.shut_down

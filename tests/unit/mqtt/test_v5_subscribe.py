@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.mqtt import rig, v5
+from tests.unit.mqtt import rig, tallies, v5
 from tests.unit.mqtt.rig import Rig, Wire
 from waybill.mqtt.settings import Client, Hooks, Settings
 
@@ -235,6 +235,24 @@ def test_who_refuses_a_shared_message_ends_it() -> None:
     one.drop()
     r.commit()
     assert heard(two) == []
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_a_message_for_a_member_that_ends_during_the_commit_goes_to_another(seconds: int, cut: bool) -> None:  # noqa: FBT001
+    """[MQTT-4.8.2-4]; what was acknowledged to its publisher is not lost with the member that was chosen."""
+    r = Rig()
+    one, two = member(r, "1", 1, seconds=seconds), member(r, "2", 1, seconds=seconds)
+    pub = v5.client(r, "pub")
+    pub.feed(v5.publish("a", b"x", 1, 1) + v5.publish("a", b"y", 1, 2))
+    pending = r.broker.cut() if cut else None
+    one.feed(v5.disconnect(0, v5.expiry(0)) if seconds else v5.disconnect(0))
+    if pending is not None:
+        r.broker.committed(pending)
+    r.commit()
+    r.commit()
+    assert sorted(heard(two)) == [b"x", b"y"]
+    tallies.check(r.broker)
 
 
 def test_shared_subscriptions_end() -> None:
