@@ -79,6 +79,8 @@ def passwd(
 
     from edge_agent import passwords
 
+    if delete and stdin:
+        raise ConfigError("--delete takes no password; leave --stdin out")
     if delete:
         passwords.delete(file, user)
         return

@@ -16,6 +16,7 @@ import fcntl
 import os
 import re
 import secrets
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -176,7 +177,10 @@ def _fault(phc: str) -> str:
 
 def _read(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        # not to wait for the other end of a pipe
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError(f"{path}: is no regular file, and cannot be a password file; name another")
             data = file.read(MAX_FILE + 1)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such password file; make it: waybill edge passwd {path} USER") from error

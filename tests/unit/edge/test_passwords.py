@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import os
+import stat
 import threading
 from pathlib import Path
 
@@ -156,3 +158,14 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "huge").write_bytes(b"#" * (passwords.MAX_FILE + 1))
     with pytest.raises(ConfigError, match="larger than"):
         passwords.load(tmp_path / "huge")
+
+
+def test_what_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path, why in ((pipe, "is no regular file"), (tmp_path, "cannot be read: Is a directory")):
+        with pytest.raises(ConfigError, match=why):
+            passwords.load(path)
+        with pytest.raises(ConfigError, match=why):
+            passwords.put(path, "a", b"secret")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
