@@ -2,8 +2,8 @@
 
 Whether a PUBACK arrived (O1) is asked of TCP itself: ``TCP_INFO.tcpi_bytes_acked``. It stays exact after a reset and
 for a peer that vanished, and needs no account of what waits in the process. (``SIOCOUTQ`` does not: after a reset the
-kernel's queue and asyncio's buffer are emptied, and bytes that were never sent look acknowledged.) Under TLS, on a
-WebSocket, on a Unix socket and where the kernel does not tell, it is unknown, and that counts as not acknowledged.
+kernel's queue and asyncio's buffer are emptied, and bytes that were never sent look acknowledged.) What a Unix socket
+has taken has arrived. Under TLS and where the kernel does not tell it is unknown, and that counts as not acknowledged.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ class Wire(Reader, asyncio.Protocol):
         "_base",
         "_crowded",
         "_listener",
+        "_local",
         "_server",
         "_socket",
         "_transport",
@@ -89,9 +90,6 @@ class Wire(Reader, asyncio.Protocol):
         "begun",
         "close_at",
     )
-
-    proves = True
-    """Whether what TCP acknowledged is what this connection wrote."""
 
     def __init__(self, server: MqttServer, listener: Listener) -> None:
         server.tick()
@@ -103,6 +101,7 @@ class Wire(Reader, asyncio.Protocol):
         self.begun = False
         self._answer: asyncio.Task[None] | None = None
         self._socket: socket.socket | None = None
+        self._local = False
         self._base = 0
         self._crowded = ""
         self.close_at = 0.0
@@ -126,7 +125,8 @@ class Wire(Reader, asyncio.Protocol):
         if hasattr(transport, "max_size"):  # asyncio's 256 KiB are mapped and unmapped by the C library at each read
             transport.max_size = READ
         sock = transport.get_extra_info("socket")
-        if sock.family != socket.AF_UNIX:
+        self._local = sock.family == socket.AF_UNIX
+        if not self._local:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if sys.platform == "linux":
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -134,7 +134,7 @@ class Wire(Reader, asyncio.Protocol):
                     (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT), KEEPALIVE, strict=True
                 ):
                     sock.setsockopt(socket.IPPROTO_TCP, option, value)
-                if self.proves and transport.get_extra_info("ssl_object") is None:
+                if transport.get_extra_info("ssl_object") is None:
                     # asyncio's and uvloop's own make a new one for each question, or ask for the address too
                     real = socket.socket(sock.family, socket.SOCK_STREAM, sock.proto, sock.fileno())
                     base = bytes_acked(real)
@@ -240,6 +240,10 @@ class Wire(Reader, asyncio.Protocol):
 
     def acknowledged(self) -> int | None:
         """Return how many bytes of the output have been acknowledged."""
+        if self._local:  # what the kernel took is the peer's
+            if not self._transport.is_closing():  # an error empties the buffer
+                self._base = self.written - self._transport.get_write_buffer_size()
+            return self._base
         if self._socket is None:
             return None
         acked = bytes_acked(self._socket)

@@ -44,8 +44,6 @@ class WebSocketWire(Wire):
 
     __slots__ = ("_part", "_requested", "_ws")
 
-    proves = False
-
     def __init__(self, server: MqttServer, listener: Listener) -> None:
         super().__init__(server, listener)
         most = max(listener.limits.max_packet, CONNECT_LIMIT) + MESSAGE_ROOM
@@ -125,13 +123,16 @@ class WebSocketWire(Wire):
         """Write what the WebSocket has to say; its end is told by closing."""
         data = b"".join(self._ws.data_to_send())
         if data:
+            self.written += len(data)
             self._transport.write(data)
 
     def write(self, data: bytes) -> None:
         """Send in one frame."""
         if self._ws.state is OPEN:
             self._ws.send_binary(data)
-            super().write(b"".join(self._ws.data_to_send()))
+            framed = b"".join(self._ws.data_to_send())
+            self.written += len(framed) - len(data)  # ``flush`` has counted these
+            super().write(framed)
 
     def unfinished(self) -> int:
         """Return how many bytes of input wait for the rest of their frame, or packet."""
