@@ -240,7 +240,7 @@ def test_who_refuses_a_shared_message_ends_it() -> None:
 @pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("seconds", [0, 60])
 def test_a_message_for_a_member_that_ends_during_the_commit_goes_to_another(seconds: int, cut: bool) -> None:  # noqa: FBT001
-    """[MQTT-4.8.2-4]; what was acknowledged to its publisher is not lost with the member that was chosen."""
+    """What was acknowledged to its publisher is not lost with the member that was chosen."""
     r = Rig()
     one, two = member(r, "1", 1, seconds=seconds), member(r, "2", 1, seconds=seconds)
     pub = v5.client(r, "pub")
