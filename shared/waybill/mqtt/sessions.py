@@ -188,6 +188,7 @@ class Sessions(Exchange):
             return
         client_id, version = client.client_id, client.version
         session, present = self._session(client, clean, expiry)
+        connection.resumed = present
         session.connection = connection
         connection.session = session
         connection.memory = memory = self.memories.enter(client_id)

@@ -477,6 +477,20 @@ def test_ids_that_nobody_knows() -> None:
     assert [(each.kind, each.pid, each.reason) for each in v5.take(wire)] == [(0x70, 7, 0x92), (0x60, 8, 0x92)]
 
 
+def test_a_repeated_pubrel_in_a_session_that_goes_on_is_no_mismatch() -> None:
+    """Its PUBCOMP was lost with the last connection."""
+    r = Rig()
+    wire = v5.client(r, "dev", v5.expiry(60))
+    wire.feed(v5.publish("a", b"x", 2, 7) + rig.pubrel(7))
+    r.commit()
+    wire.drop()
+    wire = v5.client(r, "dev", v5.expiry(60), clean=False)
+    wire.feed(rig.pubrel(7))
+    r.commit()
+    assert [(each.kind, each.pid, each.reason) for each in v5.take(wire)] == [(0x70, 7, 0)]
+    assert r.stored == [b"x"]
+
+
 def test_acks_may_have_reasons_and_properties() -> None:
     r = Rig()
     sub = v5.subscriber(r, ("a", 2))
