@@ -106,7 +106,7 @@ class Model:
 
     def lose(self, name: str, *, will: bool = True) -> None:
         """The connection ends; ``will``: it counts."""
-        session = self.sessions[name]
+        session = self.sessions[name] = self.sessions.pop(name)  # now the last one whose connection has ended
         last, session.window = session.will, None
         session.will = last if will else None
         if not session.expiry:
