@@ -215,7 +215,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
 
     Without ``uplink`` the agent buffers, and sends nothing. Without ``acl`` who may connect may do everything.
     ``engine``: whose broker devices connect to; ``amqtt`` is for that of the same name.
-    ``event_loop``: ``uvloop`` needs the extra of that name, and takes a third less for each small packet.
+    ``event_loop``: ``uvloop`` needs the extra of that name; what it brings is in docs/bench.md.
     """
 
     gateway: str
