@@ -240,13 +240,8 @@ class Exchange:
         """
         outs = [out for out in session.flight.values() if out.qos == 1]
         outs += [out for out in session.waiting if out.qos == 1 or not out.flags & DUP]
-        pending = self.pending
-        early = [out for each, out in pending.queued if each is session]
-        if early:
-            pending.queued = [each for each in pending.queued if each[0] is not session]
-        for out in early:
-            session.cancel(out)
-        for out in outs + early:
+        outs += self.pending.withdraw(session, lambda _: True)
+        for out in outs:
             self._pass_on(session, out)
 
     def _pass_on(self, session: Session, out: Outgoing) -> None:

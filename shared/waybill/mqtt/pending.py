@@ -123,6 +123,16 @@ class Pending:
         self.sessions: set[str] = set()
         self.woken = False
 
+    def withdraw(self, session: Session, goes: Callable[[Outgoing], bool]) -> list[Outgoing]:
+        """Take back what is to be queued for a session and ``goes``; return it. The changes stay as they are."""
+        outs = [out for owner, out in self.queued if owner is session and goes(out)]
+        if outs:
+            gone = set(map(id, outs))
+            self.queued = [each for each in self.queued if id(each[1]) not in gone]
+            for out in outs:
+                session.cancel(out)
+        return outs
+
     def inherit(self, failed: Pending) -> None:
         """Take over the facts of a batch whose commit failed; they come first."""
         facts: list[Change] = [change for change in failed.batch.changes if not isinstance(change, NOT_INHERITED)]

@@ -240,19 +240,6 @@ class Sessions(Exchange):
             self.pending.sessions.add(client_id)
         return session, present
 
-    def _withdraw(self, session: Session, goes: Callable[[Outgoing], bool]) -> list[Outgoing]:
-        """Drop what waits for a session, or is about to; return it."""
-        outs = session.withdraw(goes)
-        for pending in (self.pending, self.committing):
-            if pending is not None:
-                early = [out for each, out in pending.queued if each is session and goes(out)]
-                gone = set(map(id, early))
-                pending.queued = [each for each in pending.queued if id(each[1]) not in gone]
-                for out in early:
-                    session.cancel(out)
-                outs += early
-        return outs
-
     def _recheck(self, session: Session, client: Client) -> bool:
         """Take from a session that goes on what its client may no longer have; says whether there was any.
 
@@ -275,7 +262,9 @@ class Sessions(Exchange):
                 )
             return not heard[topic]
 
-        outs = self._withdraw(session, goes)
+        outs = session.withdraw(goes) + self.pending.withdraw(session, goes)
+        if self.committing is not None:
+            outs += self.committing.withdraw(session, goes)
         if not lost and not outs:
             return False
         changes = self.touch().batch.changes
