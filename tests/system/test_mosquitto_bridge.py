@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from deploy.kafka.cluster import free_ports
 from fleet_simulator.processes import Process as Restartable
 from fleet_simulator.processes import waybill
+from tests.support.status import waiting
 
 pytestmark = pytest.mark.system
 
@@ -87,14 +87,6 @@ class Sites:
         assert await heard(await self.sub(port, topic, *arguments, "-E")) == []
         return arguments
 
-    async def waiting(self) -> int:
-        """How many messages wait for the uplink at the agent."""
-        process = await asyncio.create_subprocess_exec(*waybill("edge", "status", "--data", self.data), stdout=PIPE)
-        said, _ = await process.communicate()
-        found = re.search(r"telemetry\s+([\d,]+)", said.decode())
-        assert found is not None
-        return int(found[1].replace(",", ""))
-
 
 async def heard(process: Process) -> list[str]:
     async with asyncio.timeout(60):
@@ -110,7 +102,7 @@ async def test_b1_a_bridge_loses_nothing_over_sigkill_of_the_agent(tmp_path: Pat
     async with sites.running():
         up = await sites.sleeper(sites.port, "up/#", qos)
         down = await sites.sleeper(sites.bridge, "down/#", qos)
-        before = await sites.waiting()
+        before = await waiting(sites.data)
 
         await asyncio.gather(
             sites.pub(sites.bridge, "up/x", qos, range(THIRD)), sites.pub(sites.port, "down/x", qos, range(THIRD))
@@ -126,4 +118,4 @@ async def test_b1_a_bridge_loses_nothing_over_sigkill_of_the_agent(tmp_path: Pat
         await sites.pub(sites.port, "down/x", qos, range(2 * THIRD, 3 * THIRD))
         assert await heard(await sites.sub(sites.port, "up/#", *up, "-C", str(COUNT))) == numbers
         assert await heard(await sites.sub(sites.bridge, "down/#", *down, "-C", str(COUNT))) == numbers
-        assert await sites.waiting() - before >= 2 * COUNT
+        assert await waiting(sites.data) - before >= 2 * COUNT

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from deploy.kafka.cluster import free_ports
 from fleet_simulator.processes import Process, waybill
+from tests.support.status import waiting
 
 pytestmark = pytest.mark.system
 
@@ -38,14 +38,6 @@ class Site:
         command = ["mosquitto_sub", "-h", "127.0.0.1", "-p", self.port, "-t", topic, "-W", "20", *more]
         return await asyncio.create_subprocess_exec(*command, stdout=PIPE)
 
-    async def waiting(self) -> int:
-        """Return how many messages wait for the uplink, as ``waybill edge status`` says."""
-        process = await asyncio.create_subprocess_exec(*waybill("edge", "status", "--data", self.data), stdout=PIPE)
-        said, _ = await process.communicate()
-        found = re.search(r"telemetry\s+([\d,]+)", said.decode())
-        assert found is not None
-        return int(found[1].replace(",", ""))
-
 
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
@@ -68,7 +60,7 @@ async def test_messages_of_each_qos_arrive_and_are_buffered(site: Site, qos: str
     await asyncio.sleep(0.5)  # mosquitto_sub does not say when it is subscribed
     await site.pub("v/1/t", "-q", qos, "-l", text="".join(f"{n}\n" for n in range(200)))
     assert await heard(listener) == [f"v/1/t {n}" for n in range(200)]
-    assert await site.waiting() == 201
+    assert await waiting(site.data) == 201
 
 
 async def test_b1_a_sleeping_session_retained_messages_and_the_buffer_survive_sigkill(site: Site) -> None:
@@ -82,7 +74,7 @@ async def test_b1_a_sleeping_session_retained_messages_and_the_buffer_survive_si
     assert sorted(await heard(again)) == sorted([*map(str, range(50)), "kept"])
     late = await site.sub("news/kept", "-q", "1", "-C", "1")
     assert await heard(late) == ["kept"]
-    assert await site.waiting() == 51
+    assert await waiting(site.data) == 51
 
 
 async def test_a_will_is_published_when_its_client_is_killed(site: Site) -> None:
