@@ -26,9 +26,10 @@ from edge_agent.auth import Auth, Door
 from edge_agent.buffer.sqlite import SqliteBuffer
 from edge_agent.clock import Clock, boot_id
 from edge_agent.commands import Commands
-from edge_agent.config import LANES, EdgeConfig, ListenerSettings, memory_ceiling, server_settings
+from edge_agent.config import LANES, EdgeConfig, memory_ceiling, server_settings
 from edge_agent.forwarder import Forwarder
 from edge_agent.intake import Forward, Intake
+from edge_agent.listener_config import ListenerSettings
 from edge_agent.status import SOCKET, EdgeStatus, LaneState, LinkState, ListenerState, Rate
 from waybill import snapshot
 from waybill.errors import ConfigError

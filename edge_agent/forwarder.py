@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
@@ -95,6 +95,7 @@ class Forwarder:
         self._readers = [_Reader(lane, 0.0 if lane.name == CONTROL_LANE else linger) for lane in ordered]
         self._lanes = {lane.name: lane for lane in ordered}
         self._wake = asyncio.Event()
+        self._shut: dict[str, frozenset[str]] = {}
         self.window = Window((lane.name for lane in ordered), settings.window_bytes)
         self._bodies = Bodies(settings.body)
         self._link: Sender | None = None
@@ -114,6 +115,21 @@ class Forwarder:
                     reader.more, reader.since = True, now
             self._wake.set()
             await asyncio.sleep(GATHER)
+
+    def shut(self, reason: str, lanes: Collection[str]) -> None:
+        """Read nothing more of ``lanes`` for ``reason``, in place of what was shut for it before; none opens them.
+
+        What is in the window already is still sent.
+        """
+        self._shut[reason] = frozenset(lanes)
+        self._wake.set()
+
+    def why_shut(self, lane: str) -> Sequence[str]:
+        """Return the reasons for which ``lane`` is not sent."""
+        return [reason for reason, lanes in self._shut.items() if lane in lanes]
+
+    def _has_turn(self, reader: _Reader) -> bool:
+        return self.window.room(reader.lane.name) and not self.why_shut(reader.lane.name)
 
     async def send_over(self, link: Sender) -> None:
         """Send over one connection, until it raises or this is cancelled."""
@@ -175,7 +191,7 @@ class Forwarder:
     async def _read(self, now: float) -> bool:
         """Put one more frame into the window, of the most urgent lane that has one ready. False where there is none."""
         for reader in self._readers:
-            if not self.window.room(reader.lane.name) or not self._ready(reader, now):
+            if not self._has_turn(reader) or not self._ready(reader, now):
                 continue
             settings = self._settings
             lease = await self._buffer.lease(
@@ -198,7 +214,10 @@ class Forwarder:
 
     def _is_held_up(self) -> bool:
         """Tell whether there may be something to read that the window has no room for."""
-        return any(reader.more and not self.window.room(reader.lane.name) for reader in self._readers)
+        return any(
+            reader.more and not self.window.room(reader.lane.name) and not self.why_shut(reader.lane.name)
+            for reader in self._readers
+        )
 
     async def _choose_body(self, flight: Flight) -> None:
         """Put a new frame in columns where that is worth the work, in a thread: devices come first."""
@@ -231,9 +250,7 @@ class Forwarder:
         if (probe := self.window.wake_at()) is not None:
             times.append(probe - now)
         times += [
-            reader.since + reader.linger - now
-            for reader in self._readers
-            if reader.more and self.window.room(reader.lane.name)
+            reader.since + reader.linger - now for reader in self._readers if reader.more and self._has_turn(reader)
         ]
         return max(0.001, min(times)) if times else None
 

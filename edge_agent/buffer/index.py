@@ -18,8 +18,8 @@ from waybill.wire import Span
 class Track:
     """One epoch's part of one lane.
 
-    ``last``: the last seq assigned. ``settled``: what left the buffer or may leave it. ``boot``: whether stamps are of
-    the present boot.
+    ``last``: the last seq assigned. ``settled``: what left the buffer or may leave it. ``leased``: what was read for
+    sending since the start (B5). ``boot``: whether stamps are of the present boot.
     """
 
     ordinal: int
@@ -29,6 +29,7 @@ class Track:
     prev_last: int
     last: int = 0
     settled: SpanSet = field(default_factory=SpanSet)
+    leased: SpanSet = field(default_factory=SpanSet)
 
     @property
     def pending(self) -> int:

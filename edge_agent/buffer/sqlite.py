@@ -134,6 +134,7 @@ class SqliteBuffer:
             track, run = found
             if isinstance(run, Run):
                 end = Position(track.ordinal, run.first + len(run.messages) - 1)
+                track.leased.add(run.first, end.seq)
                 oldest = self._index.oldest_epoch(lane)
                 prev = track.prev_epoch, track.prev_last
                 return Lease(lane, track.epoch, *prev, oldest, run.first, run.messages, end, track.boot)

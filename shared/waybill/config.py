@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import msgspec
 from waybill.errors import ConfigError
 
 T = TypeVar("T")
+Table = TypeVar("Table", bound=msgspec.Struct)
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`")
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
@@ -99,6 +101,24 @@ def _structs(annotation: Any) -> list[type[msgspec.Struct]]:  # noqa: ANN401 - a
     if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
         return [annotation]
     return [inner for argument in getattr(annotation, "__args__", ()) for inner in _structs(argument)]
+
+
+def check_files(table: msgspec.Struct, where: str, but: Collection[str] = ()) -> None:
+    """Check that every path in ``table`` is a file, but for the keys ``but``. Raises ConfigError."""
+    for key, path in _paths(table).items():
+        if key not in but and not path.is_file():
+            msg = f"{where} {key}: {path}: no such file"
+            raise ConfigError(msg)
+
+
+def relative_to(table: Table, base: Path) -> Table:
+    """Return ``table`` with its paths relative to ``base``."""
+    return msgspec.structs.replace(table, **{key: base / path.expanduser() for key, path in _paths(table).items()})
+
+
+def _paths(table: msgspec.Struct) -> dict[str, Path]:
+    values = {item.name: getattr(table, item.name) for item in msgspec.structs.fields(table)}
+    return {name: value for name, value in values.items() if isinstance(value, Path)}
 
 
 def address(text: str, what: str = "address") -> tuple[str, int]:

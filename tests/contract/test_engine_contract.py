@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge_agent.config import EdgeConfig, ListenerSettings
+from edge_agent.config import EdgeConfig
+from edge_agent.listener_config import ListenerSettings
 from tests.integration.edge.agents import Running, process
 from tests.integration.edge.peer import GATEWAY, Cloud, listening, until, url
 from tests.support.device import Device

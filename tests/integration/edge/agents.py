@@ -15,7 +15,8 @@ import aiomqtt
 import msgspec
 
 from edge_agent.app import Agent
-from edge_agent.config import EdgeConfig, ForwardSettings, ListenerSettings, UplinkSettings
+from edge_agent.config import EdgeConfig, ForwardSettings, UplinkSettings
+from edge_agent.listener_config import ListenerSettings
 from tests.integration.edge.peer import GATEWAY, until
 from waybill.config import address
 

@@ -11,7 +11,8 @@ import aiomqtt
 import msgspec
 import pytest
 
-from edge_agent.config import EdgeConfig, ForwardSettings, LimitSettings
+from edge_agent.config import EdgeConfig, ForwardSettings
+from edge_agent.listener_config import LimitSettings
 from edge_agent.status import SOCKET, EdgeStatus
 from fleet_simulator.link import Link as Relay
 from tests.integration.edge.agents import ANY, Running, publish, running

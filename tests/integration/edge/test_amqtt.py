@@ -94,7 +94,8 @@ def test_without_the_engine_amqtt_is_not_imported(tmp_path: Path) -> None:
 import asyncio, sys
 from pathlib import Path
 from edge_agent.app import Agent
-from edge_agent.config import EdgeConfig, ListenerSettings
+from edge_agent.config import EdgeConfig
+from edge_agent.listener_config import ListenerSettings
 async def main():
     agent = Agent(EdgeConfig("gw1", Path({str(tmp_path)!r}), (ListenerSettings(port=0),)), lambda _: agent.stop())
     assert await agent.run() == 0

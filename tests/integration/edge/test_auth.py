@@ -12,7 +12,7 @@ import pytest
 from edge_agent import auth, passwords
 from edge_agent.acl import AclRule
 from edge_agent.auth import Auth
-from edge_agent.config import ListenerSettings
+from edge_agent.listener_config import ListenerSettings
 from tests.integration.edge.agents import Running, running
 from tests.integration.edge.conftest import (
     ACCEPTED,

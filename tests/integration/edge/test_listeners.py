@@ -14,7 +14,7 @@ import aiomqtt
 import pytest
 
 from edge_agent.acl import AclRule
-from edge_agent.config import LimitSettings, ListenerSettings
+from edge_agent.listener_config import LimitSettings, ListenerSettings
 from tests.integration.edge.agents import running
 from tests.integration.edge.conftest import ACCEPTED, BAD_CREDENTIALS, NOT_AUTHORIZED, Dial, written
 from tests.integration.edge.peer import Cloud, listening, until, url

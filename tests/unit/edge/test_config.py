@@ -13,7 +13,8 @@ import pytest
 from edge_agent import config
 from edge_agent.acl import AclRule
 from edge_agent.buffer.settings import BufferSettings
-from edge_agent.config import EdgeConfig, ForwardSettings, LimitSettings, ListenerSettings, UplinkSettings
+from edge_agent.config import EdgeConfig, ForwardSettings, UplinkSettings
+from edge_agent.listener_config import LimitSettings, ListenerSettings
 from waybill.errors import ConfigError
 from waybill.mqtt.limits import Limits
 from waybill.mqtt.settings import Settings

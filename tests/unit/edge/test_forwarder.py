@@ -127,6 +127,25 @@ async def test_the_control_lane_goes_first_and_does_not_linger() -> None:
     assert [frame.header.lane for frame in wire.frames] == ["telemetry", "control"]
 
 
+async def test_a_lane_that_is_shut_waits_and_goes_on_when_every_reason_is_gone() -> None:
+    buffer = MemoryBuffer("gw")
+    made, wire = forwarder(buffer), Wire()
+    made.shut("plan", ["telemetry"])
+    made.shut("uplink", ["telemetry"])
+    async with sending(made, wire):
+        await buffer.commit(chunk([b"1"]))
+        await buffer.commit(Commit(own=[Own("$waybill/note", b"{}")]))
+        await settled()
+        assert [frame.header.lane for frame in wire.frames] == ["control"]
+        made.shut("plan", ())
+        await settled()
+        assert made.why_shut("telemetry") == ["uplink"]
+        assert [frame.header.lane for frame in wire.frames] == ["control"]
+        made.shut("uplink", ())
+        await settled()
+        assert [frame.header.lane for frame in wire.frames] == ["control", "telemetry"]
+
+
 async def test_a_frame_waits_for_its_linger_unless_it_is_full() -> None:
     buffer, wire = MemoryBuffer("gw1"), Wire()
     made = forwarder(buffer, linger_ms=60_000, frame_messages=10)

@@ -11,7 +11,8 @@ import pytest
 
 from edge_agent import app, auth, config, passwords
 from edge_agent.buffer.settings import BufferSettings
-from edge_agent.config import EdgeConfig, LimitSettings, ListenerSettings
+from edge_agent.config import EdgeConfig
+from edge_agent.listener_config import LimitSettings, ListenerSettings
 from waybill.mqtt.settings import Counters, Settings
 
 TEXT = (Path(__file__).parents[3] / "docs" / "security.md").read_text()
