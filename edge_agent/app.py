@@ -20,13 +20,13 @@ from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from edge_agent import engine
+from edge_agent import engine, lanes
 from edge_agent.acl import Acl
 from edge_agent.auth import Auth, Door
 from edge_agent.buffer.sqlite import SqliteBuffer
 from edge_agent.clock import Clock, boot_id
 from edge_agent.commands import Commands
-from edge_agent.config import LANES, EdgeConfig, memory_ceiling, server_settings
+from edge_agent.config import EdgeConfig, memory_ceiling, server_settings
 from edge_agent.forwarder import Forwarder
 from edge_agent.intake import Forward, Intake
 from edge_agent.listener_config import ListenerSettings
@@ -85,12 +85,12 @@ class Agent:
             settings.buffer,
             gateway=settings.gateway,
             boot=boot_id(),
-            lanes=[lane.name for lane in LANES],
+            lanes=[lane.name for lane in lanes.complete(settings.lanes)],
         )
         try:
             self._server = server = engine.make(
                 settings,
-                Intake(buffer, Forward(settings.forward.filters, settings.forward.exclude)),
+                Intake(buffer, Forward(settings.forward.filters, settings.forward.exclude, settings.lanes)),
                 server_settings(settings, CLOSE_PATIENCE),
                 Hooks(
                     authorize_connect=auth.authorize_connect,
@@ -103,7 +103,8 @@ class Agent:
                 ),
             )
             await server.start()
-            self._forwarder = Forwarder(buffer, LANES, settings.forward, self._clock)
+            found = lanes.complete(settings.lanes, [backlog.lane for backlog in buffer.backlog()])
+            self._forwarder = Forwarder(buffer, found, settings.forward, self._clock)
             self._commands = Commands(buffer, lambda topic, payload: server.publish(topic, payload, 1), self._clock)
             async with snapshot.serve(settings.data / SOCKET, self.status):
                 try:

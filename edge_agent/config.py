@@ -6,27 +6,22 @@ import re
 import socket
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 
-from edge_agent import acl
+from edge_agent import acl, lanes
 from edge_agent.acl import AclRule
 from edge_agent.bodies import Body
-from edge_agent.buffer.port import Lane
 from edge_agent.buffer.settings import BufferSettings
+from edge_agent.lanes import MAX_LEVELS, Lane
 from edge_agent.listener_config import LimitSettings, ListenerSettings, check_listener
 from waybill import config
 from waybill.errors import ConfigError
 from waybill.mqtt.settings import Settings
 from waybill.mqtt.topics import valid_filter
-from waybill.wire import CONTROL_LANE, GATEWAY_ID, TELEMETRY_LANE
-
-LANES: Final = (Lane(CONTROL_LANE, 0), Lane(TELEMETRY_LANE, 10))
-
-MAX_LEVELS: Final = 64
-"""Levels of a topic filter."""
+from waybill.wire import GATEWAY_ID
 
 _Count = Annotated[int, msgspec.Meta(ge=1)]
 _Keepalive = Annotated[int, msgspec.Meta(ge=2, le=3600)]
@@ -90,7 +85,9 @@ class AmqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_expiry_interval: _Count | None = None
 
 
-class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"listeners": "listener"}):
+class EdgeConfig(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"listeners": "listener", "lanes": "lane"}
+):
     """All of it. ``gateway``: this gateway's id. ``data``: the data directory.
 
     Without ``uplink`` the agent buffers, and sends nothing. Without ``acl`` who may connect may do everything.
@@ -103,6 +100,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     listeners: tuple[ListenerSettings, ...] = (ListenerSettings(),)
     uplink: UplinkSettings | None = None
     forward: ForwardSettings = ForwardSettings()
+    lanes: tuple[Lane, ...] = ()
     buffer: BufferSettings = BufferSettings()
     limits: LimitSettings = LimitSettings()
     acl: tuple[AclRule, ...] | None = None
@@ -163,6 +161,7 @@ def check(settings: EdgeConfig, where: str) -> EdgeConfig:
                     f"{where}: [forward] {key}: {text!r} is no MQTT topic filter: '+' stands for one whole level, "
                     "'#' for the rest and comes last"
                 )
+    lanes.check(settings.lanes, where)
     if settings.uplink is not None:
         _check_uplink(settings.uplink, where)
     _check_engine(settings, where)

@@ -17,15 +17,16 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
 from edge_agent.bodies import Bodies
-from edge_agent.buffer.port import Buffer, Lane, Lease, Position, Stored
+from edge_agent.buffer.port import Buffer, Lease, Position, Stored
 from edge_agent.clock import Clock
 from edge_agent.config import ForwardSettings
+from edge_agent.lanes import Lane
 from edge_agent.window import Flight, Window
 from waybill.errors import Unavailable
-from waybill.frames import Durability, Order, Row, encode_plain, in_columns, read_header
+from waybill.frames import Row, encode_plain, in_columns, read_header
 from waybill.frames.header import COLUMNS, VERSION
 from waybill.wire import CONTROL_LANE, Ack, Receipt, Span
 
@@ -294,8 +295,8 @@ class Forwarder:
             prev_last=lease.prev_last,
             oldest_epoch=lease.oldest_epoch,
             lane=lease.lane,
-            order=cast("Order", lane.order),
-            durability=cast("Durability", lane.durability),
+            order=lane.order,
+            durability=lane.durability,
             clock=self._clock.quality(min(m.wall_ms for m in messages), boot=lease.boot),
             first=first,
             base_ms=base,

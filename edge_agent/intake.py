@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from edge_agent.buffer.port import LOCAL, Buffer, Chunk, CommandResult, Commit
+from edge_agent.lanes import Lane
 from waybill.mqtt.state import Arrival, Batch, Change, Publish, ResendFrozen, SavedState
 from waybill.mqtt.topics import matcher
 from waybill.wire import TELEMETRY_LANE
@@ -29,6 +30,8 @@ class Forward:
 
     filters: Sequence[str] = ("#",)
     exclude: Sequence[str] = ("cmd/#",)
+    lanes: Sequence[Lane] = ()
+    """Those that claim some of them; telemetry has the rest."""
 
 
 @dataclass(slots=True)
@@ -48,6 +51,7 @@ class Intake:
         self._buffer = buffer
         self._go = [matcher(pattern) for pattern in forward.filters]
         self._stay = [matcher(pattern) for pattern in forward.exclude]
+        self._claims = [(matcher(pattern), lane.name) for lane in forward.lanes for pattern in lane.filters]
         self._lanes: dict[bytes, str] = {}
 
     async def restore(self) -> SavedState:
@@ -70,7 +74,9 @@ class Intake:
     def _choose(self, topic: bytes) -> str:
         if topic.startswith(b"$") or any(pattern.fullmatch(topic) for pattern in self._stay):
             return LOCAL
-        return TELEMETRY_LANE if any(pattern.fullmatch(topic) for pattern in self._go) else LOCAL
+        if not any(pattern.fullmatch(topic) for pattern in self._go):
+            return LOCAL
+        return next((lane for pattern, lane in self._claims if pattern.fullmatch(topic)), TELEMETRY_LANE)
 
     def translate(self, batch: Batch) -> Commit:
         """Return the batch as a commit."""

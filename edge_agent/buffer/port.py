@@ -15,17 +15,6 @@ import msgspec
 from waybill.mqtt.state import Change, SavedState
 from waybill.wire import Envelope, Receipt, Span
 
-
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """A lane as configured: what the forwarder and the frame header need of it. Lower ``priority`` goes first."""
-
-    name: str
-    priority: int
-    order: str = "fifo"
-    durability: str = "every-commit"
-
-
 LOCAL: Final = ""
 """The lane of a chunk that goes nowhere: its topics stay at the gateway."""
 

@@ -14,6 +14,7 @@ from edge_agent import config
 from edge_agent.acl import AclRule
 from edge_agent.buffer.settings import BufferSettings
 from edge_agent.config import EdgeConfig, ForwardSettings, UplinkSettings
+from edge_agent.lanes import Lane
 from edge_agent.listener_config import LimitSettings, ListenerSettings
 from waybill.errors import ConfigError
 from waybill.mqtt.limits import Limits
@@ -152,6 +153,18 @@ def test_defaults(tmp_path: Path) -> None:
         ('[[acl]]\npublish = ["a/#/b"]', "[[acl]] 1 publish: 'a/#/b' is no MQTT topic filter"),
         ('[[acl]]\npublish = ["a"]\nlistener = "x"', "[[acl]] 1 listener: no [[listener]] has name = 'x'"),
         ('[[acl]]\npublsh = ["a"]', "did you mean 'publish'?"),
+        ('[[lane]]\nname = "control"', "[[lane]] 1 name: 'control' is the agent's own lane"),
+        ('[[lane]]\nname = "a b"\nfilters = ["a"]', "[[lane]] 1 name: 'a b' cannot name a lane"),
+        ('[[lane]]\nname = "a"\nfilters = ["a"]\n' * 2, "[[lane]] 2 name: another lane has the same"),
+        ('[[lane]]\nname = "a"', "[[lane]] 1 filters: which topics is it for?"),
+        ('[[lane]]\nname = "a"\nfilters = ["b", "a/#/b"]', "[[lane]] 1 filters: 'a/#/b' is no filter"),
+        ('[[lane]]\nname = "a"\nfilters = ["$SYS/#"]', "[[lane]] 1 filters: '$SYS/#' is no filter"),
+        ('[[lane]]\nname = "telemetry"\nfilters = ["a"]', "takes what no other lane claims; leave them out"),
+        ('[[lane]]\nname = "a"\nfilters = ["a"]\npriority = 0', "[[lane]] 1 priority: 0 is the control lane's"),
+        ('[[lane]]\nname = "a"\nfilters = ["a"]\nmax_bytes = 1', "[[lane]] 1 max_bytes: 1 is too little"),
+        ('[[lane]]\nname = "a"\nfilters = ["a"]\norder = "lifo"', "lane[0].order"),
+        ("".join(f'[[lane]]\nname = "{n}"\nfilters = ["a"]\nshare = 51\n' for n in "ab"), "over 100 per cent"),
+        ("".join(f'[[lane]]\nname = "l{n}"\nfilters = ["a"]\n' for n in range(33)), "33 of them; 32 are the most"),
     ],
 )
 def test_wrong_values_are_named_with_file_and_key(tmp_path: Path, line: str, said: str) -> None:
@@ -233,6 +246,8 @@ def test_the_documentation_shows_every_key_and_its_default(tmp_path: Path) -> No
     assert (read.forward, read.buffer, read.limits) == (ForwardSettings(), BufferSettings(), LimitSettings())
     assert read.uplink is not None
     assert read.uplink.keepalive == UplinkSettings("").keepalive
+    (lane,) = read.lanes
+    assert lane == Lane(lane.name, filters=lane.filters)
     first = read.listeners[0]
     assert (first.host, first.port, first.kind, first.client_ids) == ("127.0.0.1", 1883, "mqtt", "any")
     assert first.limits(LimitSettings()) == ListenerSettings().limits(LimitSettings())
@@ -244,6 +259,7 @@ def test_the_documentation_shows_every_key_and_its_default(tmp_path: Path) -> No
         (LimitSettings, [shown["limits"]]),
         (UplinkSettings, [shown["uplink"]]),
         (ForwardSettings, [shown["forward"]]),
+        (Lane, shown["lane"]),
         (BufferSettings, [shown["buffer"]]),
     ):
         assert {field.encode_name for field in msgspec.structs.fields(kind)} == {key for one in tables for key in one}

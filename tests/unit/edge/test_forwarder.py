@@ -16,8 +16,9 @@ from edge_agent.bodies import Body
 from edge_agent.buffer.port import Chunk, Commit, Own
 from edge_agent.buffer.testing import MemoryBuffer
 from edge_agent.clock import Clock
-from edge_agent.config import LANES, ForwardSettings
+from edge_agent.config import ForwardSettings
 from edge_agent.forwarder import MAX_FRAME, Forwarder
+from edge_agent.lanes import complete
 from waybill.errors import Unavailable
 from waybill.frames import Frame, decode
 from waybill.frames import in_columns as encode_columns
@@ -59,7 +60,7 @@ def forwarder(
     clock: Clock | None = None,
 ) -> Forwarder:
     settings = ForwardSettings(linger_ms=linger_ms, frame_messages=frame_messages, body=body)
-    return Forwarder(buffer, LANES, settings, clock or Clock(lambda: False))
+    return Forwarder(buffer, complete(()), settings, clock or Clock(lambda: False))
 
 
 class SetClock(Clock):

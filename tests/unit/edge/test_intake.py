@@ -7,11 +7,12 @@ import pytest
 from edge_agent.buffer.port import LOCAL, Chunk, CommandResult
 from edge_agent.buffer.testing import MemoryBuffer
 from edge_agent.intake import MAX_TOPICS, Forward, Intake
+from edge_agent.lanes import CONTROL, Lane, complete
 from tests.support.buffer import packet, payloads
 from waybill.errors import Unavailable
 from waybill.mqtt.resend import entries_of
 from waybill.mqtt.state import Arrival, Batch, Publish, ResendFrozen, Retained, SessionOpened
-from waybill.wire import TELEMETRY_LANE, Envelope
+from waybill.wire import CONTROL_LANE, TELEMETRY_LANE, Envelope
 
 
 def arrival(*sent: tuple[str, bytes, int | None], client: str = "c", keep: int = 0) -> Arrival:
@@ -68,6 +69,27 @@ def test_what_goes_up_is_configured() -> None:
     wanted = {b"a/1": TELEMETRY_LANE, b"a/private/1": LOCAL, b"a/private/1/2": TELEMETRY_LANE, b"b": LOCAL}
     assert {topic: intake.lane_of(topic) for topic in wanted} == wanted
     assert intake.lane_of(b"$x/1") == LOCAL  # never, whatever a filter says
+
+
+def test_the_first_lane_that_matches_has_the_message() -> None:
+    lanes = (Lane("alarms", filters=("a/alarm/#", "+/urgent")), Lane("telemetry"), Lane("bulk", filters=("a/#",)))
+    intake = Intake(MemoryBuffer("g"), Forward(["a/#", "b/#"], ["a/bulk/private"], lanes))
+    wanted = {
+        b"a/alarm/1": "alarms", b"b/urgent": "alarms", b"a/x": "bulk", b"b/x": TELEMETRY_LANE,
+        b"a/bulk/private": LOCAL, b"c/urgent": LOCAL,
+    }  # fmt: skip
+    assert {topic: intake.lane_of(topic) for topic in wanted} == wanted
+    run = arrival(("a/alarm/1", b"1", 1), ("a/x", b"2", 2), ("a/y", b"3", None), ("b/x", b"4", 3))
+    cut = intake.translate(Batch([run])).chunks
+    assert [(chunk.lane, chunk.count, chunk.keep) for chunk in cut] == [
+        ("alarms", 1, 0), ("bulk", 2, 1), (TELEMETRY_LANE, 1, 2),
+    ]  # fmt: skip
+
+
+def test_a_lane_that_is_not_configured_any_more_is_still_sent() -> None:
+    mine = Lane("alarms", 1, filters=("a/#",))
+    assert complete([mine], ["old", CONTROL_LANE, "alarms"]) == (CONTROL, mine, Lane(TELEMETRY_LANE), Lane("old"))
+    assert complete([Lane(TELEMETRY_LANE, 3)]) == (CONTROL, Lane(TELEMETRY_LANE, 3))
 
 
 def test_the_memory_of_topics_is_bounded(intake: Intake) -> None:
