@@ -32,8 +32,10 @@ from typing import Any, Final, Literal
 import aiomqtt
 import msgspec
 
+from edge_agent import traffic
 from edge_agent.config import UplinkSettings
 from edge_agent.status import LinkState
+from edge_agent.traffic import Traffic
 from waybill import wire
 from waybill.errors import Corrupt, Unavailable
 from waybill.mqtt.transport import bytes_acked
@@ -89,6 +91,13 @@ class Link:
         acked = self._client.acknowledged()
         return acked is None or acked >= mark
 
+    def traffic(self) -> Traffic:
+        """Return what this connection has cost on the wire so far: (sent, received), bytes; it never falls.
+
+        Handshakes, keepalives and retransmissions are counted. After the end it stays what it was.
+        """
+        return self._client.traffic()
+
     async def received(self) -> AsyncIterator[wire.Ack | wire.Envelope]:
         """Yield what the cloud sends, until the link is lost. Raises LinkLost then."""
         try:
@@ -123,6 +132,15 @@ class Uplink:
         self.state = LinkState("connecting", _wall_ms())
         self.connects = 0
         """Connections made since the start."""
+        self._past = Traffic()
+        self._now: _Client | None = None
+
+    def traffic(self) -> Traffic:
+        """Return what all connections since the start have cost on the wire: (sent, received), bytes; it never falls.
+
+        Attempts that failed are counted too; name look-ups are not.
+        """
+        return self._past if self._now is None else self._past.plus(self._now.traffic())
 
     async def run(self, serve: Callable[[Link], Awaitable[None]]) -> None:
         """Connect, run ``serve`` on the link until it is lost, and again; until cancelled, which says offline first."""
@@ -142,7 +160,7 @@ class Uplink:
             await asyncio.sleep(delay)
 
     async def _once(self, serve: Callable[[Link], Awaitable[None]]) -> None:
-        client = self._client()
+        self._now = client = self._client()
         try:
             try:
                 await client.__aenter__()
@@ -163,6 +181,7 @@ class Uplink:
             raise
         finally:
             client.abort()
+            self._past, self._now = self.traffic(), None
 
     def _client(self) -> _Client:
         will = wire.State(state="offline", reason="connection lost", version=self._version)
@@ -240,6 +259,7 @@ class _Client(aiomqtt.Client):
         self._words = _LastWords()
         self._tls = options.get("tls_context") is not None
         self._closed_early = False
+        self._traffic = Traffic()
         logger = logging.Logger("uplink")  # noqa: LOG001 - not in the tree: its lines become the state
         logger.addHandler(self._words)
         super().__init__(hostname, port, logger=logger, **options)
@@ -251,6 +271,16 @@ class _Client(aiomqtt.Client):
             self._connected.set_exception(aiomqtt.MqttError("the connection was closed before it was accepted"))
             return
         super()._on_disconnect(*args, **kwargs)
+
+    def _on_socket_close(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ANN401 - passed on
+        self._traffic = max(self._traffic, traffic.of(sock, closing=True))  # the last look: it is closed after this
+        super()._on_socket_close(client, userdata, sock)
+
+    def traffic(self) -> Traffic:
+        """Return what the connection has cost on the wire."""
+        if isinstance(sock := self._client.socket(), socket.socket):
+            self._traffic = max(self._traffic, traffic.of(sock))
+        return self._traffic
 
     def why(self, error: BaseException) -> str:
         """Return the reason of a failure in one line."""

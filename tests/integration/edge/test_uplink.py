@@ -174,6 +174,31 @@ async def test_u2_a_frame_has_left_when_the_peers_tcp_has_it_and_not_when_it_is_
                 await until(lambda: got.link and got.link.has_left(mark))
 
 
+async def test_what_a_link_costs_on_the_wire_is_counted_over_all_its_connections() -> None:
+    got = Got()
+    async with (
+        listening(Cloud()) as cloud,
+        Relay(cloud.address) as relay,
+        running(url(relay.address), got.serve) as uplink,
+    ):
+        await until(lambda: got.messages)
+        assert got.link is not None
+        first, begun = got.link, got.link.traffic()
+        assert min(begun) > 100  # what it took to connect
+        await first.send(frame(1, 100_000))
+        await until(lambda: cloud.headers)
+        assert 100_000 < first.traffic().sent - begun.sent < 110_000
+        assert uplink.traffic() == first.traffic()
+        await relay.cut()
+        await until(lambda: uplink.state.state == "offline")
+        ended = first.traffic()
+        assert ended.sent > 100_000  # still known
+        await relay.restore()
+        await until(lambda: got.links == 2)
+        assert got.link is not first
+        assert uplink.traffic() >= (ended.sent + 100, ended.received + 100)
+
+
 @pytest.fixture
 def pki(tmp_path: Path) -> Path:
     now = dt.datetime.now(dt.UTC)
