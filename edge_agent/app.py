@@ -24,7 +24,7 @@ from edge_agent import engine, lanes
 from edge_agent.acl import Acl
 from edge_agent.auth import Auth, Door
 from edge_agent.buffer.sqlite import SqliteBuffer
-from edge_agent.clock import Clock, boot_id
+from edge_agent.clock import Clock
 from edge_agent.commands import Commands
 from edge_agent.config import EdgeConfig, memory_ceiling, server_settings
 from edge_agent.forwarder import Forwarder
@@ -59,7 +59,7 @@ class Agent:
         self._say = say
         self._store = store
         self._version = importlib.metadata.version("waybill")
-        self._clock = Clock()
+        self._clock = Clock(settings.data)
         self._started_ms = self._clock.wall_ms()
         self._in, self._out = Rate(), Rate()
         self._gone = Gone(self._clock.mono)
@@ -84,7 +84,7 @@ class Agent:
             settings.data,
             settings.buffer,
             gateway=settings.gateway,
-            boot=boot_id(),
+            boot=self._clock.boot,
             lanes=[lane.name for lane in lanes.complete(settings.lanes)],
         )
         try:
@@ -177,6 +177,7 @@ class Agent:
         await self._server.close()
         for name in ("mqtt", "passwords", "commands", "uplink", "forwarder", "rates"):
             await self._tasks.cancel(name)
+        self._clock.save()
 
     # --- what it says of itself ---
 
@@ -224,6 +225,9 @@ class Agent:
             now, received = self._clock.mono(), self._server.counters
             self._in.sample(now, received.received_0 + received.received_1 + received.received_2)
             self._out.sample(now, self._forwarder.counters.acked)
+            self._clock.look()
+            if self._clock.is_unsaved:
+                await asyncio.to_thread(self._clock.save)
             await asyncio.sleep(1)
 
 

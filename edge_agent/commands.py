@@ -74,7 +74,7 @@ class Commands:
             )
             return
         try:
-            new = await self._buffer.receive(envelope, self._clock.wall_ms())
+            new = await self._buffer.receive(envelope, self._clock.now_ms())
         except Unavailable as error:
             # Not delivered, so the cloud sends it again (C1).
             log.warning("command %r not taken: %s", envelope.id, error)
@@ -112,7 +112,7 @@ class Commands:
                 await asyncio.sleep(RETRY_PAUSE)
 
     async def _publish_matching(self, patterns: Sequence[re.Pattern[bytes]]) -> None:
-        for entry in await self._buffer.outbox(self._clock.wall_ms()):
+        for entry in await self._buffer.outbox(self._clock.now_ms()):
             topic = request_topic(entry.device, entry.id)
             if any(pattern.fullmatch(topic.encode()) for pattern in patterns):
                 self._filters.discard(topic)  # taken in while the outbox was read: this is its publication

@@ -283,6 +283,7 @@ class Forwarder:
 
     def _encode(self, lease: Lease, messages: Sequence[Stored], first: int) -> bytes:
         lane = self._lanes[lease.lane]
+        messages, clock = self._clock.stamped(messages, lease.boot)
         base = messages[0].wall_ms
         sources: dict[tuple[str, str], int] = {}
         rows: list[Row] = [
@@ -297,7 +298,7 @@ class Forwarder:
             lane=lease.lane,
             order=lane.order,
             durability=lane.durability,
-            clock=self._clock.quality(min(m.wall_ms for m in messages), boot=lease.boot),
+            clock=clock,
             first=first,
             base_ms=base,
             sources=list(sources),

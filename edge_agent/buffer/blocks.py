@@ -115,7 +115,7 @@ def parse(chunk: ChunkHead, raw: bytes, topics: dict[bytes, str]) -> list[Stored
     """
     stored: list[Stored] = []
     append = stored.append
-    client, wall_ms, has_properties = chunk.client, chunk.wall_ms, chunk.version == _MQTT_5
+    client, wall_ms, mono_ns, has_properties = chunk.client, chunk.wall_ms, chunk.mono_ns, chunk.version == _MQTT_5
     at, size = 0, len(raw)
     properties = b""
     try:
@@ -138,7 +138,7 @@ def parse(chunk: ChunkHead, raw: bytes, topics: dict[bytes, str]) -> list[Stored
                 at += length
             if at > end or end > size:
                 raise Corrupt("block: a packet is longer than its chunk")
-            append(Stored(topic, client, wall_ms, _FLAGS[first & 15], raw[at:end], properties))
+            append(Stored(topic, client, wall_ms, _FLAGS[first & 15], raw[at:end], properties, mono_ns))
             at = end
     except (IndexError, UnicodeDecodeError) as error:
         raise Corrupt(f"block: not whole PUBLISH packets: {error}") from error

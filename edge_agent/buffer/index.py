@@ -19,12 +19,12 @@ class Track:
     """One epoch's part of one lane.
 
     ``last``: the last seq assigned. ``settled``: what left the buffer or may leave it. ``leased``: what was read for
-    sending since the start (B5). ``boot``: whether stamps are of the present boot.
+    sending since the start (B5). ``boot``: the boot id that its stamps are of.
     """
 
     ordinal: int
     epoch: int
-    boot: bool
+    boot: str
     prev_epoch: int
     prev_last: int
     last: int = 0
@@ -90,9 +90,10 @@ class Outcome:
 class Index:
     """All lanes of one buffer, and the present epoch."""
 
-    def __init__(self, ordinal: int, epoch: int, lanes: Iterable[str]) -> None:
+    def __init__(self, ordinal: int, epoch: int, boot: str, lanes: Iterable[str]) -> None:
         self.ordinal = ordinal
         self.epoch = epoch
+        self.boot = boot
         self.lanes: dict[str, LaneIndex] = {name: LaneIndex() for name in lanes}
         self.tails: dict[str, Tail] = {}
         self.transactions = 0
@@ -104,7 +105,8 @@ class Index:
         if tracks and tracks[-1].ordinal == self.ordinal:
             return tracks[-1]
         newest = tracks[-1] if tracks else None
-        return Track(self.ordinal, self.epoch, True, newest.epoch if newest else 0, newest.last if newest else 0)
+        prev = (newest.epoch, newest.last) if newest else (0, 0)
+        return Track(self.ordinal, self.epoch, self.boot, *prev)
 
     def apply(self, outcome: Outcome) -> None:
         """Take over what a transaction did that has returned."""

@@ -74,7 +74,10 @@ class Commit:
 
 
 class Stored(msgspec.Struct, frozen=True, gc=False):
-    """A message as it is read back from the buffer. ``flags``: bits 0-1 QoS, 2 retain, 3 replayed (DUP was set)."""
+    """A message as it is read back from the buffer. ``flags``: bits 0-1 QoS, 2 retain, 3 replayed (DUP was set).
+
+    ``wall_ms``, ``mono_ns``: the stamp, as of :class:`Chunk`.
+    """
 
     topic: str
     client: str
@@ -82,6 +85,7 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     flags: int
     payload: bytes
     properties: bytes = b""
+    mono_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ class Lease:
     ``end``: the position after the last message; pass it to the next lease.
     ``prev_epoch``, ``prev_last``: the previous epoch that assigned a seq in this lane and its last seq; 0, 0 if none.
     ``oldest_epoch``: the lane's oldest epoch that still has unsettled messages.
-    ``boot``: whether the stamps are of the current boot (their wall time may be corrected).
+    ``boot``: the boot id that the stamps are of (:mod:`edge_agent.clock`).
     """
 
     lane: str
@@ -113,7 +117,7 @@ class Lease:
     first: int
     messages: Sequence[Stored]
     end: Position
-    boot: bool = True
+    boot: str = ""
 
 
 @dataclass(frozen=True, slots=True)

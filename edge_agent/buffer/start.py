@@ -27,12 +27,12 @@ def start(
         db.execute(SQL["add_epoch"], (newest + 1, epoch, boot))
         freeze_all(db, memories)
         row = db.execute(SQL["transactions"]).fetchone()
-        index = Index(newest + 1, epoch, lanes)
+        index = Index(newest + 1, epoch, boot, lanes)
         index.transactions = (row[0] if row else 0) + 1
         db.execute(SQL["count_transaction"], (index.transactions,))
         for lane, ordinal, last, prev_epoch, prev_last in db.execute(SQL["lanes"]):
             its_epoch, its_boot = epochs[ordinal]
-            track = Track(ordinal, its_epoch, its_boot == boot, prev_epoch, prev_last, last)
+            track = Track(ordinal, its_epoch, its_boot, prev_epoch, prev_last, last)
             index.lanes.setdefault(lane, LaneIndex()).tracks.append(track)
         _read_blocks(db, index)
     index.tails = {client: Tail(frozen=True) for client in memories}

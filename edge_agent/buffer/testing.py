@@ -55,7 +55,7 @@ class MemoryBuffer:
         self.now_ms = now_ms
         self._gateway = gateway
         self._window = window
-        self._index = Index(1, _epoch(), (CONTROL_LANE, TELEMETRY_LANE))
+        self._index = Index(1, _epoch(), "boot-1", (CONTROL_LANE, TELEMETRY_LANE))
         self._messages: dict[tuple[str, int, int], Stored] = {}
         self._sessions: dict[str, _Session] = {}
         self._retained: dict[bytes, mqtt.Retained] = {}
@@ -72,7 +72,7 @@ class MemoryBuffer:
     def restart(self) -> None:
         """Begin a new epoch with what there is, as a restarted agent does."""
         lanes, ordinal = self._index.lanes, self._index.ordinal
-        self._index = Index(ordinal + 1, _epoch(), ())
+        self._index = Index(ordinal + 1, _epoch(), "boot-1", ())
         self._index.lanes = lanes
         for memory in self._memories.values():
             memory.frozen, memory.tail = (memory.frozen + memory.tail)[-self._window :], []
@@ -108,7 +108,9 @@ class MemoryBuffer:
                 -self._window :
             ]
             if chunk.lane != LOCAL:
-                head = ChunkHead(chunk.client, chunk.version, chunk.wall_ms, 0, 0, chunk.count, 0, 0, len(chunk.raw))
+                head = ChunkHead(
+                    chunk.client, chunk.version, chunk.wall_ms, chunk.mono_ns, 0, chunk.count, 0, 0, len(chunk.raw)
+                )
                 self._append(chunk.lane, parse(head, chunk.raw, {}))
         self._freeze([each for each in frozen if each.at >= len(commit.chunks)])
         for change in commit.changes:
@@ -135,7 +137,7 @@ class MemoryBuffer:
                 break
         end = Position(track.ordinal, first + len(messages) - 1)
         oldest = self._index.oldest_epoch(lane)
-        return Lease(lane, track.epoch, track.prev_epoch, track.prev_last, oldest, first, messages, end)
+        return Lease(lane, track.epoch, track.prev_epoch, track.prev_last, oldest, first, messages, end, track.boot)
 
     async def settle(self, spans: Sequence[Span]) -> None:
         """Forget messages."""

@@ -86,13 +86,13 @@ async def test_a_lease_has_what_the_device_sent(buffer: Buffer) -> None:
     await buffer.commit(Commit([Chunk(TELEMETRY_LANE, "cliént", 4, 123456, 99, 0, 3, raw, 2)]))
     lease = await buffer.lease(TELEMETRY_LANE, None, 10, 1 << 20)
     assert lease is not None
-    found = [(m.topic, m.client, m.wall_ms, m.flags, m.payload, m.properties) for m in lease.messages]
+    found = [(m.topic, m.client, m.wall_ms, m.mono_ns, m.flags, m.payload, m.properties) for m in lease.messages]
     assert found == [
-        ("a/b", "cliént", 123456, 0, b"zero", b""),
-        ("a/ü", "cliént", 123456, 1, b"", b""),
-        ("a/b", "cliént", 123456, 2 | 4 | 8, b"two" * 100, b""),
+        ("a/b", "cliént", 123456, 99, 0, b"zero", b""),
+        ("a/ü", "cliént", 123456, 99, 1, b"", b""),
+        ("a/b", "cliént", 123456, 99, 2 | 4 | 8, b"two" * 100, b""),
     ]
-    assert (lease.lane, lease.epoch, lease.first, lease.boot) == (TELEMETRY_LANE, buffer.epoch, 1, True)
+    assert (lease.lane, lease.epoch, lease.first, lease.boot) == (TELEMETRY_LANE, buffer.epoch, 1, "boot-1")
 
 
 async def test_mqtt_5_properties_are_kept_as_they_came(buffer: Buffer) -> None:

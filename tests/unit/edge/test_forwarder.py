@@ -60,7 +60,7 @@ def forwarder(
     clock: Clock | None = None,
 ) -> Forwarder:
     settings = ForwardSettings(linger_ms=linger_ms, frame_messages=frame_messages, body=body)
-    return Forwarder(buffer, complete(()), settings, clock or Clock(lambda: False))
+    return Forwarder(buffer, complete(()), settings, clock or Clock(synced=lambda: False))
 
 
 class SetClock(Clock):
@@ -285,7 +285,7 @@ async def test_auto_takes_columns_while_the_link_makes_it_wait_and_no_longer(mon
         return encode_columns(frame)
 
     monkeypatch.setattr(module, "in_columns", working)
-    clock, buffer, wire = SetClock(lambda: False), MemoryBuffer("gw1"), Slow()
+    clock, buffer, wire = SetClock(synced=lambda: False), MemoryBuffer("gw1"), Slow()
     made = forwarder(buffer, frame_messages=50, body="auto", clock=clock)
     codecs = []
     async with sending(made, wire):
@@ -303,7 +303,7 @@ async def test_auto_takes_columns_while_the_link_makes_it_wait_and_no_longer(mon
 
 
 async def test_auto_takes_columns_while_it_waits_for_credit() -> None:
-    clock, buffer, wire = SetClock(lambda: False), MemoryBuffer("gw1"), Wire()
+    clock, buffer, wire = SetClock(synced=lambda: False), MemoryBuffer("gw1"), Wire()
     made = forwarder(buffer, frame_messages=100, body="auto", clock=clock)
     async with sending(made, wire):
         await made.on_ack(Ack(credit=1))
