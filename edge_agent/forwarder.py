@@ -118,11 +118,14 @@ class Forwarder:
             await asyncio.sleep(GATHER)
 
     def shut(self, reason: str, lanes: Collection[str]) -> None:
-        """Read nothing more of ``lanes`` for ``reason``, in place of what was shut for it before; none opens them.
+        """Send nothing more of ``lanes`` for ``reason``, in place of what was shut for it before; none opens them.
 
-        What is in the window already is still sent.
+        Nothing is sent again either. What a connection left unacknowledged in the window goes back to the buffer.
         """
         self._shut[reason] = frozenset(lanes)
+        self.window.shut(frozenset[str]().union(*self._shut.values()))
+        if self._link is None:
+            self._put_back()
         self._wake.set()
 
     def why_shut(self, lane: str) -> Sequence[str]:
@@ -131,6 +134,13 @@ class Forwarder:
 
     def _has_turn(self, reader: _Reader) -> bool:
         return self.window.room(reader.lane.name) and not self.why_shut(reader.lane.name)
+
+    def _put_back(self) -> None:
+        """Without a connection: let the window hold nothing of a lane that is shut; it is read again when it opens."""
+        for reader in self._readers:
+            if self.why_shut(reader.lane.name):
+                self.window.drop(reader.lane.name)
+                reader.after, reader.more = None, True
 
     async def send_over(self, link: Sender) -> None:
         """Send over one connection, until it raises or this is cancelled."""
@@ -159,6 +169,7 @@ class Forwarder:
             self._link = None
             self._queued.clear()
             self.window.reset()
+            self._put_back()
 
     def _look(self) -> None:
         """Tell the window which frames have left the socket's queue."""

@@ -28,7 +28,7 @@ everything else of it waits for that one's ack.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -124,6 +124,7 @@ class Window:
         self._lanes = {name: _Lane(name) for name in lanes}
         self._limit = limit
         self._sent = 0  # places of frames in the order they were handed out
+        self._shut: frozenset[str] = frozenset()
         self.credit: int | None = None
         self.unspoken: tuple[int, ...] = ()
         """Versions that the cloud speaks, where ours is not among them: nothing but a probe goes until that changes."""
@@ -163,6 +164,14 @@ class Window:
         flights.append(flight)
         flights.sort(key=_place)
 
+    def shut(self, lanes: Collection[str]) -> None:
+        """Hand out nothing of ``lanes``, resends included, in place of those that were shut before; none opens all."""
+        self._shut = frozenset(lanes)
+
+    def drop(self, lane: str) -> None:
+        """Forget the lane's frames: they are to be read again."""
+        self._lanes[lane].flights.clear()
+
     def next(self, now: float) -> Flight | None:
         """Return the frame to hand to the uplink now, or None. It counts as in flight from here on.
 
@@ -174,7 +183,7 @@ class Window:
                 lane.timeout = min(lane.timeout * 2, MAX_TIMEOUT)
                 return self._hand_out(lane.flights[0])
         for lane in self._lanes.values():
-            if lane.resting:
+            if lane.resting or lane.name in self._shut:
                 continue
             flight = next((flight for flight in lane.flights if flight.stage is Stage.UNSENT), None)
             if flight is not None:
@@ -240,7 +249,7 @@ class Window:
 
     def _due(self, lane: _Lane) -> float | None:
         """When the lane's oldest frame is to be sent again without an ack having come."""
-        if not lane.flights:
+        if not lane.flights or lane.name in self._shut:
             return None
         oldest = lane.flights[0]
         if oldest.stage is Stage.UNSENT and lane.resting:

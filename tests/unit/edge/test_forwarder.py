@@ -147,6 +147,26 @@ async def test_a_lane_that_is_shut_waits_and_goes_on_when_every_reason_is_gone()
         assert [frame.header.lane for frame in wire.frames] == ["control", "telemetry"]
 
 
+async def test_what_a_connection_left_unacknowledged_goes_back_while_its_lane_is_shut() -> None:
+    buffer = MemoryBuffer("gw")
+    made, first, second = forwarder(buffer), Wire(), Wire()
+    async with sending(made, first):
+        await buffer.commit(chunk([b"1"]))
+        await until(lambda: first.frames)
+        made.shut("plan", ["telemetry"])
+        await settled()
+        assert made.window.held  # its ack may still come
+    assert not made.window.held
+    async with sending(made, second):
+        await buffer.commit(Commit(own=[Own("$waybill/note", b"{}")]))
+        await until(lambda: second.frames)
+        await settled()
+        assert [frame.header.lane for frame in second.frames] == ["control"]
+        made.shut("plan", ())
+        await until(lambda: len(second.frames) == 2)
+    assert [row[3] for row in second.frames[1].rows] == [b"1"]
+
+
 async def test_a_frame_waits_for_its_linger_unless_it_is_full() -> None:
     buffer, wire = MemoryBuffer("gw1"), Wire()
     made = forwarder(buffer, linger_ms=60_000, frame_messages=10)

@@ -318,3 +318,21 @@ def test_a_frame_that_left_after_its_link_was_lost_has_no_timer() -> None:
     w.reset()
     w.left(flight, 1.0)
     assert flight.stage is Stage.UNSENT
+
+
+def test_nothing_of_a_lane_that_is_shut_goes_not_even_again() -> None:
+    w = window()
+    w.add(frame(1, lane="control"))
+    w.add(frame(1))
+    send(w)
+    sent = send(w)
+    w.add(frame(11))
+    w.shut(["telemetry"])
+    assert w.wake_at() == FIRST_TIMEOUT  # control's
+    ack(w, 1, 10, lane="control")
+    assert w.wake_at() is None
+    assert w.next(FIRST_TIMEOUT * 10) is None
+    w.reset()
+    assert w.next(FIRST_TIMEOUT * 10) is None
+    w.shut(())
+    assert w.next(FIRST_TIMEOUT * 10) is sent
