@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from edge_agent import engine, lanes
 from edge_agent.acl import Acl
 from edge_agent.auth import Auth, Door
+from edge_agent.buffer.directory import size
 from edge_agent.buffer.sqlite import SqliteBuffer
 from edge_agent.clock import Clock
 from edge_agent.commands import Commands
@@ -202,6 +203,8 @@ class Agent:
             fault=self._buffer.fault,
             error=self._forwarder.error,
             counters=self._counters(),
+            alarm=self._buffer.alarm,
+            left=tuple((str(path), size(path)) for path in self._buffer.left),
         )
 
     def _counters(self) -> dict[str, float]:

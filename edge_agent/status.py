@@ -51,7 +51,9 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     ``rate_in``: from devices; ``rate_out``: acknowledged by the cloud. ``in_flight``: bytes sent and unacked;
     ``credit``: what the cloud allows of them, None before it said so. ``memory_ceiling``: bytes that devices can make
     the MQTT server take at most, beside the buffer. ``fault``: why devices get no acks at present.
-    ``error``: what the cloud finds wrong with our frames. ``counters``: since the start, by stage and name.
+    ``error``: what the cloud finds wrong with our frames. ``alarm``: what was lost or damaged at the start.
+    ``left``: damaged files that stay for people to look at, with their bytes. ``counters``: since the start, by stage
+    and name.
     """
 
     gateway: str
@@ -71,6 +73,8 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     fault: str
     error: str
     counters: dict[str, float]
+    alarm: str = ""
+    left: tuple[tuple[str, int], ...] = ()
 
 
 class Rate:
@@ -115,9 +119,11 @@ def render(status: EdgeStatus) -> RenderableType:
     credit = "none yet" if status.credit is None else _size(status.credit)
     facts.add_row("in flight", f"{_size(status.in_flight)}   credit {credit}")
     facts.add_row("rates", f"in {status.rate_in:,.0f}/s   out {status.rate_out:,.0f}/s")
-    for name, text in (("fault", status.fault), ("error", status.error)):
+    for name, text in (("fault", status.fault), ("error", status.error), ("alarm", status.alarm)):
         if text:
             facts.add_row(Text(name, style="red"), Text(text, style="red"))
+    for path, size in status.left:
+        facts.add_row("left", f"{path}   {_size(size)}   damaged; remove it when nobody needs it")
     lanes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("lane", "waiting", "bytes", "oldest"):
         lanes.add_column(heading, justify="left" if heading == "lane" else "right")

@@ -80,20 +80,15 @@ async def connect(path: Path, synchronous: str) -> Connection:
     connection = Connection(lambda: _open(path, synchronous))
     try:
         await connection
-    except BaseException as error:
+    except BaseException:
         connection.ended()
-        if trouble_of(error) == "corrupt":
-            raise not_a_database(path, error) from error
         raise
     return connection
 
 
-def not_a_database(path: Path, error: object) -> ConfigError:
-    """Say what to do with a file that SQLite cannot read."""
-    return ConfigError(
-        f"{path}: not a readable database ({error}); it was left as it is: move it away to begin with an empty buffer,"
-        " and keep it if it may hold messages"
-    )
+def read_only(path: Path) -> sqlite3.Connection:
+    """Open a file that nobody else has open, so that neither it nor its log is changed. Raises sqlite3.Error."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
 
 
 def _open(path: Path, synchronous: str) -> sqlite3.Connection:
@@ -109,7 +104,9 @@ def _open(path: Path, synchronous: str) -> sqlite3.Connection:
 def _prepare(db: sqlite3.Connection, path: Path, synchronous: str) -> None:
     db.execute("PRAGMA locking_mode = EXCLUSIVE")
     tables = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-    if not tables:
+    if tables:
+        _check_ours(db, path)  # before anything is written
+    else:
         path.chmod(0o600)
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")
     db.execute("PRAGMA journal_mode = WAL")
@@ -125,7 +122,13 @@ def _prepare(db: sqlite3.Connection, path: Path, synchronous: str) -> None:
                 db.execute(statement)
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    elif db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+    # What a killed agent's last transaction left in the log may be visible without being on the disk. It must be
+    # before its messages count as stored, because a device's copy of them is acknowledged at once (O1).
+    checkpoint(db, "TRUNCATE")
+
+
+def _check_ours(db: sqlite3.Connection, path: Path) -> None:
+    if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise ConfigError(f"{path}: a database, but not a buffer of this program; use another --data")
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version != SCHEMA_VERSION:
@@ -133,9 +136,6 @@ def _prepare(db: sqlite3.Connection, path: Path, synchronous: str) -> None:
             f"{path}: schema version {version}; this program reads {SCHEMA_VERSION}: install a newer one"
             " or use another --data"
         )
-    # What a killed agent's last transaction left in the log may be visible without being on the disk. It must be
-    # before its messages count as stored, because a device's copy of them is acknowledged at once (O1).
-    checkpoint(db, "TRUNCATE")
 
 
 def checkpoint(db: sqlite3.Connection, mode: Literal["PASSIVE", "TRUNCATE"]) -> None:

@@ -6,6 +6,9 @@
     DATA/buffer.db     the database, with buffer.db-wal beside it
     DATA/buffer.2.db   its successor, where an I/O error made the agent go on in a new file (B2); the highest number is
                        current, the others are left for people to look at and never deleted
+    DATA/mark          how far the lanes had come (edge_agent/buffer/mark.py)
+    DATA/buffer.db-wal.damaged-1
+                       the log as it was found, where it had lost what was acknowledged; never deleted either
     DATA/ballast       space that is given up when the disk is full
 """
 
@@ -70,6 +73,15 @@ class Directory:
         if known is not None and known[0] == path and known[1:] != (found.st_dev, found.st_ino):
             raise OSError("the file was replaced by another one")
         self._in_use = (path, found.st_dev, found.st_ino)
+
+    def left(self) -> list[Path]:
+        """Return what an I/O error or damage made the agent leave: files before the current one, copies of logs."""
+        current = self.current()
+        return sorted(
+            entry
+            for entry in self.path.iterdir()
+            if ".damaged-" in entry.name or (_FILE.fullmatch(entry.name) and entry != current)
+        )
 
     def successor(self) -> tuple[Path, Path]:
         """Return the name of the next file while it is written, and its name from then on."""

@@ -24,11 +24,13 @@ from edge_agent.buffer import repair
 from edge_agent.buffer.connection import Connection, checkpoint, connect, transaction, trouble_of
 from edge_agent.buffer.directory import Directory
 from edge_agent.buffer.index import Outcome, Track
+from edge_agent.buffer.mark import MarkFile, mark_of
+from edge_agent.buffer.opening import Opened
 from edge_agent.buffer.port import Position
 from edge_agent.buffer.reader import Damaged, Missing, Reader, Run
 from edge_agent.buffer.room import NoRoom, Room
 from edge_agent.buffer.settings import BufferSettings
-from edge_agent.buffer.writer import Context, Transaction
+from edge_agent.buffer.writer import Transaction
 from waybill.errors import ConfigError, Unavailable
 from waybill.wire import Receipt
 
@@ -38,6 +40,9 @@ T = TypeVar("T")
 
 LOG_BYTES: Final = 8 << 20
 """Bytes written to the log after which it is moved into the database."""
+
+MARK_EVERY: Final = 1.0
+"""Seconds between two writings of the mark, at least."""
 
 _PER_TRANSACTION: Final = 16 << 10
 """What a transaction writes to the log beside its content, about."""
@@ -81,12 +86,11 @@ class Engine:
 
     synchronous: ClassVar[str] = "FULL"
 
-    def __init__(
-        self, directory: Directory, settings: BufferSettings, db: Connection, path: Path, context: Context
-    ) -> None:
+    def __init__(self, directory: Directory, settings: BufferSettings, opened: Opened, mark: MarkFile) -> None:
         self.counters = Counters()
-        self.index = context.index
-        self.path = path
+        self.index = opened.started.context.index
+        self.path = opened.path
+        self.alarm = opened.alarm
         self.fault = ""
         self.leaving: list[tuple[str, int, int, int]] = []
         """(lane, ordinal, first, last) that are settled and to be deleted with the next transaction."""
@@ -94,8 +98,10 @@ class Engine:
         self.closing = asyncio.Event()
         self._directory = directory
         self._settings = settings
-        self._db: Connection | None = db
-        self._context = context
+        self._db: Connection | None = opened.db
+        self._context = opened.started.context
+        self._mark = mark
+        self._marking = False
         self._room = Room(directory, settings)
         self._held_back = False
         self._readers: dict[str, Reader] = {}
@@ -160,6 +166,10 @@ class Engine:
         prev = track.prev_epoch, track.prev_last
         transaction.receipt(Receipt(track.epoch, lane, *prev, first, last, last - first + 1, size, why))
 
+    def left(self) -> list[Path]:
+        """Return the damaged files that are left in the data directory."""
+        return self._directory.left()
+
     async def close(self) -> None:
         """Delete what is settled, checkpoint, close, unlock."""
         self.closing.set()
@@ -175,6 +185,7 @@ class Engine:
                 log.warning("%s: not tidied at its close: %s", self.path, error)
             finally:
                 await self._shut()
+                self._mark.write(mark_of(self.index), sync=True)
                 self._directory.close()
 
     # --- one transaction ---
@@ -195,6 +206,9 @@ class Engine:
             if self._logged >= LOG_BYTES:
                 self._logged = 0
                 self.spawn("buffer: checkpoint", self._checkpoint())
+            if not self._marking:
+                self._marking = True
+                self.spawn("buffer: mark", self._write_mark())
             self._directory.take_ballast(self._settings.min_free_bytes)
 
     async def _transact(self, db: Connection, job: Job) -> None:
@@ -250,6 +264,13 @@ class Engine:
                     await db.run(checkpoint, "PASSIVE")
                 except (sqlite3.Error, OSError) as error:
                     await self._trouble(error, None, again=True)
+
+    async def _write_mark(self) -> None:
+        """Write down how far the file has come, a little later: for many transactions once."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.closing.wait(), MARK_EVERY)
+        self._marking = False
+        await asyncio.to_thread(self._mark.write, mark_of(self.index))
 
     # --- trouble ---
 
@@ -361,7 +382,8 @@ class Engine:
         finally:
             await db.close()
         self._directory.promote(written, path)
-        log.error("buffer: going on in %s; %s is left as it is", path, self.path)
+        self.alarm = f"{self.path} was damaged and is left as it is; going on in {path}"
+        log.error("buffer: %s", self.alarm)
         self.path = path
         self._bad_reads = 0
         return await connect(path, self.synchronous)

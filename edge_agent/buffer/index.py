@@ -19,7 +19,8 @@ class Track:
     """One epoch's part of one lane.
 
     ``last``: the last seq assigned. ``settled``: what left the buffer or may leave it. ``leased``: what was read for
-    sending since the start (B5). ``boot``: the boot id that its stamps are of.
+    sending since the start (B5). ``delivered``: 1..delivered were acknowledged by the cloud; a lower bound. ``boot``:
+    the boot id that its stamps are of.
     """
 
     ordinal: int
@@ -30,6 +31,7 @@ class Track:
     last: int = 0
     settled: SpanSet = field(default_factory=SpanSet)
     leased: SpanSet = field(default_factory=SpanSet)
+    delivered: int = 0
 
     @property
     def pending(self) -> int:

@@ -31,6 +31,13 @@ DELETE FROM epochs WHERE ordinal < (SELECT max(ordinal) FROM epochs)
 -- name: add_block
 INSERT INTO blocks (lane, ordinal, first, count, bytes, wall_ms, crc, head, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 
+-- name: salvage_block
+INSERT OR IGNORE INTO blocks (lane, ordinal, first, count, bytes, wall_ms, crc, head, body)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+
+-- name: block_lasts
+SELECT lane, ordinal, max(first + count - 1) FROM blocks GROUP BY lane, ordinal
+
 -- name: block_places
 SELECT lane, ordinal, first, count, bytes, wall_ms FROM blocks ORDER BY lane, ordinal, first
 
@@ -178,9 +185,6 @@ DELETE FROM outbox WHERE expires_ms <= ?
 
 -- name: block_ids
 SELECT id, lane, ordinal, first, count FROM blocks
-
--- name: block_at_or_after
-SELECT id, lane, ordinal, first, count, bytes, wall_ms, crc, head, body FROM blocks WHERE id >= ? ORDER BY id LIMIT 1
 
 -- name: ensure_epoch
 INSERT INTO epochs VALUES (?, ?, ?) ON CONFLICT DO NOTHING

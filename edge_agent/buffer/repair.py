@@ -12,24 +12,33 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from edge_agent.buffer.connection import checkpoint, transaction
+from edge_agent.buffer import salvage
+from edge_agent.buffer.connection import checkpoint, read_only, transaction
 from edge_agent.buffer.index import Index
+from edge_agent.buffer.salvage import Row
 from edge_agent.buffer.spans import SpanSet
 from edge_agent.buffer.sql import SQL
 
 log = logging.getLogger(__name__)
 
-_TABLES: Final = ("sessions", "subscriptions", "queue", "inbound", "retained", "resend", "resend_tail", "outbox")
+_TABLES: Final = (
+    "epochs",
+    "lanes",
+    "sessions",
+    "subscriptions",
+    "queue",
+    "inbound",
+    "retained",
+    "resend",
+    "resend_tail",
+    "outbox",
+)
 _STEP: Final = 64
-_UNREADABLE: Final = 1000
-"""Rows in a row that cannot be read before the rest of a table is given up."""
-
-_Block = tuple[str, int, int, int, int, int, int, bytes, bytes]
 
 
 def transactions(db: sqlite3.Connection) -> int:
@@ -84,7 +93,7 @@ def missing(found: Iterable[Place], index: Index) -> list[tuple[str, int, int, i
 def count_in(source: Path) -> int | None:
     """Return how many transactions a file that is not open has seen; None where that cannot be read."""
     try:
-        with closing(_read_only(source)) as db:
+        with closing(read_only(source)) as db:
             return transactions(db)
     except sqlite3.Error:
         return None
@@ -95,60 +104,63 @@ def copy(target: sqlite3.Connection, source: Path, index: Index) -> None:
 
     Raises sqlite3.Error where the target cannot be written.
     """
-    with closing(_read_only(source)) as db:
-        for table in _TABLES:
-            _copy_table(db, target, table)
-        step: list[_Block] = []
-        for block in _blocks(db):
-            step.append(block)
-            if len(step) >= _STEP:
-                _write(target, step)
-                step.clear()
-        _write(target, step)
+    tracks = {(name, track.ordinal): track for name, lane in index.lanes.items() for track in lane.tracks}
+
+    def wanted(row: Row) -> bool:
+        track = tracks.get(row[:2])
+        return track is not None and track.settled.next_gap(row.first, row.first + row.messages - 1) is not None
+
+    save(target, source, {track.ordinal: track.epoch for track in tracks.values()}, wanted)
     align(target, index)
     checkpoint(target, "TRUNCATE")
 
 
-def _read_only(source: Path) -> sqlite3.Connection:
-    # mode=ro neither checkpoints nor deletes the log: the source stays as it is
-    return sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+def save(
+    target: sqlite3.Connection, source: Path, epochs: dict[int, int], wanted: Callable[[Row], bool] = lambda _: True
+) -> int:
+    """Copy what can be read of ``source`` into ``target``, a new and empty buffer file; return how many blocks.
+
+    Blocks come page by page (:mod:`edge_agent.buffer.salvage`), the rest as far as SQLite gets. ``epochs``: by
+    ordinal, as far as known. Raises sqlite3.Error where the target cannot be written.
+    """
+    with closing(read_only(source)) as db:
+        unreadable = [said for table in _TABLES if (said := _copy_table(db, target, table))]
+    if unreadable:
+        log.error("buffer: %s: not everything could be read: %s", source, "; ".join(unreadable))
+    count = 0
+    step: list[Row] = []
+    for row in salvage.rows(source, epochs):
+        if wanted(row):
+            step.append(row)
+            count += 1
+        if len(step) >= _STEP:
+            _write(target, step)
+            step.clear()
+    _write(target, step)
+    return count
 
 
-def _copy_table(source: sqlite3.Connection, target: sqlite3.Connection, table: str) -> None:
+def _copy_table(source: sqlite3.Connection, target: sqlite3.Connection, table: str) -> str:
+    """Copy the rows that can be read; return what is wrong with the rest."""
     rows: list[tuple[object, ...]] = []
+    columns: list[str] = []
+    wrong = ""
     try:
-        for row in source.execute(f"SELECT * FROM {table}"):  # noqa: S608 - names of our own
+        cursor = source.execute(f"SELECT * FROM {table}")  # noqa: S608 - names of our own
+        columns = [column[0] for column in cursor.description]
+        for row in cursor:
             rows.append(row)  # noqa: PERF402 - what was read before an error counts
     except sqlite3.Error as error:
-        log.error("buffer: table %s can be read only in part, %d rows: %s", table, len(rows), error)  # noqa: TRY400
+        wrong = f"{table} ({len(rows)} rows were): {error}"
     if rows:
         with transaction(target):
-            places = ",".join("?" * len(rows[0]))
-            target.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({places})", rows)  # noqa: S608
+            names, places = ",".join(columns), ",".join("?" * len(columns))
+            target.executemany(f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({places})", rows)  # noqa: S608
+    return wrong
 
 
-def _blocks(db: sqlite3.Connection) -> Iterator[_Block]:
-    """Yield the blocks that can be read; the reader checks them, as ever."""
-    at = failed = 0
-    worst: sqlite3.Error | None = None
-    while failed < _UNREADABLE:
-        try:
-            row = db.execute(SQL["block_at_or_after"], (at,)).fetchone()
-        except sqlite3.Error as error:
-            worst = error
-            at += 1
-            failed += 1
-            continue
-        if row is None:
-            break
-        at, failed = row[0] + 1, 0
-        yield row[1:]
-    if worst:
-        log.error("buffer: not every block could be read: %s", worst)
-
-
-def _write(target: sqlite3.Connection, blocks: list[_Block]) -> None:
+def _write(target: sqlite3.Connection, blocks: list[Row]) -> None:
     if blocks:
         with transaction(target):
-            target.executemany(SQL["add_block"], blocks)
+            target.executemany(SQL["salvage_block"], blocks)
         checkpoint(target, "PASSIVE")

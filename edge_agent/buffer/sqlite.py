@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from edge_agent.buffer.changes import saved_state, size_of
-from edge_agent.buffer.connection import Connection, connect, not_a_database, trouble_of
+from edge_agent.buffer.connection import trouble_of
 from edge_agent.buffer.directory import Directory
 from edge_agent.buffer.engine import Counters, Engine, Job, say
-from edge_agent.buffer.index import Index, Track
+from edge_agent.buffer.index import Track
+from edge_agent.buffer.mark import MarkFile
+from edge_agent.buffer.opening import open_file
 from edge_agent.buffer.port import Backlog, Commit, Lease, OutboxEntry, Position
 from edge_agent.buffer.reader import Damaged, Missing, Run
 from edge_agent.buffer.settings import BufferSettings
 from edge_agent.buffer.sql import SQL
-from edge_agent.buffer.start import start
-from edge_agent.buffer.writer import Context, Transaction
+from edge_agent.buffer.start import Start
+from edge_agent.buffer.writer import Transaction
 from waybill.errors import Unavailable
 from waybill.mqtt.state import ResendEntry, SavedState
 from waybill.wire import CONTROL_LANE, TELEMETRY_LANE, Envelope, Receipt, Span
@@ -68,28 +70,25 @@ class SqliteBuffer:
         """
         settings = settings or BufferSettings()
         directory = Directory(path, settings.ballast_bytes)
-        file = directory.current()
         try:
-            begin = partial(start, boot=boot, lanes=lanes, window=settings.dup_window)
+            mark = MarkFile.read(path)
+            begin = Start(gateway, boot, lanes, settings.dup_window, clock)
             try:
-                db, index, memories = await _begin(file, cls.engine.synchronous, begin)
+                opened = await open_file(directory, mark.last, cls.engine.synchronous, begin)
             except (sqlite3.Error, OSError) as error:
                 if trouble_of(error) != "full" or not directory.drop_ballast():
                     raise
-                db, index, memories = await _begin(file, cls.engine.synchronous, begin)
+                opened = await open_file(directory, mark.last, cls.engine.synchronous, begin)
             directory.take_ballast(settings.min_free_bytes)
         except (sqlite3.Error, OSError) as error:
             directory.close()
             if trouble_of(error) is None:
                 raise
-            if trouble_of(error) == "corrupt":
-                raise not_a_database(file, error) from error
             raise Unavailable(f"{path}: the buffer cannot be opened now: {say(error)}") from error
         except BaseException:
             directory.close()
             raise
-        context = Context(gateway, index, settings.dup_window, clock)
-        return cls(cls.engine(directory, settings, db, file, context), settings, memories)
+        return cls(cls.engine(directory, settings, opened, mark), settings, opened.started.memories)
 
     @property
     def epoch(self) -> int:
@@ -100,6 +99,16 @@ class SqliteBuffer:
     def fault(self) -> str:
         """Why commits do not get through at present, or an empty string."""
         return self._engine.fault
+
+    @property
+    def alarm(self) -> str:
+        """What was wrong with the file at the start, in a sentence; mostly empty."""
+        return self._engine.alarm
+
+    @property
+    def left(self) -> list[Path]:
+        """Damaged files that are left for people to look at, and never deleted."""
+        return self._engine.left()
 
     @property
     def counters(self) -> Counters:
@@ -164,6 +173,14 @@ class SqliteBuffer:
         """
         for span in spans:
             if clamped := self._index.clamp(span):
+                track, first, last = clamped
+                if first <= track.delivered + 1:
+                    track.delivered = max(track.delivered, last)
+        self._forget(spans)
+
+    def _forget(self, spans: Sequence[Span]) -> None:
+        for span in spans:
+            if clamped := self._index.clamp(span):
                 self._mark(span.lane, *clamped)
         if self._engine.leaving and (self._flusher is None or self._flusher.done()):
             self._flusher = self._engine.spawn("buffer: settle", self._flush())
@@ -200,7 +217,7 @@ class SqliteBuffer:
                 transaction.settle(receipt.lane, clamped[0].ordinal, *interval)
 
         await self._engine.write(Job(work))
-        await self.settle([span])
+        self._forget([span])
 
     async def receive(self, envelope: Envelope, now_ms: int) -> bool:
         """Take a command in; see the port. Raises Unavailable: not now, or the outbox is full."""
@@ -253,14 +270,3 @@ class SqliteBuffer:
                 await self._engine.closing.wait()
         except TimeoutError:
             return
-
-
-async def _begin(
-    file: Path, synchronous: str, begin: Callable[[sqlite3.Connection], tuple[Index, dict[str, Sequence[ResendEntry]]]]
-) -> tuple[Connection, Index, dict[str, Sequence[ResendEntry]]]:
-    db = await connect(file, synchronous)
-    try:
-        return db, *await db.run(begin)
-    except BaseException:
-        await db.close()
-        raise

@@ -1,62 +1,184 @@
-"""What happens to the file at a start of the agent, in one transaction: E1, and O3's writing down."""
+"""What happens to the file at a start of the agent, in one transaction: E1, O3's writing down, and what is missing."""
 
 from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from edge_agent.buffer.connection import transaction
 from edge_agent.buffer.index import Index, LaneIndex, Tail, Track
+from edge_agent.buffer.mark import Mark
+from edge_agent.buffer.repair import Place, transactions
 from edge_agent.buffer.resend import freeze_all, remembered
+from edge_agent.buffer.salvage import Row
 from edge_agent.buffer.sql import SQL
+from edge_agent.buffer.writer import Context, Transaction
+from waybill.errors import Corrupt
 from waybill.mqtt.state import ResendEntry
+from waybill.wire import Receipt
+
+_Lane = tuple[str, int]
+"""Lane and ordinal: one epoch's part of a lane."""
 
 
-def start(
-    db: sqlite3.Connection, boot: str, lanes: Iterable[str], window: int
-) -> tuple[Index, dict[str, Sequence[ResendEntry]]]:
-    """Mint this start's epoch and prune what no frame can name any more; return the index and the resend memories."""
-    with transaction(db):
-        epochs = {ordinal: (epoch, its_boot) for ordinal, epoch, its_boot in db.execute(SQL["epochs"])}
-        newest = max(epochs, default=0)
-        memories = remembered(db, newest, epochs[newest][0], window) if newest else {}
-        db.execute(SQL["drop_settled_lanes"])
-        db.execute(SQL["drop_unused_epochs"])
-        epoch = secrets.randbelow(2**63 - 1) + 1
-        db.execute(SQL["add_epoch"], (newest + 1, epoch, boot))
-        freeze_all(db, memories)
-        row = db.execute(SQL["transactions"]).fetchone()
-        index = Index(newest + 1, epoch, boot, lanes)
-        index.transactions = (row[0] if row else 0) + 1
-        db.execute(SQL["count_transaction"], (index.transactions,))
-        for lane, ordinal, last, prev_epoch, prev_last in db.execute(SQL["lanes"]):
-            its_epoch, its_boot = epochs[ordinal]
-            track = Track(ordinal, its_epoch, its_boot, prev_epoch, prev_last, last)
-            index.lanes.setdefault(lane, LaneIndex()).tracks.append(track)
-        _read_blocks(db, index)
-    index.tails = {client: Tail(frozen=True) for client in memories}
-    return index, memories
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is known of the buffer beside its file.
+
+    ``mark``: how far it had come at least. ``rows``: blocks that the file may lack. ``salvaged``: the file was put
+    together from what could be read of a damaged one, so that every gap in it may be a loss.
+    """
+
+    mark: Mark | None = None
+    rows: Sequence[Row] = ()
+    salvaged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """``behind``: how many transactions the file was behind its mark.
+
+    ``lost``: how many messages are missing, at most: acknowledged to devices and not by the cloud. Receipts declare
+    them.
+    """
+
+    context: Context
+    memories: dict[str, Sequence[ResendEntry]]
+    behind: int = 0
+    lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A start of the agent. ``boot``: the boot id. ``clock``: wall time in ms and monotonic time in ns."""
+
+    gateway: str
+    boot: str
+    lanes: Iterable[str]
+    window: int
+    clock: Callable[[], tuple[int, int]]
+
+    def run(self, db: sqlite3.Connection, found: Found) -> Started:
+        """Mint this start's epoch, declare what is missing, and prune what no frame can name any more.
+
+        Raises sqlite3.Error, and Corrupt where the file's tables contradict each other.
+        """
+        outcome = None
+        with transaction(db):
+            count = transactions(db)
+            behind = max(0, found.mark.transactions - count) if found.mark else 0
+            losses = catch_up(db, found) if behind or found.salvaged else []
+            boots = {ordinal: (epoch, its_boot) for ordinal, epoch, its_boot in db.execute(SQL["epochs"])}
+            newest = max(boots, default=0)
+            memories = remembered(db, newest, boots[newest][0], self.window) if newest else {}
+            db.execute(SQL["drop_settled_lanes"])
+            db.execute(SQL["drop_unused_epochs"])
+            epoch = secrets.randbelow(2**63 - 1) + 1
+            db.execute(SQL["add_epoch"], (newest + 1, epoch, self.boot))
+            freeze_all(db, memories)
+            index = Index(newest + 1, epoch, self.boot, self.lanes)
+            index.transactions = count + behind + 1
+            db.execute(SQL["count_transaction"], (index.transactions,))
+            for lane, ordinal, last, prev_epoch, prev_last in db.execute(SQL["lanes"]):
+                if ordinal not in boots:
+                    raise Corrupt(f"lane {lane!r} is of an epoch that the file does not know")
+                its_epoch, its_boot = boots[ordinal]
+                track = Track(ordinal, its_epoch, its_boot, prev_epoch, prev_last, last)
+                index.lanes.setdefault(lane, LaneIndex()).tracks.append(track)
+            _read_blocks(db, index)
+            _take_delivered(index, found.mark)
+            index.tails = {client: Tail(frozen=True) for client in memories}
+            context = Context(self.gateway, index, self.window, self.clock)
+            if losses:
+                writer = Transaction(db, context)
+                for loss in losses:
+                    writer.receipt(loss)
+                outcome = writer.finish()
+        if outcome is not None:
+            index.apply(outcome)
+        return Started(context, memories, behind, sum(loss.count for loss in losses))
+
+
+def gaps(places: Iterable[Place], lasts: Mapping[_Lane, int]) -> Iterator[tuple[_Lane, int, int]]:
+    """Yield (lane, first, last) of what no block holds up to ``lasts``; ``places`` by lane and in order.
+
+    Raises Corrupt where a block is of a lane that is not in ``lasts``.
+    """
+    expected = dict.fromkeys(lasts, 1)
+    for name, ordinal, first, count, _, _ in places:
+        lane = name, ordinal
+        following = expected.get(lane)
+        if following is None:
+            raise Corrupt(f"a block of lane {name!r} is of an epoch that the file does not know")
+        if first > following:
+            yield lane, following, first - 1
+        expected[lane] = max(following, first + count)
+    for lane, following in expected.items():
+        if following <= lasts[lane]:
+            yield lane, following, lasts[lane]
 
 
 def _read_blocks(db: sqlite3.Connection, index: Index) -> None:
     """Take from the file what is there: bytes, oldest message, and as settled every seq that no block holds."""
-    expected: dict[tuple[str, int], int] = {}
-    for name, lane in index.lanes.items():
-        for track in lane.tracks:
-            expected[name, track.ordinal] = 1
-    for name, ordinal, first, count, size, wall_ms in db.execute(SQL["block_places"]):
-        lane = index.lanes[name]
-        lane.bytes += size
-        lane.oldest_ms = wall_ms if lane.oldest_ms is None else lane.oldest_ms
-        if first > expected[name, ordinal]:
-            _track(lane, ordinal).settled.add(expected[name, ordinal], first - 1)
-        expected[name, ordinal] = first + count
-    for (name, ordinal), following in expected.items():
-        track = _track(index.lanes[name], ordinal)
-        if following <= track.last:
-            track.settled.add(following, track.last)
+    tracks = {(name, track.ordinal): track for name, lane in index.lanes.items() for track in lane.tracks}
+
+    def counted() -> Iterator[Place]:
+        for place in db.execute(SQL["block_places"]):
+            yield place
+            lane = index.lanes[place[0]]
+            lane.bytes += place[4]
+            lane.oldest_ms = place[5] if lane.oldest_ms is None else lane.oldest_ms
+
+    for lane, first, last in gaps(counted(), {lane: track.last for lane, track in tracks.items()}):
+        tracks[lane].settled.add(first, last)
 
 
-def _track(lane: LaneIndex, ordinal: int) -> Track:
-    return next(track for track in lane.tracks if track.ordinal == ordinal)
+def _take_delivered(index: Index, mark: Mark | None) -> None:
+    for one in mark.reached if mark else ():
+        if track := index.track(one.lane, one.epoch):
+            track.delivered = one.delivered
+
+
+def catch_up(db: sqlite3.Connection, found: Found) -> list[Receipt]:
+    """Bring a file up to its mark and to the blocks found; return the receipts of what stays missing.
+
+    Missing is what no block holds, behind what was there already and behind what the cloud is known to have. The
+    ledger knows better what the cloud has: for a seq that was delivered the receipt is without effect (B5).
+    """
+    ordinals = {epoch: ordinal for ordinal, epoch, _ in db.execute(SQL["epochs"])}
+    rows = {(lane, ordinal): (last, *prev) for lane, ordinal, last, *prev in db.execute(SQL["lanes"])}
+    sure: dict[_Lane, int] = {} if found.salvaged else {lane: row[0] for lane, row in rows.items()}
+    for one in reversed(found.mark.reached if found.mark else ()):
+        ordinal = ordinals.get(one.epoch)
+        if ordinal is None:
+            ordinal = ordinals[one.epoch] = max(one.ordinal, max(ordinals.values(), default=0) + 1)
+            db.execute(SQL["add_epoch"], (ordinal, one.epoch, ""))
+        lane = one.lane, ordinal
+        last = max(one.last, rows[lane][0] if lane in rows else 0)
+        rows[lane] = last, one.prev_epoch, one.prev_last
+        sure[lane] = max(one.delivered, sure.get(lane, 0))
+    db.executemany(
+        SQL["salvage_block"], [row for row in found.rows if row.first + row.messages - 1 > sure.get(row[:2], 0)]
+    )
+    epochs = {ordinal: epoch for epoch, ordinal in ordinals.items()}
+    for name, ordinal, last in db.execute(SQL["block_lasts"]).fetchall():
+        if (name, ordinal) in rows:
+            known, *prev = rows[name, ordinal]
+        else:  # the row is lost: as far as is known
+            before = max(((other, row[0]) for (lane, other), row in rows.items() if lane == name and other < ordinal),
+                         default=None)  # fmt: skip
+            known, prev = 0, [epochs[before[0]], before[1]] if before else [0, 0]
+        rows[name, ordinal] = max(last, known), *prev
+    for (name, ordinal), (last, prev_epoch, prev_last) in rows.items():
+        db.execute(SQL["set_lane"], (name, ordinal, last, prev_epoch, prev_last))
+    why = "lost: the buffer's file was damaged" if found.salvaged else "lost: the buffer's file was behind its mark"
+    losses: list[Receipt] = []
+    for lane, first, last in gaps(db.execute(SQL["block_places"]), {lane: row[0] for lane, row in rows.items()}):
+        first = max(first, sure.get(lane, 0) + 1)  # noqa: PLW2901 - the part of the gap that is a loss
+        if first <= last:
+            prev_epoch, prev_last = rows[lane][1:]
+            count = last - first + 1
+            losses.append(Receipt(epochs[lane[1]], lane[0], prev_epoch, prev_last, first, last, count, 0, why))
+    return losses

@@ -196,15 +196,15 @@ async def test_b2_commits_that_the_disk_lost_after_they_returned_are_declared(
 
 
 async def test_b2_blocks_that_cannot_be_read_any_more_are_declared_and_the_rest_goes_on(
-    buffer: SqliteBuffer, disk: Disk
+    buffer: SqliteBuffer, disk: Disk, tmp_path: Path
 ) -> None:
-    for each in (b"2", b"3", b"4"):
+    for each in (b"payload-2", b"3", b"4"):
         await buffer.commit(commit(each))
     # block 2 is on a bad sector: every read that passes it fails, in the old file
-    disk.faults += [
-        Fault("SELECT id, first, count, bytes, crc", sqlite3.SQLITE_IOERR_READ, times=1000, file="/buffer.db"),
-        Fault("SELECT id, lane, ordinal, first, count, bytes", sqlite3.SQLITE_IOERR_READ, 1, skip=1, file="mode=ro"),
-    ]
+    log = tmp_path / "data" / "buffer.db-wal"
+    log.write_bytes(log.read_bytes().replace(b"payload-2", b"payload-x"))
+    read = Fault("SELECT id, first, count, bytes, crc", sqlite3.SQLITE_IOERR_READ, times=1000, file="/buffer.db")
+    disk.faults.append(read)
     leases = await drain(buffer)
     assert buffer.path.name == "buffer.2.db"
     assert [(lease.first, [m.payload for m in lease.messages]) for lease in leases] == [

@@ -18,7 +18,6 @@ from edge_agent.buffer.port import Commit
 from edge_agent.buffer.settings import BufferSettings
 from edge_agent.buffer.sqlite import SqliteBuffer
 from tests.support.buffer import chunk, commit, drain, messages, open_sqlite, payloads, span_of, until
-from waybill.errors import ConfigError
 from waybill.mqtt.resend import entries_of
 from waybill.mqtt.state import ResendFrozen
 from waybill.wire import TELEMETRY_LANE, Receipt, Span
@@ -241,17 +240,3 @@ async def test_o3_what_is_kept_of_a_client_is_bounded_on_disk_too(tmp_path: Path
     ((kept,),) = await asked(buffer, "SELECT sum(count) FROM resend_tail")
     assert 50 <= kept < 50 + 20
     await buffer.close()
-
-
-async def test_a_database_with_a_damaged_page_is_named(tmp_path: Path) -> None:
-    buffer = await open_sqlite(tmp_path)
-    await buffer.commit(commit(b"1"))
-    await buffer.close()
-    file = tmp_path / "buffer.db"
-    data = bytearray(file.read_bytes())
-    for page in range(1, len(data) // 4096):
-        data[page * 4096 : page * 4096 + 100] = b"\xff" * 100
-    file.write_bytes(data)
-    with pytest.raises(ConfigError, match=r"buffer\.db: not a readable database .* keep it if it may hold messages"):
-        await open_sqlite(tmp_path)
-    assert file.read_bytes() == data

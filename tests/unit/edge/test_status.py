@@ -29,6 +29,8 @@ STATUS = EdgeStatus(
     fault="disk full",
     error="",
     counters={"mqtt_connections": 7},
+    alarm="buffer.db is gone",
+    left=(("buffer.db", 4096),),
 )
 
 
@@ -47,7 +49,7 @@ def test_it_survives_the_socket() -> None:
 def test_a_person_sees_link_backlog_and_fault(width: int) -> None:
     text = drawn(STATUS, width)
     for piece in ("plant-7", "7 connected", "offline for 3 h", "refuses the connection", "disk full", "in 1,234/s",
-                  "12,345", "3.0 MiB", "95 s", "2.0 KiB", "credit none yet",
+                  "12,345", "3.0 MiB", "95 s", "2.0 KiB", "credit none yet", "buffer.db is gone", "4.0 KiB",
                   "mqtts   0.0.0.0:8883   outside"):  # fmt: skip
         assert piece in text
     assert max(map(len, text.splitlines())) <= width
