@@ -18,18 +18,19 @@ import sqlite3
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from edge_agent.buffer import repair
 from edge_agent.buffer.connection import Connection, checkpoint, connect, transaction, trouble_of
 from edge_agent.buffer.directory import Directory
 from edge_agent.buffer.index import Outcome, Track
-from edge_agent.buffer.mark import MarkFile, mark_of
+from edge_agent.buffer.mark import MarkFile
 from edge_agent.buffer.opening import Opened
 from edge_agent.buffer.port import Position
 from edge_agent.buffer.reader import Damaged, Missing, Reader, Run
 from edge_agent.buffer.room import NoRoom, Room
 from edge_agent.buffer.settings import BufferSettings
+from edge_agent.buffer.upkeep import Upkeep
 from edge_agent.buffer.writer import Transaction
 from waybill.errors import ConfigError, Unavailable
 from waybill.wire import Receipt
@@ -37,15 +38,6 @@ from waybill.wire import Receipt
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-LOG_BYTES: Final = 8 << 20
-"""Bytes written to the log after which it is moved into the database."""
-
-MARK_EVERY: Final = 1.0
-"""Seconds between two writings of the mark, at least."""
-
-_PER_TRANSACTION: Final = 16 << 10
-"""What a transaction writes to the log beside its content, about."""
 
 
 @dataclass(slots=True)
@@ -100,14 +92,12 @@ class Engine:
         self._settings = settings
         self._db: Connection | None = opened.db
         self._context = opened.started.context
-        self._mark = mark
-        self._marking = False
+        self._upkeep = Upkeep(self, mark)
         self._room = Room(directory, settings)
         self._held_back = False
         self._readers: dict[str, Reader] = {}
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._logged = 0
         self._broken = False
         self._unusable = ""
         self._bad_reads = 0
@@ -170,6 +160,27 @@ class Engine:
         """Return the damaged files that are left in the data directory."""
         return self._directory.left()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a transaction is under way."""
+        return self._lock.locked()
+
+    async def tend(self, work: Callable[..., T], *args: object) -> T | None:
+        """Do what nobody waits for; None where it cannot be done now."""
+        async with self._lock:
+            with contextlib.suppress(Unavailable):
+                db = await self._usable()
+                try:
+                    return await db.run(work, *args)
+                except (sqlite3.Error, OSError) as error:
+                    await self._trouble(error, None, again=True)
+        return None
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep, but not past the close."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.closing.wait(), seconds)
+
     async def close(self) -> None:
         """Delete what is settled, checkpoint, close, unlock."""
         self.closing.set()
@@ -185,7 +196,7 @@ class Engine:
                 log.warning("%s: not tidied at its close: %s", self.path, error)
             finally:
                 await self._shut()
-                self._mark.write(mark_of(self.index), sync=True)
+                self._upkeep.close()
                 self._directory.close()
 
     # --- one transaction ---
@@ -203,12 +214,7 @@ class Engine:
                     await self._trouble(error, job, again=attempt == 1)
             if job.size or not self._held_back:
                 self._note("")
-            if self._logged >= LOG_BYTES:
-                self._logged = 0
-                self.spawn("buffer: checkpoint", self._checkpoint())
-            if not self._marking:
-                self._marking = True
-                self.spawn("buffer: mark", self._write_mark())
+            self._upkeep.start()
             self._directory.take_ballast(self._settings.min_free_bytes)
 
     async def _transact(self, db: Connection, job: Job) -> None:
@@ -240,7 +246,7 @@ class Engine:
         counters.blocks += outcome.blocks
         counters.blocks_deleted += outcome.deleted
         counters.bytes += sum(outcome.added.values())
-        self._logged += sum(outcome.added.values()) + _PER_TRANSACTION
+        self._upkeep.after(outcome)
         self._bad_reads = 0
         if outcome.messages:
             self.appended.set()
@@ -255,22 +261,6 @@ class Engine:
                     self._bad_reads += 1
                     await self._trouble(error, None, again=attempt == 1)
         raise Unavailable(self.fault)
-
-    async def _checkpoint(self) -> None:
-        async with self._lock:
-            with contextlib.suppress(Unavailable):
-                db = await self._usable()
-                try:
-                    await db.run(checkpoint, "PASSIVE")
-                except (sqlite3.Error, OSError) as error:
-                    await self._trouble(error, None, again=True)
-
-    async def _write_mark(self) -> None:
-        """Write down how far the file has come, a little later: for many transactions once."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.closing.wait(), MARK_EVERY)
-        self._marking = False
-        await asyncio.to_thread(self._mark.write, mark_of(self.index))
 
     # --- trouble ---
 

@@ -198,7 +198,7 @@ class SqliteBuffer:
         """Delete what is settled, unless a commit has taken it along."""
         pause = SETTLE_DELAY
         while self._engine.leaving and not self._engine.closing.is_set():
-            await self._wait(pause)
+            await self._engine.pause(pause)
             if self._engine.leaving:
                 try:
                     await self._engine.write(Job(lambda _: None))
@@ -260,13 +260,5 @@ class SqliteBuffer:
             try:
                 return await attempt()
             except Unavailable:
-                await self._wait(pause)
+                await self._engine.pause(pause)
                 pause = min(2 * pause, longest)
-
-    async def _wait(self, seconds: float) -> None:
-        """Sleep, but not past the close."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._engine.closing.wait()
-        except TimeoutError:
-            return

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_agent.buffer import engine
+from edge_agent.buffer import upkeep
 from edge_agent.buffer.connection import checkpoint
 from edge_agent.buffer.mark import MarkFile
 from edge_agent.buffer.port import Commit
@@ -30,7 +30,7 @@ DAMAGES = 600 if os.environ.get("WAYBILL_LONG") else 24
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "MARK_EVERY", 0.005)
+    monkeypatch.setattr(upkeep, "MARK_EVERY", 0.005)
 
 
 @dataclass

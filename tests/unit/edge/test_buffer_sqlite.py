@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.buffer import engine, reader, sqlite
+from edge_agent.buffer import reader, sqlite, upkeep, vacuum
 from edge_agent.buffer.blocks import BLOCK_BYTES, parse
 from edge_agent.buffer.index import Tail
 from edge_agent.buffer.port import Commit
@@ -43,6 +43,7 @@ async def test_b1_the_log_is_synced_at_every_commit_and_nobody_else_gets_in(
         "locking_mode": "exclusive",
         "wal_autocheckpoint": 0,
         "auto_vacuum": 2,
+        "secure_delete": 0,
     }
     found = {name: (await asked(buffer, f"PRAGMA {name}"))[0][0] for name in wanted}
     assert found == wanted
@@ -127,11 +128,30 @@ async def test_a_block_settled_in_pieces_and_out_of_order_goes_with_its_last_pie
 async def test_the_log_is_moved_into_the_database_before_it_grows(
     buffer: SqliteBuffer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "LOG_BYTES", 200_000)
+    monkeypatch.setattr(upkeep, "LOG_BYTES", 200_000)
     for number in range(60):
         await buffer.commit(commit(b"%d" % number + b"x" * 20_000))
     assert (tmp_path / "buffer.db-wal").stat().st_size < 600_000
     assert len(await payloads(buffer)) == 60
+
+
+async def test_space_goes_back_to_the_file_system_while_the_agent_runs(
+    buffer: SqliteBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vacuum, "KEEP", 400_000)
+    monkeypatch.setattr(vacuum, "SLICE", 50)
+    monkeypatch.setattr(sqlite, "SETTLE_DELAY", 0.01)
+    for number in range(200):
+        await buffer.commit(commit(b"%d" % number + b"x" * 20_000))
+    log = buffer.path.with_name("buffer.db-wal")
+    assert buffer.path.stat().st_size + log.stat().st_size > 4_000_000
+    leases = await drain(buffer, count=1)
+    await buffer.settle([span_of(lease) for lease in leases[:-5]])
+    await until(lambda: log.stat().st_size == 0)  # the last thing that it does
+    kept = sum(len(message.payload) for message in messages(leases[-5:]))
+    assert buffer.path.stat().st_size < kept + 400_000
+    assert await asked(buffer, "PRAGMA freelist_count") > [(20,)]  # some stay for what comes
+    assert await payloads(buffer) == [message.payload for message in messages(leases[-5:])]
 
 
 async def test_draining_parses_each_chunk_once(buffer: SqliteBuffer, monkeypatch: pytest.MonkeyPatch) -> None:
