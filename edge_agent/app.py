@@ -28,6 +28,7 @@ from edge_agent.buffer.sqlite import SqliteBuffer
 from edge_agent.clock import Clock
 from edge_agent.commands import Commands
 from edge_agent.config import EdgeConfig, memory_ceiling, server_settings
+from edge_agent.flash import Flash
 from edge_agent.forwarder import Forwarder
 from edge_agent.intake import Forward, Intake
 from edge_agent.listener_config import ListenerSettings
@@ -62,6 +63,7 @@ class Agent:
         self._version = importlib.metadata.version("waybill")
         self._clock = Clock(settings.data)
         self._started_ms = self._clock.wall_ms()
+        self._flash = Flash(self._clock.mono())
         self._in, self._out = Rate(), Rate()
         self._gone = Gone(self._clock.mono)
         self._tasks = Tasks()
@@ -204,6 +206,7 @@ class Agent:
             error=self._forwarder.error,
             counters=self._counters(),
             alarm=self._buffer.alarm,
+            flash=self._flash.state(self._clock.mono(), self._buffer.counters.messages),
             left=tuple((str(path), size(path)) for path in self._buffer.left),
         )
 

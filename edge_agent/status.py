@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
+from edge_agent.flash import FlashState
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -52,8 +54,8 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     ``credit``: what the cloud allows of them, None before it said so. ``memory_ceiling``: bytes that devices can make
     the MQTT server take at most, beside the buffer. ``fault``: why devices get no acks at present.
     ``error``: what the cloud finds wrong with our frames. ``alarm``: what was lost or damaged at the start.
-    ``left``: damaged files that stay for people to look at, with their bytes. ``counters``: since the start, by stage
-    and name.
+    ``left``: damaged files that stay for people to look at, with their bytes. ``flash``: what was written to storage.
+    ``counters``: since the start, by stage and name.
     """
 
     gateway: str
@@ -75,6 +77,7 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     counters: dict[str, float]
     alarm: str = ""
     left: tuple[tuple[str, int], ...] = ()
+    flash: FlashState | None = None
 
 
 class Rate:
@@ -119,6 +122,11 @@ def render(status: EdgeStatus) -> RenderableType:
     credit = "none yet" if status.credit is None else _size(status.credit)
     facts.add_row("in flight", f"{_size(status.in_flight)}   credit {credit}")
     facts.add_row("rates", f"in {status.rate_in:,.0f}/s   out {status.rate_out:,.0f}/s")
+    if status.flash is not None:
+        cost = status.flash.per_message
+        a_message = "" if cost is None else f"   {cost:,.0f} B a message"
+        a_day = f"   {_size(status.flash.per_day)} a day"
+        facts.add_row("written", f"{_size(status.flash.written)}{a_message}{a_day}")
     for name, text in (("fault", status.fault), ("error", status.error), ("alarm", status.alarm)):
         if text:
             facts.add_row(Text(name, style="red"), Text(text, style="red"))
@@ -141,7 +149,7 @@ def _age(milliseconds: int) -> str:
     return f"{seconds} s"
 
 
-def _size(count: int) -> str:
+def _size(count: float) -> str:
     size = float(count)
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:  # noqa: PLR2004 - a power of two

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from edge_agent.flash import FlashState
 from edge_agent.status import SPAN, EdgeStatus, LaneState, LinkState, ListenerState, Rate, render
 
 NOW = 1_800_000_000_000
@@ -31,6 +32,7 @@ STATUS = EdgeStatus(
     counters={"mqtt_connections": 7},
     alarm="buffer.db is gone",
     left=(("buffer.db", 4096),),
+    flash=FlashState(3 << 30, 512.4, 7 << 20),
 )
 
 
@@ -50,6 +52,7 @@ def test_a_person_sees_link_backlog_and_fault(width: int) -> None:
     text = drawn(STATUS, width)
     for piece in ("plant-7", "7 connected", "offline for 3 h", "refuses the connection", "disk full", "in 1,234/s",
                   "12,345", "3.0 MiB", "95 s", "2.0 KiB", "credit none yet", "buffer.db is gone", "4.0 KiB",
+                  "3.0 GiB", "512 B a message", "7.0 MiB a day",
                   "mqtts   0.0.0.0:8883   outside"):  # fmt: skip
         assert piece in text
     assert max(map(len, text.splitlines())) <= width
