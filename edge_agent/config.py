@@ -112,7 +112,9 @@ class EdgeConfig(
 def server_settings(settings: EdgeConfig, close_timeout: float) -> Settings:
     """Return what the MQTT server is told. ``close_timeout``: seconds, see there."""
     limits = msgspec.structs.asdict(settings.limits)
-    return Settings(**limits, dup_window=settings.buffer.dup_window, close_timeout=close_timeout)
+    buffer = settings.buffer
+    gather = buffer.gather_ms / 1000
+    return Settings(**limits, dup_window=buffer.dup_window, gather=gather, close_timeout=close_timeout)
 
 
 def memory_ceiling(settings: EdgeConfig) -> int:

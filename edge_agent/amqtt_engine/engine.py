@@ -31,7 +31,7 @@ from waybill.mqtt import codec
 from waybill.mqtt.listeners import BACKLOG
 from waybill.mqtt.retained import RetainedMessage, RetainedMessages
 from waybill.mqtt.server import RETRY
-from waybill.mqtt.settings import Client, Counters, Hooks, Settings
+from waybill.mqtt.settings import GATHERED, Client, Counters, Hooks, Settings
 from waybill.mqtt.state import Arrival, Batch, Publish, RetainCleared, Retained
 
 if TYPE_CHECKING:
@@ -291,6 +291,8 @@ class AmqttEngine:
         wait = RETRY[0]
         while True:
             await self._something.wait()
+            if self.settings.gather and not self._closing and len(self._messages) < GATHERED:
+                await asyncio.sleep(self.settings.gather)
             self._something.clear()
             batch = Batch(_arrivals(self._messages), self._changes)
             committed = self._committed

@@ -56,6 +56,18 @@ async def test_all_that_comes_during_a_commit_is_the_next(site: Site) -> None:
         assert [one for one in site.stored if one.startswith(b"%d/" % n)] == [b"%d/%d" % (n, m) for m in range(50)]
 
 
+async def test_a_commit_that_gathers_takes_along_what_comes_meanwhile(start: Start) -> None:
+    site = await start(settings=Settings(gather=0.5))
+    devices = [await site.accepted(rig.connect(f"d{n}")) for n in range(20)]
+    before = site.sink.batches
+    for n, (_, writer) in enumerate(devices, 1):
+        writer.write(rig.publish("t", b"x", 1, 7))
+        await until(lambda n=n: site.engine.counters.received_1 == n)  # type: ignore[misc]
+    for reader, _ in devices:
+        assert await asyncio.wait_for(reader.readexactly(4), 10) == rig.puback(7)
+    assert site.sink.batches - before < 8  # twenty without
+
+
 async def test_every_qos_is_stored_once_in_order(site: Site) -> None:
     async with Device(site.port, "p") as device:
         for n in range(60):

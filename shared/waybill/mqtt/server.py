@@ -26,7 +26,7 @@ from waybill.mqtt.broker import Broker
 from waybill.mqtt.connection import OVERDUE
 from waybill.mqtt.listeners import Listener
 from waybill.mqtt.reasons import Reason
-from waybill.mqtt.settings import Counters, Hooks, Settings
+from waybill.mqtt.settings import GATHERED, Counters, Hooks, Settings
 from waybill.mqtt.transport import Wire, address_of, ip_of
 
 if TYPE_CHECKING:
@@ -287,6 +287,8 @@ class MqttServer:
                 await something.wait()
                 idle.clear()
                 continue
+            if self.settings.gather and not self.closing and len(broker.pending.batch.arrivals) < GATHERED:
+                await asyncio.sleep(self.settings.gather)
             pending = broker.cut()
             try:
                 if pending.batch.arrivals or pending.batch.changes:

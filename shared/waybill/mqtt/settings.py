@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from waybill.mqtt import budget
 from waybill.mqtt.codec import NEVER, ConnackCode
@@ -12,6 +12,9 @@ from waybill.mqtt.limits import KIB, MIB, Limits
 from waybill.mqtt.memories import MEMORY_CLIENTS, MEMORY_ENTRIES
 from waybill.mqtt.resend import MEMORY_ENTRIES_ALL
 from waybill.mqtt.state import DUP_WINDOW
+
+GATHERED: Final = 100
+"""Arrivals that make a commit worth its writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Settings(Limits):
     ``route_bytes``: what is remembered of who gets which topic; at the limit all of it is found anew.
     ``dup_window``, ``memory_clients``, ``memory_entries``, ``memory_entries_all``: of the resend memory, see
     :mod:`waybill.mqtt.resend`.
+    ``gather``: seconds that a commit of less than ``GATHERED`` arrivals waits for more, and acknowledgements with it.
     ``close_timeout``: how long ``close()`` waits for the last commit and for output to leave.
 
     What cannot be set: a first packet of 256 KiB, a client id and a user name of 1 KiB each, 1,024 filters in a
@@ -80,6 +84,7 @@ class Settings(Limits):
     memory_clients: int = MEMORY_CLIENTS
     memory_entries: int = MEMORY_ENTRIES
     memory_entries_all: int = MEMORY_ENTRIES_ALL
+    gather: float = 0.0
     close_timeout: float = 5.0
 
     def ceiling(self, tls_connections: int = 0) -> int:
