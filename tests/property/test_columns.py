@@ -6,13 +6,12 @@ import contextlib
 from dataclasses import replace
 from typing import Any
 
-import cramjam
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from waybill.errors import Corrupt
-from waybill.frames import Row, columns, decode, encode_plain, in_columns, read_header
+from waybill.frames import Row, columns, decode, encode_plain, in_columns, read_header, zstd
 from waybill.frames.body import MAX_RAW
 from waybill.frames.header import COLUMNS, pack_header
 
@@ -74,7 +73,7 @@ def plain(rows: list[Row]) -> bytes:
 def framed(raw: bytes, count: int) -> bytes:
     """A frame with a right header around any body."""
     header = read_header(plain([(0, 0, 0, b"", b"")]))
-    body = bytes(cramjam.zstd.compress(raw, 1))
+    body = zstd.compress(raw, 1)
     return pack_header(replace(header, codec=COLUMNS, count=count, raw_size=len(raw)), body)
 
 

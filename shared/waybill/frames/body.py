@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Final
 
-import cramjam
-
 from waybill.errors import Corrupt, UnknownVersion
-from waybill.frames import columns, plain
+from waybill.frames import columns, plain, zstd
 from waybill.frames.header import COLUMNS, PLAIN, FrameHeader, body_of, check_body, pack_header, read_header
 from waybill.frames.plain import Row
 
@@ -56,7 +54,7 @@ def in_columns(frame: bytes) -> bytes:
         raw = columns.pack(known.sources, known.rows, MAX_RAW)
     except (Corrupt, UnknownVersion, ValueError):
         return frame
-    body = bytes(cramjam.zstd.compress(raw, LEVEL))
+    body = zstd.compress(raw, LEVEL)
     if len(raw) > MAX_RAW or len(body) > WORTH * known.header.body_size:
         return frame
     return pack_header(replace(known.header, codec=COLUMNS, raw_size=len(raw)), body)
@@ -87,20 +85,11 @@ def decode(data: bytes, max_raw: int = MAX_RAW) -> Frame:
     return Frame(header, sources, rows, size)
 
 
-def _decompressed(data: bytes, header: FrameHeader, max_raw: int) -> bytearray:
+def _decompressed(data: bytes, header: FrameHeader, max_raw: int) -> bytes:
     if header.raw_size > max_raw:
         msg = f"frame: a body of {header.raw_size} bytes is over the limit of {max_raw}"
         raise Corrupt(msg)
-    raw = bytearray(header.raw_size)
-    try:
-        written = cramjam.zstd.decompress_into(body_of(data, header), raw)
-    except cramjam.DecompressionError as error:
-        msg = f"frame: zstd: {error}"
-        raise Corrupt(msg) from error
-    if written != header.raw_size:
-        msg = f"frame: the body has {written} bytes, its header says {header.raw_size}"
-        raise Corrupt(msg)
-    return raw
+    return zstd.decompress(body_of(data, header), header.raw_size)
 
 
 def _check_sizes(size: int, sources: Sequence[tuple[str, str]], rows: Sequence[Row]) -> None:

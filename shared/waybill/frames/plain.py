@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Final
 
-import cramjam
 import msgspec
 
 from waybill.errors import Corrupt
+from waybill.frames import zstd
 from waybill.frames.header import PLAIN, Clock, Durability, FrameHeader, Order, pack_header
 
 LEVEL: Final = 3
@@ -55,7 +55,7 @@ def encode_plain(  # noqa: PLR0913 - the header's fields, each named at the call
 ) -> bytes:
     """Encode ``rows`` (at least one) as a frame. Raises ValueError on a header field out of its range."""
     raw = _encode((sources, rows))
-    body = bytes(cramjam.zstd.compress(raw, LEVEL))
+    body = zstd.compress(raw, LEVEL)
     header = FrameHeader(
         PLAIN,
         epoch,

@@ -9,12 +9,11 @@ import zlib
 from dataclasses import replace
 from typing import Any
 
-import cramjam
 import msgspec
 import pytest
 
 from waybill.errors import Corrupt
-from waybill.frames import Row, columns, decode, encode_plain, in_columns, read_header
+from waybill.frames import Row, columns, decode, encode_plain, in_columns, read_header, zstd
 from waybill.frames.body import MAX_MESSAGE, MAX_RAW
 from waybill.frames.header import COLUMNS, PLAIN, pack_header
 
@@ -213,7 +212,7 @@ def test_what_a_decoder_would_refuse_as_too_large_is_not_packed() -> None:
 
 def framed(raw: bytes, count: int, raw_size: int | None = None) -> bytes:
     """A frame with a right header around any body."""
-    body = bytes(cramjam.zstd.compress(raw, 3))
+    body = zstd.compress(raw, 3)
     header = read_header(plain(rows([b"x"])))
     return pack_header(
         replace(header, codec=COLUMNS, count=count, raw_size=len(raw) if raw_size is None else raw_size), body

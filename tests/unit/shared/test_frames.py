@@ -6,14 +6,13 @@ import struct
 import zlib
 from typing import Any
 
-import cramjam
 import msgspec
 import pytest
 
 from waybill.errors import Corrupt, UnknownVersion
-from waybill.frames import decode, encode_plain, read_header
+from waybill.frames import decode, encode_plain, read_header, zstd
 from waybill.frames.body import MAX_MESSAGE
-from waybill.frames.header import peek_span
+from waybill.frames.header import pack_header, peek_span
 
 SOURCES = [("vehicles/V1/telemetry", "V1"), ("vehicles/V2/telemetry", "V2")]
 ROWS = [(0, 0, 1, b'{"n":1}', b""), (1, 5, 5, b"\x00\xff", b"\x03\x00\x04text"), (0, -7, 2, b"", b"")]
@@ -138,7 +137,7 @@ def with_body(raw: bytes, count: int = 1) -> bytes:
     """A frame with a right header around any body."""
     good = frame(rows=ROWS[:1])
     size = struct.unpack(">H", good[8:10])[0]
-    body = bytes(cramjam.zstd.compress(raw, 3))
+    body = zstd.compress(raw, 3)
     fixed = good[:64] + struct.pack(">IIII", count, len(raw), len(body), 0) + good[80:size]
     return sealed(fixed + body)
 
@@ -168,7 +167,7 @@ def test_a_body_that_is_not_rows_is_corrupt(body: object) -> None:
 
 
 def test_a_decompression_bomb_costs_no_more_than_its_header_admits() -> None:
-    bomb = bytes(cramjam.zstd.compress(bytes(200 << 20), 3))
+    bomb = zstd.compress(bytes(200 << 20), 3)
     good = frame(rows=ROWS[:1])
     size = struct.unpack(">H", good[8:10])[0]
     honest = sealed(good[:64] + struct.pack(">IIII", 1, 200 << 20, len(bomb), 0) + good[80:size] + bomb)
@@ -209,3 +208,28 @@ def test_the_largest_message_decodes() -> None:
     rows = [(0, 0, 1, bytes(MAX_MESSAGE), b"")]
     back = decode(frame(sources=sources, rows=rows))
     assert (back.sources, back.rows) == (sources, rows)
+
+
+@pytest.mark.parametrize("behind", [b"\0", zstd.compress(b"", 3), zstd.compress(b"more", 3)])
+def test_what_stands_behind_the_body_is_refused(behind: bytes) -> None:
+    good = frame(rows=ROWS[:1])
+    header = read_header(good)
+    body = good[-header.body_size :] + behind
+    with pytest.raises(Corrupt, match="behind"):
+        decode(pack_header(header, body))
+
+
+def test_a_body_whose_zstd_frame_is_cut_short_is_refused() -> None:
+    good = frame(rows=ROWS[:1])
+    header = read_header(good)
+    for size in range(header.body_size):
+        with pytest.raises(Corrupt):
+            decode(pack_header(header, good[-header.body_size :][:size]))
+
+
+def test_a_window_of_more_memory_than_the_largest_body_is_refused() -> None:
+    good = frame(rows=ROWS[:1])
+    header = read_header(good)
+    body = b"\x28\xb5\x2f\xfd" + b"\x00" + bytes([(27 - 10) << 3]) + b"\x01\x00\x00"  # RFC 8878, 3.1.1: 128 MiB
+    with pytest.raises(Corrupt, match="zstd"):
+        decode(pack_header(header, body))
