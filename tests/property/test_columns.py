@@ -73,7 +73,7 @@ def plain(rows: list[Row]) -> bytes:
 def framed(raw: bytes, count: int) -> bytes:
     """A frame with a right header around any body."""
     header = read_header(plain([(0, 0, 0, b"", b"")]))
-    body = zstd.compress(raw, 1)
+    body, _ = zstd.compress(raw, 1)
     return pack_header(replace(header, codec=COLUMNS, count=count, raw_size=len(raw)), body)
 
 

@@ -11,6 +11,7 @@ from waybill.errors import Corrupt, UnknownVersion
 from waybill.frames import columns, plain, zstd
 from waybill.frames.header import COLUMNS, PLAIN, FrameHeader, body_of, check_body, pack_header, read_header
 from waybill.frames.plain import Row
+from waybill.frames.zstd import Dictionary
 
 MAX_RAW: Final = 64 << 20
 """Largest body, bytes, before compression and put together; a frame that claims more is refused before any work."""
@@ -44,24 +45,37 @@ class Frame:
     size: int
 
 
-def in_columns(frame: bytes) -> bytes:
+def in_columns(frame: bytes, dictionary: Dictionary | None = None) -> bytes:
     """Return a frame that holds the same with the body ``columns``, or ``frame`` itself where that gains too little.
 
     It is also returned where it is none that :func:`decode` takes. About ten times the work of the body ``plain``.
+    ``dictionary``: one that the receiver has; used where the body is small, and the one of ``frame`` if it has one.
     """
     try:
-        known = decode(frame)
+        known = decode(frame, dictionary=dictionary)
         raw = columns.pack(known.sources, known.rows, MAX_RAW)
     except (Corrupt, UnknownVersion, ValueError):
         return frame
-    body = zstd.compress(raw, LEVEL)
+    body, used = zstd.compress(raw, LEVEL, dictionary)
     if len(raw) > MAX_RAW or len(body) > WORTH * known.header.body_size:
         return frame
-    return pack_header(replace(known.header, codec=COLUMNS, raw_size=len(raw)), body)
+    return pack_header(replace(known.header, codec=COLUMNS, raw_size=len(raw), dictionary=used), body)
 
 
-def decode(data: bytes, max_raw: int = MAX_RAW) -> Frame:
-    """Decode a whole frame.
+def raw_body(data: bytes, header: FrameHeader, dictionary: Dictionary | None = None, max_raw: int = MAX_RAW) -> bytes:
+    """Return the body of a frame whose header was read, decompressed: never more than ``max_raw`` bytes.
+
+    ``dictionary``: used only where the header names it. Raises Corrupt.
+    """
+    if header.raw_size > max_raw:
+        raise Corrupt(f"frame: a body of {header.raw_size} bytes is over the limit of {max_raw}")
+    if header.dictionary and (dictionary is None or dictionary.id != header.dictionary):
+        raise Corrupt(f"frame: dictionary {header.dictionary} is not known")
+    return zstd.decompress(body_of(data, header), header.raw_size, dictionary if header.dictionary else None)
+
+
+def decode(data: bytes, max_raw: int = MAX_RAW, dictionary: Dictionary | None = None) -> Frame:
+    """Decode a whole frame. ``dictionary``: used where the header names it.
 
     Bounded: never more than the header's ``raw_size`` is decompressed, nor more than ``max_raw``; and the body
     ``columns`` is not put together where that would take more than ``max_raw``.
@@ -70,7 +84,7 @@ def decode(data: bytes, max_raw: int = MAX_RAW) -> Frame:
     """
     header = read_header(data)
     check_body(header)
-    raw = _decompressed(data, header, max_raw)
+    raw = raw_body(data, header, dictionary, max_raw)
     if header.codec == PLAIN:
         (sources, rows), size = plain.unpack(raw), len(raw)
     else:
@@ -83,13 +97,6 @@ def decode(data: bytes, max_raw: int = MAX_RAW) -> Frame:
         raise Corrupt(msg)
     _check_sizes(max(size, len(raw)), sources, rows)
     return Frame(header, sources, rows, size)
-
-
-def _decompressed(data: bytes, header: FrameHeader, max_raw: int) -> bytes:
-    if header.raw_size > max_raw:
-        msg = f"frame: a body of {header.raw_size} bytes is over the limit of {max_raw}"
-        raise Corrupt(msg)
-    return zstd.decompress(body_of(data, header), header.raw_size)
 
 
 def _check_sizes(size: int, sources: Sequence[tuple[str, str]], rows: Sequence[Row]) -> None:

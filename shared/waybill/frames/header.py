@@ -200,9 +200,6 @@ def check_body(header: FrameHeader) -> None:
     if header.codec not in (PLAIN, COLUMNS):
         msg = f"frame: body codec {header.codec} is not known to this program"
         raise Corrupt(msg)
-    if header.dictionary:
-        msg = f"frame: dictionary {header.dictionary} is not known to this program"
-        raise Corrupt(msg)
 
 
 def peek_span(data: bytes) -> tuple[int, str, int, int] | None:

@@ -1,4 +1,4 @@
-"""The body ``plain``: MessagePack, compressed by zstd.
+"""The body ``plain``: MessagePack, compressed by zstd, with a dictionary where both sides have one.
 
 Before compression it is an array of two::
 
@@ -21,6 +21,7 @@ import msgspec
 from waybill.errors import Corrupt
 from waybill.frames import zstd
 from waybill.frames.header import PLAIN, Clock, Durability, FrameHeader, Order, pack_header
+from waybill.frames.zstd import Dictionary
 
 LEVEL: Final = 3
 
@@ -52,10 +53,14 @@ def encode_plain(  # noqa: PLR0913 - the header's fields, each named at the call
     base_ms: int,
     sources: Sequence[tuple[str, str]],
     rows: Sequence[Row],
+    dictionary: Dictionary | None = None,
 ) -> bytes:
-    """Encode ``rows`` (at least one) as a frame. Raises ValueError on a header field out of its range."""
+    """Encode ``rows`` (at least one) as a frame. Raises ValueError on a header field out of its range.
+
+    ``dictionary``: one that the receiver has; used where the body is small.
+    """
     raw = _encode((sources, rows))
-    body = zstd.compress(raw, LEVEL)
+    body, used = zstd.compress(raw, LEVEL, dictionary)
     header = FrameHeader(
         PLAIN,
         epoch,
@@ -71,6 +76,7 @@ def encode_plain(  # noqa: PLR0913 - the header's fields, each named at the call
         base_ms,
         len(raw),
         len(body),
+        used,
     )
     return pack_header(header, body)
 
