@@ -59,8 +59,8 @@ class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Topics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The internal topics. ``prefix`` stands before their names, so that several deployments can share a cluster.
 
-    ``partitions``: of frames and ledger (they must agree, R4), and of topics that are created. ``replication_factor``:
-    of topics that are created; -1 for the cluster's own default.
+    ``partitions``: of frames, ledger and dictionaries (they must agree, R4), and of topics that are created.
+    ``replication_factor``: of topics that are created; -1 for the cluster's own default.
     """
 
     prefix: str = ""
@@ -76,6 +76,11 @@ class Topics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def ledger(self) -> str:
         """What of each gateway, epoch and lane was routed; compacted."""
         return f"{self.prefix}waybill.ledger"
+
+    @property
+    def dictionaries(self) -> str:
+        """What gateways compress small frames with; compacted (R10)."""
+        return f"{self.prefix}waybill.dictionaries"
 
     @property
     def commands(self) -> str:
@@ -95,7 +100,9 @@ class Topics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def internal(self) -> frozenset[str]:
         """All of these."""
-        return frozenset((self.frames, self.ledger, self.commands, self.command_status, self.dead_letters))
+        return frozenset(
+            (self.frames, self.ledger, self.dictionaries, self.commands, self.command_status, self.dead_letters)
+        )
 
 
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

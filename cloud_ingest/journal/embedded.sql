@@ -56,7 +56,7 @@ SELECT id, stamp_ms, key, value, headers FROM record WHERE id >= ? AND id < ? OR
 SELECT offset, stamp_ms, key, value, headers FROM compacted WHERE topic = ? AND partition = ? AND offset >= ? AND offset < ?
   ORDER BY offset LIMIT ?;
 
--- name: ledger
+-- name: table
 SELECT key, value FROM compacted WHERE topic = ? AND partition = ? AND value IS NOT NULL;
 
 -- name: oldest

@@ -36,24 +36,24 @@ class EmbeddedPartition:
             raise Fenced(f"frames partition {self._partition} has a newer owner")
 
     async def load(self) -> Loaded:
-        """Fence whoever owned it, wait for what they had written, read ledger and offset. Raises Unavailable."""
+        """Fence whoever owned it, wait for what they had written, read what is stored of it. Raises Unavailable."""
         log, number = self._log, self._partition
         log.generations[number] += 1
         self._generation = log.generations[number]
         await log.submit(file.Job([], fence=self._check))  # what was under way is finished when this is
-        ledger = log.topic(log.topics.ledger)
+        tables = log.topic(log.topics.ledger), log.topic(log.topics.dictionaries)
 
-        def work(db: sqlite3.Connection) -> tuple[dict[bytes, bytes], int | None]:
-            entries = dict(db.execute(file.SQL["ledger"], (ledger.number, number))) if ledger else {}
+        def work(db: sqlite3.Connection) -> tuple[list[dict[bytes, bytes]], int | None]:
             found = db.execute(file.SQL["routed"], (number,)).fetchone()
+            entries = [dict(db.execute(file.SQL["table"], (each.number, number))) if each else {} for each in tables]
             return entries, found[0] if found else None
 
-        entries, routed = await log.read(work)
+        (ledger, dictionaries), routed = await log.read(work)
         log_start = await log.oldest(number)
         start = log_start if routed is None else routed
         lost = max(0, log_start - start)
         self._position = start + lost
-        return Loaded(entries, self._position, log_start, lost)
+        return Loaded(ledger, self._position, log_start, lost, dictionaries)
 
     async def read(self, count: int, wait: float) -> tuple[Sequence[JournalRecord], bool]:
         """Return the next frames and whether the end was reached. Raises Fenced, Unavailable."""
@@ -97,8 +97,9 @@ class EmbeddedPartition:
         for name in {row.topic for row in rows}:
             if not file.TOPIC.fullmatch(name):
                 raise TopicRefused(name, "not a topic's name")
-        ledger = self._log.topics.ledger
-        rows += [file.Row(ledger, self._partition, key, value, file.NO_HEADERS) for key, value in step.ledger.items()]
+        topics = self._log.topics
+        for name, table in ((topics.ledger, step.ledger), (topics.dictionaries, step.dictionaries)):
+            rows += [file.Row(name, self._partition, key, value, file.NO_HEADERS) for key, value in table.items()]
         await self._log.submit(file.Job(rows, (self._partition, step.next_offset), self._check))
 
     async def log_start(self) -> int:

@@ -62,6 +62,7 @@ class KafkaLog:
         self.group = f"{deployment}.router"
         self.frames = topics.frames
         self.ledger = topics.ledger
+        self.dictionaries = topics.dictionaries
         self._topics = topics
         self._routed = tuple(routed)
         self._shapes: dict[str, Shape] = {}

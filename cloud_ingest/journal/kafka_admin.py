@@ -6,6 +6,7 @@ topic               partitions  cleanup        settings that matter
 waybill.frames      as set      delete         ``message.timestamp.type=LogAppendTime`` (R7 measures by it),
                                                ``max.message.bytes`` 4 MiB (B4), ``retention.ms`` (R8)
 waybill.ledger      as frames   compact only   ``segment.bytes`` 16 MiB, ``min.cleanable.dirty.ratio`` 0.1 (R4)
+waybill.dictionar…  as frames   compact only   what frames were compressed with is needed to read them (R10)
 waybill.commands    as set      delete         keyed by gateway: compaction would lose commands
 waybill.command-…   as set      delete         keyed by command: compaction would lose its states
 dead letters        as set      delete         ``max.message.bytes`` 5 MiB: a letter holds what was too large elsewhere
@@ -96,6 +97,16 @@ def specs(topics: Topics, routed: Sequence[str], retention_ms: int) -> list[Spec
             },
             fixed=True,
         ),
+        Spec(
+            topics.dictionaries,
+            settings={"cleanup.policy": "compact"},
+            must={"cleanup.policy": "compact", **replicated},
+            why={
+                "cleanup.policy": "without its dictionary a frame cannot be read (R10)",
+                "unclean.leader.election.enable": lossless,
+            },
+            fixed=True,
+        ),
     ]
     for name in (topics.commands, topics.command_status):
         why = {"cleanup.policy": "compaction would lose commands and their states"}
@@ -130,7 +141,7 @@ def judge(spec: Spec, state: State, partitions: int) -> tuple[list[str], list[st
     if spec.fixed and state.partitions != partitions:
         wrong.append(
             f"topic {spec.name} has {state.partitions} partitions, the configuration says {partitions}: "
-            f"set [topics] partitions = {state.partitions} (frames and ledger must agree, R4)"
+            f"set [topics] partitions = {state.partitions} (frames, ledger and dictionaries must agree, R4)"
         )
     if state.settings is None:
         doubtful.append(

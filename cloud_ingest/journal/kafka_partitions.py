@@ -59,6 +59,7 @@ class Cluster(Protocol):
     group: str
     frames: str
     ledger: str
+    dictionaries: str
 
     def producer(self, **options: Any) -> AIOKafkaProducer: ...  # noqa: ANN401, D102
     def consumer(self, **options: Any) -> AIOKafkaConsumer: ...  # noqa: ANN401, D102
@@ -82,6 +83,7 @@ class KafkaPartition:
         self._partition = partition
         self._frames = TopicPartition(cluster.frames, partition)
         self._ledger = TopicPartition(cluster.ledger, partition)
+        self._dictionaries = TopicPartition(cluster.dictionaries, partition)
         self._producer: AIOKafkaProducer | None = None
         self._reader: AIOKafkaConsumer | None = None
         self._name = secrets.token_hex(8)
@@ -105,14 +107,15 @@ class KafkaPartition:
     # --- load (R2) ---
 
     async def load(self) -> Loaded:
-        """Fence, then read ledger and offset, then stand at the offset. Raises Fenced, Unavailable."""
+        """Fence, then read ledger, dictionaries and offset, then stand at the offset. Raises Fenced, Unavailable."""
         self._check()
         self._token = None
         await self._drop(abort=False)
         self._producer = await self._fence()
         # Only now: before the fence the old owner could still write.
         offset, token = await self._cluster.committed(self._frames)
-        ledger = await self._read_ledger()
+        ledger = await self._read_table(self._ledger)
+        dictionaries = await self._read_table(self._dictionaries)
         log_start, end = await self._cluster.bounds(self._frames)
         self._log_start = (log_start, time.monotonic())
         start, lost = offset, 0
@@ -138,7 +141,7 @@ class KafkaPartition:
         self._reader = reader
         self._answered = time.monotonic()
         self._token = token
-        return Loaded(ledger=ledger, start=start, log_start=log_start, lost=lost)
+        return Loaded(ledger=ledger, start=start, log_start=log_start, lost=lost, dictionaries=dictionaries)
 
     async def _fence(self) -> AIOKafkaProducer:
         producer = self._cluster.producer(
@@ -150,42 +153,45 @@ class KafkaPartition:
         self._written.clear()
         return producer
 
-    async def _read_ledger(self) -> dict[bytes, bytes]:
-        """Read the ledger's partition as of now. Raises Unavailable.
+    async def _read_table(self, table: TopicPartition) -> dict[bytes, bytes]:
+        """Read a partition of a compacted topic as of now. Raises Unavailable.
 
         Up to the high watermark taken after fencing, not the last stable offset: while somebody else's transaction (a
         re-route, R9) is open there, our own later entries are above the last stable offset, and would be missed.
         """
-        first, end = await self._cluster.bounds(self._ledger)
+        first, end = await self._cluster.bounds(table)
         found: dict[bytes, bytes] = {}
         if first == end:
             return found
+        what = f"{self!r}: reading {table.topic}"
         consumer = self._cluster.consumer(isolation_level="read_committed")
-        consumer.assign([self._ledger])
-        await started(consumer, self._config.request, f"{self!r}: reading the ledger")
+        consumer.assign([table])
+        await started(consumer, self._config.request, what)
         try:
-            with translated(f"{self!r}: reading the ledger"):
-                consumer.seek(self._ledger, first)
-                await self._replay(consumer, end, found)
+            with translated(what):
+                consumer.seek(table, first)
+                await self._replay(consumer, table, end, found)
         finally:
             await discard(consumer)
         return found
 
-    async def _replay(self, consumer: AIOKafkaConsumer, end: int, found: dict[bytes, bytes]) -> None:
-        place, moved = await consumer.position(self._ledger), time.monotonic()
+    async def _replay(
+        self, consumer: AIOKafkaConsumer, table: TopicPartition, end: int, found: dict[bytes, bytes]
+    ) -> None:
+        place, moved = await consumer.position(table), time.monotonic()
         while place < end:
-            for records in (await consumer.getmany(self._ledger, timeout_ms=100, max_records=5_000)).values():
+            for records in (await consumer.getmany(table, timeout_ms=100, max_records=5_000)).values():
                 for record in records:
                     if record.value is None:
                         found.pop(record.key, None)
                     elif record.key is not None:
                         found[record.key] = record.value
-            now = await consumer.position(self._ledger)
+            now = await consumer.position(table)
             if now > place:
                 place, moved = now, time.monotonic()
             elif time.monotonic() - moved > self._config.commit:
                 raise Unavailable(
-                    f"{self!r}: the ledger cannot be read past offset {place} of {end}: "
+                    f"{self!r}: {table.topic} cannot be read past offset {place} of {end}: "
                     "a transaction of somebody else is open on it, or its broker is away"
                 )
 
@@ -275,12 +281,16 @@ class KafkaPartition:
         shapes: dict[str, Shape] = {}
         for topic in {record.topic for record in step.records}:
             shapes[topic] = await cluster.shape(topic, producer)
-        shapes[self._ledger.topic] = await cluster.shape(self._ledger.topic, producer)
+        tables = [(self._ledger.topic, step.ledger), (self._dictionaries.topic, step.dictionaries)]
+        for topic, entries in tables:
+            if entries:
+                shapes[topic] = await cluster.shape(topic, producer)
         codec = producer._message_accumulator._compression_type  # noqa: SLF001 - a batch must agree with its producer
         filling = Filling(codec, shapes, turn=self._steps)
         for _ in filling.add(step.records):
             await asyncio.sleep(0)
-        filling.put(self._ledger.topic, self._partition, step.ledger.items())
+        for topic, entries in tables:
+            filling.put(topic, self._partition, entries.items())
         return filling.batches()
 
     async def _transact(self, producer: AIOKafkaProducer, batches: list[Batch], next_offset: int) -> None:

@@ -43,12 +43,13 @@ class Step:
 
     ``records``: data, dead letters and command statuses, in order. ``ledger``: key -> entry (None: forget), written
     to the ledger's partition of the same number as the frames partition (R4). ``next_offset``: the first journal
-    offset that is not done.
+    offset that is not done. ``dictionaries``: likewise of the dictionaries topic (R10).
     """
 
     records: list[OutRecord] = field(default_factory=list)
     ledger: dict[bytes, bytes | None] = field(default_factory=dict)
     next_offset: int = 0
+    dictionaries: dict[bytes, bytes | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +75,14 @@ class Loaded:
 
     ``start``: offset from which ``read`` goes on (the committed one, or the log's start where there is none).
     ``log_start``: the oldest offset that the journal still has; frames between the committed offset and it were deleted
-    unrouted (R8) where ``lost`` > 0.
+    unrouted (R8) where ``lost`` > 0. ``ledger``, ``dictionaries``: key -> the newest value in these topics.
     """
 
     ledger: Mapping[bytes, bytes]
     start: int
     log_start: int
     lost: int = 0
+    dictionaries: Mapping[bytes, bytes] = field(default_factory=dict)
 
 
 class PartitionLog(Protocol):
@@ -91,7 +93,7 @@ class PartitionLog(Protocol):
         """The number of the frames partition."""
 
     async def load(self) -> Loaded:
-        """Fence whoever owned it, finish their transaction, then read ledger and offset. May be called again (R3).
+        """Fence whoever owned it, finish their transaction, then read what is stored of it. May be called again (R3).
 
         Raises Fenced, Unavailable.
         """

@@ -1,7 +1,7 @@
-"""Frames of ``fifo`` lanes that came ahead of what they follow (R7): held in memory, and in the journal. Pure.
+"""Frames that wait: in a ``fifo`` lane for what they follow (R7), in any for a dictionary (R10). Pure.
 
-The committed offset never passes a held frame, so a restart reads it again. Changes are made on a :class:`HeldDraft`
-and adopted when the commit has returned (R3).
+They are held in memory, and stay in the journal: the committed offset never passes a held frame, so a restart reads it
+again. Changes are made on a :class:`HeldDraft` and adopted when the commit has returned (R3).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Lane = tuple[str, str]
 
 
 class HeldFrame(NamedTuple):
-    """A frame that waits. Compared by first seq, then offset."""
+    """A frame that waits. Compared by place, its first seq in a ``fifo`` lane and 0 in others, then by offset."""
 
-    first: int
+    place: int
     offset: int
     record: JournalRecord
     header: FrameHeader
@@ -34,7 +34,7 @@ class HeldFrame(NamedTuple):
 
 
 Queues = dict[int, list[HeldFrame]]
-"""Held frames of one lane: epoch -> frames by first seq."""
+"""Held frames of one lane: epoch -> frames in the order in which they go."""
 
 
 class Held:
@@ -79,7 +79,7 @@ class HeldDraft:
 
     def add(self, record: JournalRecord, header: FrameHeader) -> None:
         """Hold a frame."""
-        frame = HeldFrame(header.first, record.offset, record, header)
+        frame = HeldFrame(header.first if header.order == "fifo" else 0, record.offset, record, header)
         insort(self._edit(frame.lane).setdefault(header.epoch, []), frame)
         self.frames[record.offset] = frame
         self.size += len(record.frame) + OVERHEAD

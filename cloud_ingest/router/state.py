@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from cloud_ingest.config import Topics
 from cloud_ingest.journal.port import Step
 from cloud_ingest.router.commands import Commands
+from cloud_ingest.router.dictionaries import Dictionaries, DictionariesDraft
 from cloud_ingest.router.intervals import Interval
 from cloud_ingest.router.ledger import Draft, Ledger, Notice
 from cloud_ingest.router.order import Held, HeldDraft, Lane
@@ -46,6 +47,7 @@ class Counters:
     frames_given_up: int = 0
     statuses: int = 0
     receipts: int = 0
+    dictionaries: int = 0
 
     def add(self, other: Counters) -> None:
         """Add ``other`` to this."""
@@ -64,6 +66,7 @@ class Plan:
     step: Step
     ledger: Draft
     held: HeldDraft
+    dictionaries: DictionariesDraft
     unfinished: dict[Lane, None]
     position: int
     newest_ms: int
@@ -93,11 +96,12 @@ class Partition:
         self.counters = Counters()
         self.refused: dict[str, str] = {}
         """Topics that the log refuses at present, and why: their records become dead letters (R5)."""
-        self.resume(Ledger(), 0, 0)
+        self.resume(Ledger(), Dictionaries(), 0, 0)
 
-    def resume(self, ledger: Ledger, start: int, lost: int) -> None:
-        """Begin at journal offset ``start`` with ``ledger``; ``lost`` offsets before it were deleted unrouted (R8)."""
+    def resume(self, ledger: Ledger, dictionaries: Dictionaries, start: int, lost: int) -> None:
+        """Begin at journal offset ``start`` with what is stored; ``lost`` frames before were deleted unrouted (R8)."""
         self.ledger = ledger
+        self.dictionaries = dictionaries
         self.held = Held()
         self.unfinished: dict[Lane, None] = {}
         self.position = self.committed = start
@@ -109,6 +113,7 @@ class Partition:
         """Make ``plan`` the truth: its commit has returned (R3)."""
         self.ledger.adopt(plan.ledger)
         self.held.adopt(plan.held)
+        self.dictionaries.adopt(plan.dictionaries)
         self.unfinished = plan.unfinished
         self.cut = plan.cut
         self.position = plan.position

@@ -2,9 +2,9 @@
 
 ::
 
-    JournalRecord ─ read_header ─ admit (E2, E3) ─ held (R7)? ─ news (R4) ─ decode ─┬─ records ─▶ Step.records
-                                                                                 ├─ dead letters ─▶ Step.records
-                                                                                 └─ receipts, statuses (control lane)
+    JournalRecord ─ read_header ─ admit (E2, E3) ─ held (R7, R10)? ─ news (R4) ─ decode ─┬─ records ─▶ Step.records
+                                                                                      ├─ dead letters ─▶ Step.records
+                                        control lane: receipts, statuses, dictionaries ◀─┘
 
 :func:`plan` changes nothing; the :class:`Plan` it returns is adopted when its commit has returned (R3). A plan can be
 cut off after any number of messages: the rest of its frame is planned again, and the ledger tells what is done. So
@@ -13,28 +13,25 @@ bisecting for a poisonous record (R5) is planning with a smaller ``limit``.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
-
-import msgspec
 
 from cloud_ingest.journal.port import JournalRecord, OutRecord, Step
 from cloud_ingest.printable import printable
 from cloud_ingest.router.commands import status_record
+from cloud_ingest.router.control import MALFORMED, Rejected, dictionaries_in, parse_receipt, parse_status
+from cloud_ingest.router.dictionaries import DictionariesDraft
 from cloud_ingest.router.entry import Key
 from cloud_ingest.router.ledger import Draft, Span
-from cloud_ingest.router.order import HeldDraft
+from cloud_ingest.router.order import HeldDraft, HeldFrame
 from cloud_ingest.router.records import append_records, dead_frame, dead_letter, one_record
 from cloud_ingest.router.routes import Target
 from cloud_ingest.router.state import Partition, Plan
 from waybill.errors import Corrupt
 from waybill.frames import Frame, FrameHeader, decode, read_header
-from waybill.frames.header import MAX_EPOCH
-from waybill.wire import COMMAND_STATUS_TOPIC, CONTROL_LANE, LANE_NAME, RECEIPT_TOPIC, CommandStatus, Receipt
+from waybill.wire import COMMAND_STATUS_TOPIC, CONTROL_LANE, DICTIONARY_TOPIC, RECEIPT_TOPIC, CommandStatus
 
 MAX_REASON = 64
-
-_decode_receipt = msgspec.json.Decoder(Receipt).decode
-_decode_status = msgspec.json.Decoder(CommandStatus).decode
 
 
 def plan(
@@ -69,11 +66,20 @@ class _Planner:
         self.condemned = condemned
         self.ledger = Draft(state.ledger)
         self.held = HeldDraft(state.held)
+        self.dictionaries = DictionariesDraft(state.dictionaries)
+        self.overdue: HeldFrame | None = None
         self.unfinished = state.unfinished.copy()
         self.fresh: dict[str, str] = {}
         self.step = Step()
         self.plan = Plan(
-            self.step, self.ledger, self.held, self.unfinished, state.position, state.newest_ms, state.cut.copy()
+            self.step,
+            self.ledger,
+            self.held,
+            self.dictionaries,
+            self.unfinished,
+            state.position,
+            state.newest_ms,
+            state.cut.copy(),
         )
         self.counters = self.plan.counters
 
@@ -104,6 +110,7 @@ class _Planner:
         self.step.next_offset = plan.position if oldest is None else oldest.offset
         self._prune_unreadable()
         self.step.ledger = self.ledger.values(state.number)
+        self.step.dictionaries = self.dictionaries.values
         if self.step.records or self.step.ledger or plan.consumed or self.step.next_offset != state.committed:
             return plan
         return None
@@ -127,7 +134,8 @@ class _Planner:
             self._drain()
             if lane in self.unfinished:
                 return False
-        if header.order == "fifo" and self._is_ahead(key, header):
+        if self._is_ahead(key, header) or self._lacks_dictionary(key, header):
+            self._learn_early(record, header)
             self.held.add(record, header)
             self.counters.frames += 1
             self.counters.frames_held += 1
@@ -139,7 +147,16 @@ class _Planner:
         return done
 
     def _is_ahead(self, key: Key, header: FrameHeader) -> bool:
-        return self.ledger.waits(key, header.first) and bool(self.ledger.news(key, header.first, header.last))
+        """Tell whether a frame of a fifo lane has something new, and must wait for what is before it (R7)."""
+        return header.order == "fifo" and self.ledger.waits(key, header.first) and self._has_news(key, header)
+
+    def _lacks_dictionary(self, key: Key, header: FrameHeader) -> bool:
+        """Tell whether a frame has something new that cannot be read yet: its dictionary may be on its way (R10)."""
+        number = header.dictionary
+        return number != 0 and not self.dictionaries.knows(key.gateway, number) and self._has_news(key, header)
+
+    def _has_news(self, key: Key, header: FrameHeader) -> bool:
+        return bool(self.ledger.news(key, header.first, header.last))
 
     def _unreadable(self, record: JournalRecord, error: str) -> None:
         """Dead-letter a frame of which not even the header can be read; again after a restart it is a copy."""
@@ -168,7 +185,7 @@ class _Planner:
             self.counters.dead += fresh
             return True
         try:
-            frame = decode(record.frame)
+            frame = decode(record.frame, dictionary=self.dictionaries.get(record.gateway, header.dictionary))
         except Corrupt as error:
             for first, last in news:
                 self.ledger.bury(key, first, last)
@@ -260,28 +277,26 @@ class _Planner:
         try:
             if topic == RECEIPT_TOPIC:
                 self._receipt(record, payload)
-                self.ledger.deliver(key, seq, seq)
-                return
-            if topic == COMMAND_STATUS_TOPIC:
+            elif topic == COMMAND_STATUS_TOPIC:
                 self._status(record, payload)
-                self.ledger.deliver(key, seq, seq)
-                return
-            error = "unknown topic in the control lane"
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, _Rejected) as reason:
-            error = str(reason)
-        letters = self.state.topics.dead_letters
-        target = self.state.routes.target(record.gateway, topic, frame.sources[source][1])._replace(topic=None)
-        letter = one_record(record, frame, {source: target}, seq)
-        self._bury(letters, letter, key, seq, error)
+            elif topic == DICTIONARY_TOPIC:
+                self._dictionary(record.gateway, payload)
+            else:
+                raise Rejected("unknown topic in the control lane")
+        except (*MALFORMED, Rejected, Corrupt) as error:
+            target = self.state.routes.target(record.gateway, topic, frame.sources[source][1])._replace(topic=None)
+            letter = one_record(record, frame, {source: target}, seq)
+            self._bury(self.state.topics.dead_letters, letter, key, seq, str(error))
+        else:
+            self.ledger.deliver(key, seq, seq)
 
     def _receipt(self, record: JournalRecord, payload: bytes) -> None:
         """Declare a loss (E5); to the ledger a receipt is a frame header of that epoch."""
-        receipt = _decode_receipt(payload)
-        _check_receipt(receipt)
+        receipt = parse_receipt(payload)
         key = Key(record.gateway, receipt.epoch, receipt.lane)
         span = Span(key, receipt.prev_epoch, receipt.prev_last, receipt.first, receipt.last)
         if not self.ledger.has_room(key, receipt.first, receipt.last):
-            raise _Rejected("the lane has too many gaps")
+            raise Rejected("the lane has too many gaps")
         self.ledger.admit(span, record.offset)
         before = self.ledger.edit(key).dropped_count
         self.ledger.drop(key, receipt.first, receipt.last, receipt.bytes, printable(receipt.reason[:MAX_REASON]))
@@ -294,21 +309,37 @@ class _Planner:
     def _status(self, record: JournalRecord, payload: bytes) -> None:
         """Write a command's state, once (C1)."""
         if self.condemned:
-            raise _Rejected(self.condemned)
-        status = _decode_status(payload)
-        if status.gateway != record.gateway:
-            raise _Rejected(f"the state of a command of gateway {status.gateway[:64]!r}, sent by {record.gateway!r}")
-        if status.state not in {"delivered", "done"}:
-            raise _Rejected(f"the state {status.state!r} is not a gateway's to report")
+            raise Rejected(self.condemned)
+        status = parse_status(payload, record.gateway)
         verdict = self.state.commands.verdict(status, self.fresh)
         if verdict == "copy":
             return
         if verdict != "write":
-            raise _Rejected(verdict)
+            raise Rejected(verdict)
         refused = self.state.refused.get(self.state.topics.command_status)
         if refused:
-            raise _Rejected(refused)
+            raise Rejected(refused)
         self._write_status(status)
+
+    def _dictionary(self, gateway: str, content: bytes) -> None:
+        """Take in a dictionary, and let the frames go that waited for it (R10)."""
+        if self.condemned:
+            raise Rejected(self.condemned)
+        self._learn(gateway, content)
+        self.counters.dictionaries += 1
+
+    def _learn(self, gateway: str, content: bytes) -> None:
+        self.dictionaries.add(gateway, content)
+        for frame in self.held.frames.values():
+            if frame.record.gateway == gateway:
+                self.unfinished[frame.lane] = None
+
+    def _learn_early(self, record: JournalRecord, header: FrameHeader) -> None:
+        """Take in the dictionaries of a frame that is about to be held: they wait for nothing (R10)."""
+        if header.lane == CONTROL_LANE and not self.condemned:
+            for content in dictionaries_in(record.frame):
+                with contextlib.suppress(Corrupt):  # it becomes a dead letter in its turn
+                    self._learn(record.gateway, content)
 
     def _write_status(self, status: CommandStatus) -> None:
         self.step.records.append(status_record(self.state.topics.command_status, status))
@@ -345,11 +376,7 @@ class _Planner:
             lane = next(iter(self.unfinished))
             queues = self.held.queues(lane)
             heads = [queue[0] for queue in queues.values()]
-            ready = {
-                head.header.epoch: head
-                for head in heads
-                if not self._is_ahead(Key(lane[0], head.header.epoch, lane[1]), head.header)
-            }
+            ready = {head.header.epoch: head for head in heads if self._is_ready(head)}
             if not ready:
                 del self.unfinished[lane]
                 continue
@@ -360,34 +387,34 @@ class _Planner:
                 return
             self.held.remove(frame)
 
+    def _is_ready(self, frame: HeldFrame) -> bool:
+        header = frame.header
+        key = Key(frame.record.gateway, header.epoch, header.lane)
+        if self._is_ahead(key, header):
+            return False
+        return self._is_overdue(frame) or not self._lacks_dictionary(key, header)
+
+    def _is_overdue(self, frame: HeldFrame) -> bool:
+        """Tell whether a frame must go now, even as a dead letter, because one behind it waited too long."""
+        overdue = self.overdue
+        return (
+            overdue is not None
+            and (frame.lane, frame.header.epoch) == (overdue.lane, overdue.header.epoch)
+            and (frame.place, frame.offset) <= (overdue.place, overdue.offset)
+        )
+
     def _expire(self, time_ms: int) -> None:
-        """Give up the gaps before frames that waited too long, or that take too much memory; the oldest first (R7)."""
+        """Give up what frames wait for too long, or that take too much memory; the oldest first (R7, R10)."""
         limits = self.state.limits
         while not self.full and (oldest := self.held.oldest) is not None:
             late = oldest.record.stamp_ms + limits.hold_ms <= time_ms
             if not late and self.held.size <= limits.hold_bytes:
                 return
             key = Key(oldest.record.gateway, oldest.header.epoch, oldest.header.lane)
+            self.overdue = oldest
             if oldest.lane not in self.unfinished:
-                self.counters.given_up += self.ledger.give_up(key, oldest.header.first)
+                if oldest.header.order == "fifo":
+                    self.counters.given_up += self.ledger.give_up(key, oldest.header.first)
                 self.counters.frames_given_up += 1
                 self.unfinished[oldest.lane] = None
             self._drain()
-
-
-class _Rejected(Exception):
-    """A message of the control lane that becomes a dead letter; the text says why."""
-
-
-def _check_receipt(receipt: Receipt) -> None:
-    if not (
-        1 <= receipt.epoch <= MAX_EPOCH
-        and 0 <= receipt.prev_epoch <= MAX_EPOCH
-        and receipt.prev_epoch != receipt.epoch
-        and (receipt.prev_epoch == 0) == (receipt.prev_last == 0)
-        and 1 <= receipt.first <= receipt.last <= MAX_EPOCH
-        and 0 <= receipt.prev_last <= MAX_EPOCH
-        and LANE_NAME.fullmatch(receipt.lane)
-        and receipt.bytes >= 0
-    ):
-        raise _Rejected("a receipt whose numbers do not agree")

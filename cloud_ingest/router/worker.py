@@ -25,6 +25,7 @@ from cloud_ingest.following import following
 from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import CaughtUp, JournalRecord, Log, PartitionLog
 from cloud_ingest.router.commands import Commands
+from cloud_ingest.router.dictionaries import Dictionaries
 from cloud_ingest.router.ledger import Ledger
 from cloud_ingest.router.routes import Routes
 from cloud_ingest.router.state import Counters, Limits, Partition, Plan
@@ -167,7 +168,9 @@ class _Worker:
         commands = Commands(lambda gateway: partition_of(gateway.encode(), self._source.partitions) == number)
         state = Partition(number, self._topics, self._routes, commands, self._limits)
         state.counters = self._status.counters
-        state.resume(Ledger.load(loaded.ledger, number), loaded.start, loaded.lost)
+        state.resume(
+            Ledger.load(loaded.ledger, number), Dictionaries.load(loaded.dictionaries), loaded.start, loaded.lost
+        )
         if loaded.lost:
             self._alarm(
                 f"partition {number}: {loaded.lost} frames before offset {loaded.start} were deleted before they were "

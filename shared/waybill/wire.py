@@ -33,6 +33,9 @@ RECEIPT_TOPIC: Final = "$waybill/receipt"
 COMMAND_STATUS_TOPIC: Final = "$waybill/command-status"
 """Topic of a :class:`CommandStatus` (JSON) within the control lane."""
 
+DICTIONARY_TOPIC: Final = "$waybill/dictionary"
+"""Topic of a zstd dictionary (:class:`waybill.frames.Dictionary`), its bytes as they are, within the control lane."""
+
 LANE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 GATEWAY_ID: Final = re.compile(r"(?!node:)[A-Za-z0-9._-]{1,64}")
 """What a gateway may be called; ``node:`` is reserved for the cloud's own nodes."""

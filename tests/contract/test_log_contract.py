@@ -64,10 +64,12 @@ async def test_a_step_is_there_whole_and_a_new_owner_goes_on_after_it(log: Log, 
         partition = partitions[number]
         await partition.load()
         offsets = [each.offset for each in await frames(partition, 4)]
-        await partition.commit(Step([record], {b"one": b"1", b"two": b"2", b"three": b"3"}, offsets[1]))
-        await partition.commit(Step([], {b"one": b"11", b"two": None}, offsets[2]))
+        entries: dict[bytes, bytes | None] = {b"one": b"1", b"two": b"2", b"three": b"3"}
+        await partition.commit(Step([record], entries, offsets[1], {b"gw/7": b"7", b"gw/8": b"8"}))
+        await partition.commit(Step([], {b"one": b"11", b"two": None}, offsets[2], {b"gw/7": None, b"gw/9": b"9"}))
         loaded = await partition.load()
         assert dict(loaded.ledger) == {b"one": b"11", b"three": b"3"}
+        assert dict(loaded.dictionaries) == {b"gw/8": b"8", b"gw/9": b"9"}
         assert loaded.start == offsets[2]
         assert loaded.lost == 0
         assert [each.frame for each in await frames(partition, 2)] == [b"2", b"3"]
@@ -77,7 +79,8 @@ async def test_a_step_is_there_whole_and_a_new_owner_goes_on_after_it(log: Log, 
     assert (found.topic, found.key, found.value, list(found.headers)) == (fleet, b"V7", b"value", headers)
     ledger = {each.key: each.value for each in await read_to_end(log, [topics.ledger])}
     assert {key: value for key, value in ledger.items() if value} == {b"one": b"11", b"three": b"3"}
-    assert {each.partition for each in await read_to_end(log, [topics.ledger])} == {number}
+    for topic in (topics.ledger, topics.dictionaries):
+        assert {each.partition for each in await read_to_end(log, [topic])} == {number}
 
 
 async def test_records_of_a_step_keep_their_order_and_a_key_its_partition(log: Log, fleet: str) -> None:
@@ -134,9 +137,10 @@ async def test_r5_a_record_refused_for_good_leaves_nothing_of_its_step(log: Log,
         partition = partitions[0]
         await partition.load()
         with pytest.raises(RecordRefused):
-            await partition.commit(Step([good, large], {b"one": b"1"}, 0))
+            await partition.commit(Step([good, large], {b"one": b"1"}, 0, {b"gw/1": b"1"}))
         await partition.commit(Step([good], {b"two": b"2"}, 0))
-        assert dict((await partition.load()).ledger) == {b"two": b"2"}
+        loaded = await partition.load()
+        assert (dict(loaded.ledger), dict(loaded.dictionaries)) == ({b"two": b"2"}, {})
     assert [each.value for each in await read_to_end(log, [fleet])] == [b"good"]
 
 

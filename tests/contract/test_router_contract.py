@@ -12,11 +12,11 @@ from cloud_ingest.config import Route, Topics
 from cloud_ingest.journal.port import Log, OutRecord
 from cloud_ingest.router.routes import Routes
 from cloud_ingest.router.worker import Router
-from tests.support.gateway import Epoch, control, expected, header, receipt
+from tests.support.gateway import Epoch, control, expected, header, receipt, trained
 from tests.support.logs import read_to_end
 from waybill.frames import in_columns, read_header
 from waybill.frames.header import COLUMNS
-from waybill.wire import CommandStatus
+from waybill.wire import DICTIONARY_TOPIC, CommandStatus
 
 GATEWAYS = ("gw-1", "gw-2", "gw-3")
 
@@ -98,6 +98,23 @@ async def test_a_frame_in_columns_leaves_the_records_that_the_plain_frame_leaves
         found[gateway.decode()].append((seq, record.key, record.value, headers))
     assert len(found["plain"]) == 200
     assert found["columns"][:-1] == found["plain"]
+
+
+async def test_r10_a_dictionary_serves_the_frames_of_its_gateway_over_restarts(
+    log: Log, topics: Topics, fleet: str
+) -> None:
+    known, epoch = trained(), Epoch(1, oldest=1)
+    await log.append_frame("gw", epoch.frame(1, 1, dictionary=known))  # it overtook its dictionary
+    await log.append_frame("gw", control(9, 1, (DICTIONARY_TOPIC, known.content)))
+    for start in range(1, 4):
+        async with routing(log, topics, fleet), asyncio.timeout(60):
+            await log.append_frame("gw", epoch.frame(start + 1, start + 1, dictionary=known))
+            while len(await read_to_end(log, [fleet])) < start + 1:  # noqa: ASYNC110 - it asks the log
+                await asyncio.sleep(0.05)
+    assert [(record.value or b"").decode() for record in await read_to_end(log, [fleet])] == expected(1, 1, 4)
+    assert await read_to_end(log, [topics.dead_letters]) == []
+    (stored,) = await read_to_end(log, [topics.dictionaries])
+    assert stored.key == b"gw/%d" % known.id
 
 
 async def test_what_cannot_be_routed_is_a_dead_letter_and_stops_nobody(log: Log, topics: Topics, fleet: str) -> None:

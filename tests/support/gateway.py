@@ -10,11 +10,12 @@ import msgspec
 from cloud_ingest.config import Route, Topics
 from cloud_ingest.journal.port import JournalRecord, OutRecord
 from cloud_ingest.router.commands import Commands
+from cloud_ingest.router.dictionaries import Dictionaries
 from cloud_ingest.router.ledger import Ledger
 from cloud_ingest.router.routes import Routes
 from cloud_ingest.router.state import Limits, Partition, Plan
 from cloud_ingest.router.step import plan
-from waybill.frames import Durability, Order, Row, encode_plain
+from waybill.frames import Dictionary, Durability, Order, Row, encode_plain, zstd
 from waybill.wire import COMMAND_STATUS_TOPIC, CONTROL_LANE, RECEIPT_TOPIC, CommandStatus, Receipt
 
 BASE_MS = 1_790_000_000_000
@@ -35,7 +36,15 @@ class Epoch:
     durability: Durability = "every-commit"
     topic: str = "vehicles/V7/telemetry"
 
-    def frame(self, first: int, last: int, *, topics: Sequence[str] = (), payloads: Sequence[bytes] = ()) -> bytes:
+    def frame(
+        self,
+        first: int,
+        last: int,
+        *,
+        topics: Sequence[str] = (),
+        payloads: Sequence[bytes] = (),
+        dictionary: Dictionary | None = None,
+    ) -> bytes:
         """Return messages ``first..last`` as a frame; ``topics`` in turn, else all of ``topic``."""
         names = topics or [self.topic]
         rows: list[Row] = [
@@ -55,7 +64,14 @@ class Epoch:
             base_ms=BASE_MS,
             sources=[(name, "V7") for name in names],
             rows=rows,
+            dictionary=dictionary,
         )
+
+
+def trained(seed: int = 0) -> Dictionary:
+    """Return a dictionary for messages of such epochs; each seed's is another."""
+    samples = [b"vehicles/V7/telemetry V7 %d:%d of kind %d" % (n % 7, n, seed) for n in range(200)]
+    return zstd.train(samples, 1024)
 
 
 def control(epoch: int, first: int, *messages: Receipt | CommandStatus | tuple[str, bytes]) -> bytes:
@@ -105,6 +121,7 @@ class Bench:
         self.commands = commands or Commands(lambda _: True)
         self.state = Partition(0, topics, routes, self.commands, limits or Limits())
         self.ledger: dict[bytes, bytes] = {}
+        self.dictionaries: dict[bytes, bytes] = {}
         self.written: list[OutRecord] = []
         self.journal: list[JournalRecord] = []
         self.now = BASE_MS
@@ -141,12 +158,17 @@ class Bench:
                 self.ledger.pop(key, None)
             else:
                 self.ledger[key] = value
+        for key, value in made.step.dictionaries.items():
+            if value is None:
+                self.dictionaries.pop(key, None)
+            else:
+                self.dictionaries[key] = value
         self.state.adopt(made)
         self.last = made
 
     def restart(self) -> None:
         """Start anew from what was committed."""
-        self.state.resume(Ledger.load(self.ledger, 0), self.state.committed, 0)
+        self.state.resume(Ledger.load(self.ledger, 0), Dictionaries.load(self.dictionaries), self.state.committed, 0)
 
     @property
     def notices(self) -> list[str]:

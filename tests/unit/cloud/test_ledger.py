@@ -4,6 +4,7 @@ import pytest
 
 from cloud_ingest.journal.port import JournalRecord
 from cloud_ingest.router import entry as entries
+from cloud_ingest.router.dictionaries import Dictionaries
 from cloud_ingest.router.entry import KEPT_DECLARED, MAX_INTERVALS, Alarm, Entry, Key, Offsets
 from cloud_ingest.router.intervals import Intervals
 from cloud_ingest.router.ledger import Draft, Ledger
@@ -56,7 +57,7 @@ def test_r4_at_most_4096_intervals_a_frame_that_adds_one_is_dead_lettered_whole_
     ledger = Ledger()
     full = Entry(known=True, covered=Intervals([(n * 2, n * 2) for n in range(1, MAX_INTERVALS + 1)]))
     ledger.entries[KEY] = full
-    bench.state.resume(ledger, 0, 0)
+    bench.state.resume(ledger, Dictionaries(), 0, 0)
     beyond = MAX_INTERVALS * 2 + 10
     (letter,) = bench.feed(lane.frame(beyond, beyond + 2))
     assert letter.topic == "waybill.dlq"

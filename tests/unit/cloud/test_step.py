@@ -7,6 +7,7 @@ from cloud_ingest.config import Route
 from cloud_ingest.journal.port import JournalRecord, OutRecord, TopicRecord
 from cloud_ingest.router import commands as module
 from cloud_ingest.router.commands import ANSWER_MS, Commands
+from cloud_ingest.router.dictionaries import Dictionaries
 from cloud_ingest.router.entry import Key, Offsets
 from cloud_ingest.router.ledger import Ledger
 from cloud_ingest.router.routes import Routes
@@ -181,7 +182,7 @@ def test_r5_what_is_condemned_becomes_dead_letters_of_its_topic() -> None:
 
 def test_r8_lost_frames_are_a_declared_loss_in_the_ledger() -> None:
     bench = Bench()
-    bench.state.resume(Ledger(), 17, 5)
+    bench.state.resume(Ledger(), Dictionaries(), 17, 5)
     bench.step()
     assert list(Offsets.decode(bench.ledger[b"#0"]).lost) == [(13, 17)]
     assert bench.state.committed == 17
