@@ -76,13 +76,13 @@ class Agent:
         Raises ConfigError (Locked among them), and Unavailable where a listener's address is taken.
         """
         settings = self._settings
-        contexts = [_context(listener) for listener in settings.listeners]  # wrong files are said first
+        contexts = [_context(listener, self._clock) for listener in settings.listeners]  # wrong files are said first
         doors = {_name(number, listener): _door(listener) for number, listener in enumerate(settings.listeners, 1)}
         self._auth = auth = Auth(doors, Acl(settings.acl or ()), self._clock.mono)
         if settings.uplink is not None:
             from edge_agent.uplink import Uplink
 
-            self._uplink = Uplink(settings.uplink, settings.gateway, self._version)
+            self._uplink = Uplink(settings.uplink, settings.gateway, self._version, floor_ms=self._clock.floor_ms)
         self._buffer = buffer = await self._store.open(
             settings.data,
             settings.buffer,
@@ -260,10 +260,10 @@ def _door(listener: ListenerSettings) -> Door:
     return Door(listener.passwords, listener.certificates, listener.lets_anybody, listener.client_ids == "user")
 
 
-def _context(listener: ListenerSettings) -> ssl.SSLContext | None:
+def _context(listener: ListenerSettings, clock: Clock) -> ssl.SSLContext | None:
     if listener.certificate is None or listener.key is None:
         return None
-    context = server_context(listener.certificate, listener.key, listener.client_ca)
+    context = server_context(listener.certificate, listener.key, listener.client_ca, floor_ms=clock.floor_ms)
     if listener.certificates == "optional":
         context.verify_mode = ssl.CERT_OPTIONAL
     return context

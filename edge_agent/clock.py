@@ -113,17 +113,17 @@ class Clock:
         directory: Path | None = None,
         *,
         boot: str | None = None,
-        synced: Callable[[], bool] = kernel_synced,
+        synced: Callable[[], bool] | None = None,
         built_ms: int | None = None,
     ) -> None:
         """Read what an earlier start saved in ``directory`` (None: keep nothing).
 
-        ``boot``: default: :func:`boot_id`. ``synced``: what the kernel says. ``built_ms``: a time before which this
-        program cannot run: default: that of this file.
+        Instead of what this machine says: ``boot`` (:func:`boot_id`), ``synced`` (:func:`kernel_synced`), ``built_ms``:
+        a time before which this program cannot run (that of this file).
         """
         self.boot = boot_id() if boot is None else boot
         self._path = directory / FILE if directory is not None else None
-        self._synced = synced
+        self._synced = synced or kernel_synced
         saved = _read(self._path) if self._path is not None else Saved()
         self._boots = dict(saved.boots)
         built_ms = _modified_ms(Path(__file__)) if built_ms is None else built_ms
@@ -220,10 +220,12 @@ class Clock:
         self.look()
         rights: dict[int, int] = {}
         found: set[Quality] = set()
+        moved = False
         for mono_ns, wall_ms in {message.mono_ns: message.wall_ms for message in messages}.items():
             rights[mono_ns], quality = self.right(wall_ms, mono_ns, boot)
             found.add(quality)
-        if any(message.wall_ms != rights[message.mono_ns] for message in messages):
+            moved = moved or rights[mono_ns] != wall_ms
+        if moved:
             messages = [msgspec.structs.replace(each, wall_ms=rights[each.mono_ns]) for each in messages]
         return messages, "unknown" if "unknown" in found else "corrected" if "corrected" in found else "synced"
 

@@ -39,7 +39,7 @@ from edge_agent.traffic import Traffic
 from waybill import wire
 from waybill.errors import Corrupt, Unavailable
 from waybill.mqtt.transport import bytes_acked
-from waybill.pki import client_context
+from waybill.pki import FloorMs, client_context
 
 log = logging.getLogger(__name__)
 
@@ -119,16 +119,25 @@ class Link:
 class Uplink:
     """Keeps a connection to the cloud for as long as :meth:`run` runs."""
 
-    def __init__(self, settings: UplinkSettings, gateway: str, version: str, rng: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        settings: UplinkSettings,
+        gateway: str,
+        version: str,
+        rng: random.Random | None = None,
+        *,
+        floor_ms: FloorMs | None = None,
+    ) -> None:
         """Raise ConfigError where the certificate files cannot be used.
 
-        ``version``: the agent's, for its state. ``rng``: for the jitter.
+        ``version``: the agent's, for its state. ``rng``: for the jitter. ``floor_ms``: of the agent's clock.
         """
         self._settings = settings
         self._gateway = gateway
         self._version = version
         self._rng = rng or random.SystemRandom()
-        self._context = client_context(settings.ca, settings.certificate, settings.key) if settings.tls else None
+        files = settings.ca, settings.certificate, settings.key
+        self._context = client_context(*files, floor_ms=floor_ms) if settings.tls else None
         self.state = LinkState("connecting", _wall_ms())
         self.connects = 0
         """Connections made since the start."""

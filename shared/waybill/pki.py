@@ -10,8 +10,10 @@ On disk, PEM (RFC 7468), keys as unencrypted PKCS #8 (RFC 5958) of mode 0600; no
     server directory   ca.pem  server.pem   server.key
     gateway's bundle   ca.pem  gateway.pem  gateway.key
 
-The TLS contexts here speak TLS 1.3 (RFC 8446) and nothing older. X.509 itself is imported on first use: an agent needs
-only the contexts, and its memory is small.
+The TLS contexts here speak TLS 1.3 (RFC 8446) and nothing older. Where the wall clock is known to be wrong because it
+says what has surely passed (a gateway without a battery clock, just after its boot), they do not compare dates with it:
+every certificate would be "not yet valid". The peer's is then held against the time that has surely passed. X.509
+itself is imported on first use: an agent needs only the contexts, and its memory is small.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ import ipaddress
 import os
 import re
 import ssl
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from waybill.errors import ConfigError, Refused
 
@@ -162,12 +165,23 @@ def issue_gateway(
     return _issue(ca_directory, directory, "gateway", gateway, names, ExtendedKeyUsageOID.CLIENT_AUTH, now, days)
 
 
-def server_context(certificate: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLContext:
+FloorMs = Callable[[], int | None]
+"""A time that has surely passed where the wall clock is behind it, milliseconds since 1970 UTC; else None."""
+
+NO_CHECK_TIME: Final = 0x200000
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME (x509_vfy.h), which Python's ssl has no name for."""
+
+
+def server_context(
+    certificate: Path, key: Path, client_ca: Path | None = None, *, floor_ms: FloorMs | None = None
+) -> ssl.SSLContext:
     """Return the context of a listener. With ``client_ca`` a client must show a certificate that this CA signed.
 
+    ``floor_ms``: asked at each handshake; None: the wall clock is always right.
     Raises ConfigError for a file that is missing, is no PEM, or whose key does not belong to its certificate.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = _Context(ssl.PROTOCOL_TLS_SERVER)
+    context.floor_ms = floor_ms
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     _load_chain(context, certificate, key)
     if client_ca is not None:
@@ -176,12 +190,16 @@ def server_context(certificate: Path, key: Path, client_ca: Path | None = None) 
     return context
 
 
-def client_context(ca: Path | None, certificate: Path | None = None, key: Path | None = None) -> ssl.SSLContext:
+def client_context(
+    ca: Path | None, certificate: Path | None = None, key: Path | None = None, *, floor_ms: FloorMs | None = None
+) -> ssl.SSLContext:
     """Return the context of a client: it verifies the server's chain and host name, and shows ``certificate``.
 
-    ``ca``: whom to believe; None for the system's CAs. Raises ConfigError as ``server_context`` does.
+    ``ca``: whom to believe; None for the system's CAs. ``floor_ms``: as for ``server_context``, which names the errors,
+    too.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = _Context(ssl.PROTOCOL_TLS_CLIENT)
+    context.floor_ms = floor_ms
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     if ca is None:
         context.load_default_certs()
@@ -194,6 +212,60 @@ def client_context(ca: Path | None, certificate: Path | None = None, key: Path |
             f"a client certificate needs its key and the other way round: only {certificate or key} is given"
         )
     return context
+
+
+class _Socket(ssl.SSLSocket):
+    """A connection whose peer's certificate is held against the floor, before anything is sent over it."""
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - as the base class has it
+        try:
+            super().do_handshake(block)
+            _check_end(self)
+        except ssl.SSLCertVerificationError:
+            self.close()  # whoever wrapped the socket has no other hold of it
+            raise
+
+
+class _Object(ssl.SSLObject):
+    """The same without a socket: asyncio's."""
+
+    def do_handshake(self) -> None:
+        super().do_handshake()
+        _check_end(self)
+
+
+class _Context(ssl.SSLContext):
+    """A context that compares no dates with a wall clock that is behind."""
+
+    sslsocket_class = _Socket
+    sslobject_class = _Object
+    floor_ms: FloorMs | None = None
+
+    def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:  # noqa: ANN401 - passed on
+        self._heed_the_clock()
+        return super().wrap_socket(*args, **kwargs)
+
+    def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:  # noqa: ANN401 - passed on
+        self._heed_the_clock()
+        return super().wrap_bio(*args, **kwargs)
+
+    def _heed_the_clock(self) -> None:
+        behind = self.floor_ms is not None and self.floor_ms() is not None
+        flags = self.verify_flags & ~NO_CHECK_TIME | (NO_CHECK_TIME if behind else 0)
+        self.verify_flags = ssl.VerifyFlags(flags)
+
+
+def _check_end(connection: ssl.SSLSocket | ssl.SSLObject) -> None:
+    """Raise SSLCertVerificationError where the peer's certificate had expired before the floor."""
+    context = connection.context
+    floor_ms = context.floor_ms() if isinstance(context, _Context) and context.floor_ms is not None else None
+    shown = connection.getpeercert() if floor_ms is not None else None
+    if floor_ms is None or not shown:
+        return
+    end = str(shown["notAfter"])
+    if ssl.cert_time_to_seconds(end) * 1000 < floor_ms:
+        text = f"[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: certificate has expired: {end}"
+        raise ssl.SSLCertVerificationError(1, text)
 
 
 def _load_chain(context: ssl.SSLContext, certificate: Path, key: Path) -> None:

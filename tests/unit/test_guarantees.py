@@ -7,13 +7,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "guarantees.md").read_text()
-RULES = set(re.findall(r"^\| ([BOEURC]\d+) \|", DOCUMENT, re.MULTILINE))
+RULES = set(re.findall(r"^\| ([BOEURTC]\d+) \|", DOCUMENT, re.MULTILINE))
 TESTS = {
     name
     for path in (ROOT / "tests").rglob("test_*.py")
     for name in re.findall(r"^\s*(?:async )?def (test_\w+)", path.read_text(), re.MULTILINE)
 }
-NAMED = {match[1].upper() for name in TESTS if (match := re.match(r"test_([boeurc]\d+)_", name))}
+NAMED = {match[1].upper() for name in TESTS if (match := re.match(r"test_([boeurtc]\d+)_", name))}
 
 
 def test_every_rule_has_a_test_that_bears_its_name() -> None:

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import datetime as dt
+import socket
 import ssl
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,63 @@ def test_tls_1_2_is_refused(ca: Path, tmp_path: Path) -> None:
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(ssl.SSLError, match="(?i)unsupported protocol|protocol.version"):
         handshake(pki.server_context(server.certificate, server.key), old)
+
+
+def ms(when: dt.datetime) -> int:
+    return int(when.timestamp() * 1000)
+
+
+YEAR = dt.timedelta(days=365)
+
+
+def test_t3_where_the_clock_is_behind_a_certificate_of_the_future_is_taken(tmp_path: Path) -> None:
+    # To certificates of ten years ahead the present is what 1970 is to those of today.
+    then = NOW + 10 * YEAR
+    pki.ca_init(tmp_path / "ca", now=then)
+    server = pki.issue_server(tmp_path / "ca", tmp_path / "node", ["127.0.0.1"], now=then)
+    gateway = pki.issue_gateway(tmp_path / "ca", tmp_path / "gw", "truck-7", now=then)
+    floor: int | None = None
+    listener = pki.server_context(server.certificate, server.key, server.ca, floor_ms=lambda: floor)
+    agent = pki.client_context(gateway.ca, gateway.certificate, gateway.key, floor_ms=lambda: floor)
+    with pytest.raises(ssl.SSLCertVerificationError, match="not yet valid"):
+        handshake(listener, agent)
+    floor = ms(then)
+    assert handshake(listener, agent) == ("TLSv1.3", "truck-7")
+    with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
+        handshake(listener, agent, "another.example")
+    floor = None  # the clock was set: dates count again
+    with pytest.raises(ssl.SSLCertVerificationError, match="not yet valid"):
+        handshake(listener, agent)
+
+
+@pytest.mark.parametrize("expired", ["server", "gateway"])
+def test_t3_where_the_clock_is_behind_what_surely_expired_is_refused(ca: Path, tmp_path: Path, expired: str) -> None:
+    days = {"server": 1000, "gateway": 1000, expired: 30}
+    server = pki.issue_server(ca, tmp_path / "node", ["127.0.0.1"], now=NOW, days=days["server"])
+    gateway = pki.issue_gateway(ca, tmp_path / "gw", "truck-7", now=NOW, days=days["gateway"])
+    floor = ms(NOW + YEAR)
+    listener = pki.server_context(server.certificate, server.key, server.ca, floor_ms=lambda: floor)
+    agent = pki.client_context(gateway.ca, gateway.certificate, gateway.key, floor_ms=lambda: floor)
+    with pytest.raises(ssl.SSLCertVerificationError, match="certificate has expired"):
+        handshake(listener, agent)
+
+
+def test_a_blocking_connection_is_checked_before_anything_is_sent(ca: Path, tmp_path: Path) -> None:
+    server = pki.issue_server(ca, tmp_path / "node", ["127.0.0.1"], now=NOW, days=30)
+    near, far = socket.socketpair()
+    listener = pki.server_context(server.certificate, server.key)
+    agent = pki.client_context(server.ca, floor_ms=lambda: ms(NOW + YEAR))
+
+    def serve() -> bytes:
+        with listener.wrap_socket(far, server_side=True) as accepted:
+            return accepted.recv(1)
+
+    with ThreadPoolExecutor(1) as thread:
+        received = thread.submit(serve)
+        with near, pytest.raises(ssl.SSLCertVerificationError, match="certificate has expired"):
+            agent.wrap_socket(near, server_hostname="127.0.0.1")
+        with contextlib.suppress(OSError):  # that it was closed without a word
+            assert received.result(10) == b""
 
 
 def test_what_a_certificate_says(ca: Path, tmp_path: Path) -> None:

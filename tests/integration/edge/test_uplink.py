@@ -229,8 +229,6 @@ async def test_tls_with_certificates_of_both_sides(pki: Path) -> None:
         await until(lambda: cloud.headers and got.link and got.link.has_left(mark))
 
 
-# paho leaves the socket of a failed handshake to the garbage collector.
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning")
 async def test_wrong_certificates_are_said_in_one_line_and_tried_again(
     pki: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

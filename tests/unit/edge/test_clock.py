@@ -51,7 +51,7 @@ class OnMachine(Clock):
         return self.wall_ms(), int(self.mono() * 1e9)
 
 
-def test_a_stamp_of_before_the_clock_was_set_is_corrected_once_it_is() -> None:
+def test_t1_a_stamp_of_before_the_clock_was_set_is_corrected_once_it_is() -> None:
     machine = Machine(0)
     clock = OnMachine(machine)
     machine.step(10)
@@ -94,7 +94,7 @@ def test_what_was_stamped_after_the_sync_was_lost_is_unknown() -> None:
     assert clock.right(*doubtful, "b1") == (TODAY + 7000, "unknown")
 
 
-def test_a_clock_that_jumps_is_asked_for_at_once_and_expires_nothing() -> None:
+def test_t2_a_clock_that_jumps_is_asked_for_at_once_and_expires_nothing() -> None:
     machine = Machine(synced=True)
     clock = OnMachine(machine)
     machine.step(0.5)
@@ -107,7 +107,7 @@ def test_a_clock_that_jumps_is_asked_for_at_once_and_expires_nothing() -> None:
     assert clock.now_ms() == TODAY + 2500
 
 
-def test_a_clock_that_nobody_vouches_for_may_jump_and_nothing_expires() -> None:
+def test_t2_a_clock_that_nobody_vouches_for_may_jump_and_nothing_expires() -> None:
     machine = Machine()
     clock = OnMachine(machine)
     machine.set_ms += 30 * DAY
@@ -135,7 +135,7 @@ def test_the_age_of_a_stamp_does_not_ask_the_wall_clock(tmp_path: Path) -> None:
     assert clock.age_ms(*stamp, "b1") == HOUR + 1000
 
 
-def test_a_clock_at_1970_counts_on_from_what_has_surely_passed(
+def test_t3_a_clock_at_1970_counts_on_from_what_has_surely_passed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     machine = Machine(synced=True)
