@@ -61,14 +61,15 @@ class ForwardSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What goes up, and in frames of which size.
 
     ``filters``, ``exclude``: MQTT topic filters; topics that begin with ``$`` never go. A frame is cut at
-    ``frame_messages``, at ``frame_bytes`` of payload, or when its first message has waited for ``linger_ms``.
+    ``frame_messages``, at ``frame_bytes`` of payload, at what the link takes in half a second, or when its first
+    message has waited for ``linger_ms``.
     ``window_bytes``: encoded frames kept for resends, and so at most in flight. ``body``: see :mod:`edge_agent.bodies`.
     """
 
     filters: tuple[str, ...] = ("#",)
     exclude: tuple[str, ...] = ("cmd/#",)
-    frame_messages: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
-    frame_bytes: Annotated[int, msgspec.Meta(ge=1, le=512 << 10)] = 256 << 10
+    frame_messages: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 4000
+    frame_bytes: Annotated[int, msgspec.Meta(ge=1, le=512 << 10)] = 512 << 10
     linger_ms: Annotated[int, msgspec.Meta(ge=0, le=60_000)] = 200
     window_bytes: _Count = 8 << 20
     body: Body = "auto"

@@ -45,6 +45,10 @@ GATHER: Final = 0.02
 """Seconds between two looks at what was appended: commits come by the hundred."""
 
 
+FIRST_RATIO: Final = 2.0
+"""Bytes of payload a byte of frame, before the first frame of a lane."""
+
+
 class Sender(Protocol):
     """What the forwarder needs of a connection (:class:`edge_agent.uplink.Link`)."""
 
@@ -74,13 +78,17 @@ class Counters:
 
 @dataclass(slots=True)
 class _Reader:
-    """Where a lane is read. ``more``: there may be something; since ``since`` (monotonic), for the linger."""
+    """Where a lane is read. ``more``: there may be something; since ``since`` (monotonic), for the linger.
+
+    ``ratio``: bytes of payload a byte of its last frame.
+    """
 
     lane: Lane
     linger: float
     after: Position | None = None
     more: bool = True
     since: float = float("-inf")
+    ratio: float = FIRST_RATIO
 
 
 class Forwarder:
@@ -162,6 +170,8 @@ class Forwarder:
                     await asyncio.sleep(0)  # devices come first
                 else:
                     held_up = self._is_held_up()
+                    if not held_up:
+                        self.window.pace.starve(self.window.in_flight)
                     await self._sleep(self._until(now))
                     if held_up:
                         self._bodies.waited(self._clock.mono() - now)
@@ -205,10 +215,8 @@ class Forwarder:
         for reader in self._readers:
             if not self._has_turn(reader) or not self._ready(reader, now):
                 continue
-            settings = self._settings
-            lease = await self._buffer.lease(
-                reader.lane.name, reader.after, settings.frame_messages, settings.frame_bytes
-            )
+            count, size = self._settings.frame_messages, self._size(reader)
+            lease = await self._buffer.lease(reader.lane.name, reader.after, count, size)
             if lease is None:
                 reader.more = False
                 continue
@@ -217,12 +225,18 @@ class Forwarder:
                 await self._choose_body(flight)
             # Only now: what the end of a connection cut off before is read again.
             reader.after = lease.end
-            if len(lease.messages) < settings.frame_messages:
+            payload = sum(flight.size for flight in flights)
+            if len(lease.messages) < count and payload < size:
                 reader.since = now  # most likely the end: what follows may gather again
+            reader.ratio = max(1.0, payload / sum(len(flight.data) for flight in flights))
             for flight in flights:
                 self.window.add(flight)
             return True
         return False
+
+    def _size(self, reader: _Reader) -> int:
+        """Return the bytes of payload that the lane's next frame should have: what the link takes in half a second."""
+        return min(self._settings.frame_bytes, int(self.window.pace.frame * reader.ratio))
 
     def _is_held_up(self) -> bool:
         """Tell whether there may be something to read that the window has no room for."""
@@ -244,16 +258,17 @@ class Forwarder:
     def _ready(self, reader: _Reader, now: float) -> bool:
         if not reader.more:
             return False
-        return now >= reader.since + reader.linger or self._is_full(reader.lane.name)
+        return now >= reader.since + reader.linger or self._is_full(reader)
 
-    def _is_full(self, lane: str) -> bool:
+    def _is_full(self, reader: _Reader) -> bool:
         """Tell whether about a frame's worth of a lane is waiting outside of the window."""
-        flights = self.window.frames(lane)
+        flights = self.window.frames(reader.lane.name)
+        wanted = self._size(reader) if self.window.pace.filled else self._settings.frame_bytes
         for backlog in self._buffer.backlog():
-            if backlog.lane == lane:
+            if backlog.lane == reader.lane.name:
                 count = backlog.count - sum(flight.count for flight in flights)
                 size = backlog.bytes - sum(flight.size for flight in flights)
-                return count >= self._settings.frame_messages or size >= 2 * self._settings.frame_bytes
+                return count >= self._settings.frame_messages or size >= 2 * wanted
         return False
 
     def _until(self, now: float) -> float | None:

@@ -19,7 +19,9 @@ time-out doubles with each probe, up to 60 s, and is set anew only by the ack of
 a frame sent twice does not say which of the two it is for (Karn and Partridge, 1987).
 
 **Credit** (U3) bounds the bytes handed out and unacked: absolute, the last one wins, one frame at least, one frame
-before the first. ``limit`` bounds the encoded bytes kept here, for resends; each lane may always hold one frame.
+before the first. So does what the link can take (:mod:`edge_agent.pace`), but that the most urgent lane may go over it
+by a part of a frame: it must not wait for acks. ``limit`` bounds the encoded bytes kept here, for resends; each lane
+may always hold one frame.
 
 **Retry.** A lane whose frame could not be journaled rests: its oldest frame is tried after a pause, which doubles, and
 everything else of it waits for that one's ack.
@@ -33,6 +35,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from edge_agent.buffer.port import Position
+from edge_agent.pace import Mark, Pace
 from waybill.frames.header import VERSION
 from waybill.wire import Ack, RefusedSpan, Span
 
@@ -80,6 +83,7 @@ class Flight:
     left_at: float = 0.0
     order: int = 0
     reason: str = ""
+    mark: Mark | None = None
 
     @property
     def first(self) -> int:
@@ -125,6 +129,8 @@ class Window:
         self._limit = limit
         self._sent = 0  # places of frames in the order they were handed out
         self._shut: frozenset[str] = frozenset()
+        self._urgent = next(iter(self._lanes), "")
+        self.pace = Pace()
         self.credit: int | None = None
         self.unspoken: tuple[int, ...] = ()
         """Versions that the cloud speaks, where ours is not among them: nothing but a probe goes until that changes."""
@@ -154,7 +160,7 @@ class Window:
         """Tell whether a new frame of ``lane`` may be encoded: it could go now, and its bytes may be kept."""
         flights = self._lanes[lane].flights
         waiting = any(flight.stage in (Stage.UNSENT, Stage.REFUSED) for flight in flights)
-        return not waiting and (not flights or self.held < self._limit) and self._allows(0)
+        return not waiting and (not flights or self.held < self._limit) and self._allows(lane, 0)
 
     def add(self, flight: Flight) -> None:
         """Take a new frame."""
@@ -181,14 +187,14 @@ class Window:
             due = self._due(lane)
             if due is not None and due <= now:
                 lane.timeout = min(lane.timeout * 2, MAX_TIMEOUT)
-                return self._hand_out(lane.flights[0])
+                return self._hand_out(lane.flights[0], now)
         for lane in self._lanes.values():
             if lane.resting or lane.name in self._shut:
                 continue
             flight = next((flight for flight in lane.flights if flight.stage is Stage.UNSENT), None)
             if flight is not None:
                 # Where it may not go, no less urgent lane may use up what it waits for.
-                return self._hand_out(flight) if self._allows(len(flight.data)) else None
+                return self._hand_out(flight, now) if self._allows(lane.name, len(flight.data)) else None
         return None
 
     def left(self, flight: Flight, now: float) -> None:
@@ -205,6 +211,7 @@ class Window:
         """The link is gone: everything unacked is sent again on the next one, and credit begins anew."""
         self.credit = None
         self.unspoken = ()
+        self.pace.reset()
         for lane in self._lanes.values():
             lane.timeout, lane.pause, lane.resting = FIRST_TIMEOUT, RETRY_PAUSE, False
             for flight in lane.flights:
@@ -238,14 +245,15 @@ class Window:
 
     # --- within ---
 
-    def _allows(self, size: int) -> bool:
+    def _allows(self, lane: str, size: int) -> bool:
         """Whether a frame of ``size`` bytes may go now; with 0: whether any may."""
         in_flight = self.in_flight
         if in_flight == 0:
             return True
         if self.credit is None or self.unspoken:
             return False
-        return in_flight + max(size, 1) <= self.credit
+        over = self.pace.frame // 4 if lane == self._urgent else 0
+        return in_flight + max(size, 1) <= min(self.credit, self.pace.window + over)
 
     def _due(self, lane: _Lane) -> float | None:
         """When the lane's oldest frame is to be sent again without an ack having come."""
@@ -258,9 +266,10 @@ class Window:
             return max(oldest.left_at, lane.restarted) + lane.timeout
         return None
 
-    def _hand_out(self, flight: Flight) -> Flight:
+    def _hand_out(self, flight: Flight, now: float) -> Flight:
         self._sent += 1
         flight.order = self._sent
+        flight.mark = self.pace.sent(len(flight.data), self.in_flight, now)
         flight.stage = Stage.QUEUED
         self.resent += flight.times > 0
         flight.times += 1
@@ -285,6 +294,8 @@ class Window:
         lane.restarted, lane.resting, lane.pause = now, False, RETRY_PAUSE
         for flight in done:
             if flight.times == 1:
+                if flight.mark is not None and flight.stage in (Stage.QUEUED, Stage.LEFT):
+                    self.pace.acked(len(flight.data), flight.mark, self.in_flight, now)
                 took = now - flight.left_at if flight.stage is Stage.LEFT else 0.0
                 lane.timeout = min(max(FIRST_TIMEOUT, 2 * took), MAX_TIMEOUT)
             elif flight.stage is Stage.LEFT:  # while it is queued, the ack is for an earlier sending of it
