@@ -1,0 +1,116 @@
+"""An agent and an ingest with real certificates at the two ends of an emulated link."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import json
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fleet_simulator.processes import Process, waybill
+from tests.support.link_emulator import CLOUD, EmulatedLink
+from waybill import pki, snapshot
+from waybill.mqtt.codec import publish
+
+NAME = "gw1"
+PORT = 8883
+TOPIC = b"vehicles/V000101/telemetry"
+BATCH = 1000
+
+
+def certificates(directory: Path) -> None:
+    """Make ``ca``, ``server`` and ``gw1`` below ``directory``/pki."""
+    now, ca = dt.datetime.now(dt.UTC), directory / "pki" / "ca"
+    pki.ca_init(ca, now=now)
+    pki.issue_server(ca, directory / "pki" / "server", [CLOUD], now=now)
+    pki.issue_gateway(ca, directory / "pki" / NAME, NAME, now=now)
+
+
+class Site:
+    """Both ends; each is started by who uses it, and stopped at the end of :func:`site`."""
+
+    def __init__(self, directory: Path, link: EmulatedLink, forward: Mapping[str, object], keepalive: int) -> None:
+        self.directory = directory
+        self.link = link
+        self._forward = forward
+        self._keepalive = keepalive
+        pki_dir = directory / "pki"
+        (directory / "cloud.toml").write_text(
+            f'data = "cloud"\n[listener]\naddress = "{CLOUD}:{PORT}"\ncertificate = "{pki_dir}/server/server.pem"\n'
+            f'key = "{pki_dir}/server/server.key"\nca = "{pki_dir}/server/ca.pem"\n[log]\nkind = "embedded"\n'
+            '[[route]]\ntopic = "fleet.telemetry"\n'
+        )
+        cloud = waybill("cloud", "run", "--config", str(directory / "cloud.toml"))
+        agent = waybill("edge", "run", "--config", str(directory / "agent.toml"))
+        self.cloud = Process("cloud ingest", link.within("cloud", cloud), directory / "cloud.log")
+        self.agent = Process("agent", link.within("gateway", agent), directory / "agent.log")
+
+    async def start_agent(self, *, uplink: bool = True) -> None:
+        """Start the agent, with its uplink or without."""
+        text = f'gateway = "{NAME}"\ndata = "agent"\n[[listener]]\nkind = "unix"\npath = "mqtt.sock"\n[forward]\n'
+        text += "".join(f"{key} = {json.dumps(value)}\n" for key, value in self._forward.items())
+        if uplink:
+            mine = self.directory / "pki" / NAME
+            text += f'[uplink]\nurl = "mqtts://{CLOUD}:{PORT}"\nca = "{mine}/ca.pem"\nkeepalive = {self._keepalive}\n'
+            text += f'certificate = "{mine}/gateway.pem"\nkey = "{mine}/gateway.key"\n'
+        (self.directory / "agent.toml").write_text(text)
+        await self.agent.start()
+
+    async def publish(self, messages: Iterable[tuple[bytes, bytes]], client: bytes = b"V000101") -> None:
+        """Publish topics and payloads with QoS 1, and return when all are acknowledged."""
+        reader, writer = await asyncio.open_unix_connection(str(self.directory / "mqtt.sock"))
+        writer.write(
+            b"\x10" + bytes([12 + len(client)]) + b"\x00\x04MQTT\x04\x02\x00\x00\x00" + bytes([len(client)]) + client
+        )
+        assert (await reader.readexactly(4))[3] == 0
+        waiting = 0
+        for number, (topic, payload) in enumerate(messages):
+            writer.write(publish(topic, payload, 2, (number % 65_535 + 1).to_bytes(2, "big")))
+            waiting += 1
+            if waiting == BATCH:
+                await reader.readexactly(4 * waiting)
+                waiting = 0
+        await reader.readexactly(4 * waiting)
+        writer.write(b"\xe0\x00")
+        writer.close()
+        await writer.wait_closed()
+
+    async def snapshot(self) -> dict[str, Any]:
+        """Ask the agent how it is."""
+        answer: dict[str, Any] = await snapshot.request(self.directory / "agent" / "agent.sock", "snapshot")
+        return answer
+
+    async def waiting(self) -> int:
+        """Return how many messages the cloud has not acknowledged yet."""
+        return sum(int(lane["count"]) for lane in (await self.snapshot())["lanes"])
+
+    async def until_online(self, patience: float = 30.0) -> None:
+        """Wait until the agent says that it is."""
+        async with asyncio.timeout(patience):
+            while (await self.snapshot())["link"]["state"] != "online":  # noqa: ASYNC110 - another process's
+                await asyncio.sleep(0.02)
+
+    async def drained(self, patience: float) -> float:
+        """Wait until nothing waits; return the monotonic time of it."""
+        async with asyncio.timeout(patience):
+            while await self.waiting():  # noqa: ASYNC110 - another process's
+                await asyncio.sleep(0.05)
+        return time.monotonic()
+
+
+@contextlib.asynccontextmanager
+async def site(
+    directory: Path, link: EmulatedLink, forward: Mapping[str, object] | None = None, keepalive: int = 20
+) -> AsyncIterator[Site]:
+    """Make a site below ``directory``. ``forward``: keys of the agent's [forward]."""
+    certificates(directory)
+    made = Site(directory, link, forward or {}, keepalive)
+    try:
+        yield made
+    finally:
+        await made.agent.stop()
+        await made.cloud.stop()
