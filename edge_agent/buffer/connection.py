@@ -8,6 +8,7 @@ the errors of automatic ones.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Concatenate, Final, Literal, ParamSpec, TypeVar, cast
 
 import aiosqlite
 
-from edge_agent.buffer.sql import SCHEMA, SCHEMA_VERSION
+from edge_agent.buffer.sql import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from waybill.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -123,6 +126,8 @@ def _prepare(db: sqlite3.Connection, path: Path, synchronous: str) -> None:
                 db.execute(statement)
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    else:
+        _migrate(db, path)
     # What a killed agent's last transaction left in the log may be visible without being on the disk. It must be
     # before its messages count as stored, because a device's copy of them is acknowledged at once (O1).
     checkpoint(db, "TRUNCATE")
@@ -131,12 +136,30 @@ def _prepare(db: sqlite3.Connection, path: Path, synchronous: str) -> None:
 def _check_ours(db: sqlite3.Connection, path: Path) -> None:
     if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise ConfigError(f"{path}: a database, but not a buffer of this program; use another --data")
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version != SCHEMA_VERSION:
+    check_version(path, db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def check_version(path: Path, version: int) -> None:
+    """Raise ConfigError where a file is newer than this program."""
+    if version > SCHEMA_VERSION:
         raise ConfigError(
-            f"{path}: schema version {version}; this program reads {SCHEMA_VERSION}: install a newer one"
-            " or use another --data"
+            f"{path}: schema version {version}; this program reads up to {SCHEMA_VERSION}: a newer one has used this"
+            " file; install that one again, or use another --data"
         )
+
+
+def _migrate(db: sqlite3.Connection, path: Path) -> None:
+    """Bring a file of an older schema up to date, one version after the other.
+
+    A step is one transaction with its number in it: killed at any moment, it is done or not begun. None of them copies
+    messages, so a card that is nearly full has room for it.
+    """
+    for version in range(db.execute("PRAGMA user_version").fetchone()[0] + 1, SCHEMA_VERSION + 1):
+        with transaction(db):
+            for statement in MIGRATIONS[f"to_{version}"].split(";\n"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {version}")
+        log.info("buffer: %s: schema version %d now", path, version)
 
 
 def checkpoint(db: sqlite3.Connection, mode: Literal["PASSIVE", "TRUNCATE"]) -> None:

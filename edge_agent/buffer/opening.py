@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.buffer import repair, salvage
-from edge_agent.buffer.connection import APPLICATION_ID, Connection, connect, read_only, trouble_of
+from edge_agent.buffer.connection import APPLICATION_ID, Connection, check_version, connect, read_only, trouble_of
 from edge_agent.buffer.directory import Directory, log_of, size
 from edge_agent.buffer.mark import Mark
 from edge_agent.buffer.sql import SQL
@@ -57,7 +57,10 @@ async def open_file(directory: Directory, mark: Mark | None, synchronous: str, s
     except (sqlite3.Error, Corrupt) as error:
         if not isinstance(error, Corrupt) and trouble_of(error) != "corrupt":
             raise
-        if mark is None and not salvage.looks_like_ours(path, APPLICATION_ID):
+        identity = salvage.identity(path)
+        if identity is not None:
+            check_version(path, identity[1])
+        if mark is None and (identity is None or identity[0] != APPLICATION_ID):
             raise ConfigError(
                 f"{path}: not a readable database ({error}), and nothing in it is of a buffer; it was left as it is:"
                 " move it away, or use another --data"

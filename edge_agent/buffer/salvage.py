@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from edge_agent.buffer.blocks import checksum
+from edge_agent.buffer.connection import APPLICATION_ID
 from edge_agent.buffer.directory import log_of
 
 MAX_ROW: Final = 64 << 20
@@ -265,16 +266,19 @@ def _is_page_size(size: int) -> bool:
     return 512 <= size <= 1 << 15 and size & (size - 1) == 0  # noqa: PLR2004 - what SQLite allows, but for 64 KiB
 
 
-def looks_like_ours(path: Path, application_id: int) -> bool:
-    """Tell whether a file that SQLite cannot read was a buffer: by its head, or by its first page."""
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return application id and schema version as a file's head has them, readable or not; None: it has no such head.
+
+    A file whose head is damaged is known by the text of its first table.
+    """
     try:
         with path.open("rb") as file:
             page = file.read(_DEFAULT_PAGE)
     except OSError:
-        return False
+        return None
     if page.startswith(_MAGIC):
-        return int.from_bytes(page[68:72], "big") == application_id or b"CREATE TABLE epochs" in page
-    return b"CREATE TABLE epochs" in page
+        return int.from_bytes(page[68:72], "big"), int.from_bytes(page[60:64], "big")
+    return (APPLICATION_ID, 0) if b"CREATE TABLE epochs" in page else None
 
 
 def rows(path: Path, epochs: dict[int, int], *, log_only: bool = False) -> Iterable[Row]:

@@ -1,4 +1,4 @@
--- The buffer's file, schema version 1 (PRAGMA user_version). One program version reads one schema version and, from
+-- The buffer's file, schema version 2 (PRAGMA user_version). One program version reads one schema version and, from
 -- version 2 on, migrates older ones. Times are milliseconds since 1970 UTC.
 
 -- E1: every start of the agent, in order. `boot` tells whether stamps of that start are of the present boot.
@@ -47,6 +47,20 @@ CREATE TABLE damaged (
     head    BLOB    NOT NULL,
     body    BLOB    NOT NULL
 );
+
+-- E5: what is declared as lost, before its receipt goes out on the control lane; the fields of a receipt.
+CREATE TABLE losses (
+    epoch      INTEGER NOT NULL,
+    lane       TEXT    NOT NULL,
+    prev_epoch INTEGER NOT NULL,
+    prev_last  INTEGER NOT NULL,
+    first      INTEGER NOT NULL,
+    last       INTEGER NOT NULL,
+    count      INTEGER NOT NULL,
+    bytes      INTEGER NOT NULL,
+    reason     TEXT    NOT NULL,
+    PRIMARY KEY (epoch, lane, first)
+) WITHOUT ROWID;
 
 -- O3: per client, `frozen` as the server wrote it down (18 bytes an entry: packet id, fingerprint), and `low`: the
 -- messages of the tail before it are proven acknowledged.

@@ -1,4 +1,4 @@
-"""The statements of ``queries.sql`` by name, and the schema."""
+"""The statements of ``queries.sql`` by name, the schema, and what leads to it from older ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from importlib.resources import files
 from typing import Final
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 _HERE = files("edge_agent.buffer")
 
@@ -23,3 +23,4 @@ def _named(text: str) -> dict[str, str]:
 
 SCHEMA: Final = (_HERE / "schema.sql").read_text(encoding="utf-8")
 SQL: Final = _named((_HERE / "queries.sql").read_text(encoding="utf-8"))
+MIGRATIONS: Final = _named((_HERE / "migrations.sql").read_text(encoding="utf-8"))

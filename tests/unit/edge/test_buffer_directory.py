@@ -57,14 +57,6 @@ async def test_another_programs_database_is_refused(tmp_path: Path) -> None:
         await open_sqlite(tmp_path)
 
 
-async def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    await (await open_sqlite(tmp_path)).close()
-    with closing(sqlite3.connect(tmp_path / "buffer.db")) as db:
-        db.execute("PRAGMA user_version = 2")
-    with pytest.raises(ConfigError, match="schema version 2; this program reads 1: install a newer one"):
-        await open_sqlite(tmp_path)
-
-
 async def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"file/data: cannot be used as data directory: Not a directory"):
