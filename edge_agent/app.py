@@ -33,6 +33,7 @@ from edge_agent.forwarder import Forwarder
 from edge_agent.intake import Forward, Intake
 from edge_agent.listener_config import ListenerSettings
 from edge_agent.status import SOCKET, EdgeStatus, LaneState, LinkState, ListenerState, Rate
+from edge_agent.training import FILE, Training
 from waybill import snapshot
 from waybill.errors import ConfigError
 from waybill.lifecycle import Tasks, say
@@ -161,6 +162,9 @@ class Agent:
         self._tasks.start("forwarder", self._forwarder.watch())
         if self._uplink is not None:
             self._tasks.start("uplink", self._uplink.run(self._over))
+            if self._settings.forward.dictionaries:
+                training = Training(self._forwarder.dictionaries, self._buffer, self._settings.data / FILE, self._clock)
+                self._tasks.start("dictionaries", training.run())
         self._tasks.start("rates", self._sample())
 
     async def _over(self, link: Link) -> None:
@@ -178,7 +182,7 @@ class Agent:
 
     async def _stop_tasks(self) -> None:
         await self._server.close()
-        for name in ("mqtt", "passwords", "commands", "uplink", "forwarder", "rates"):
+        for name in ("mqtt", "passwords", "commands", "dictionaries", "uplink", "forwarder", "rates"):
             await self._tasks.cancel(name)
         self._clock.save()
 
@@ -219,6 +223,7 @@ class Agent:
                 ("buffer", asdict(self._buffer.counters)),
                 ("forwarder", asdict(self._forwarder.counters)),
                 ("commands", asdict(self._commands.counters)),
+                ("dictionaries", asdict(self._forwarder.dictionaries.counters)),
             )
             for name, count in one.items()
         }

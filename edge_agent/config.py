@@ -64,6 +64,7 @@ class ForwardSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``frame_messages``, at ``frame_bytes`` of payload, at what the link takes in half a second, or when its first
     message has waited for ``linger_ms``.
     ``window_bytes``: encoded frames kept for resends, and so at most in flight. ``body``: see :mod:`edge_agent.bodies`.
+    ``dictionaries``: see :mod:`edge_agent.dictionaries`.
     """
 
     filters: tuple[str, ...] = ("#",)
@@ -73,6 +74,7 @@ class ForwardSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     linger_ms: Annotated[int, msgspec.Meta(ge=0, le=60_000)] = 200
     window_bytes: _Count = 8 << 20
     body: Body = "auto"
+    dictionaries: bool = True
 
 
 class AmqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -23,6 +23,7 @@ from edge_agent.bodies import Bodies
 from edge_agent.buffer.port import Buffer, Lease, Position, Stored
 from edge_agent.clock import Clock
 from edge_agent.config import ForwardSettings
+from edge_agent.dictionaries import Dictionaries
 from edge_agent.lanes import Lane
 from edge_agent.window import Flight, Window
 from waybill.errors import Unavailable
@@ -107,6 +108,7 @@ class Forwarder:
         self._shut: dict[str, frozenset[str]] = {}
         self.window = Window((lane.name for lane in ordered), settings.window_bytes)
         self._bodies = Bodies(settings.body)
+        self.dictionaries = Dictionaries()
         self._link: Sender | None = None
         self._queued: deque[tuple[Flight, int, int]] = deque()  # handed over: its place in that order, its mark
         self._owed: list[Span] = []
@@ -155,6 +157,7 @@ class Forwarder:
         self.error = ""
         self._link = link
         self._bodies.connected()
+        self.dictionaries.connected()
         try:
             while True:
                 self._look()
@@ -196,6 +199,7 @@ class Forwarder:
         self._wake.set()
         self._note(before)
         self._owed += settled.spans
+        self.dictionaries.settled(settled.spans)
         await self._settle()
         for flight in settled.refused:
             await self._cut_anew(flight)
@@ -223,6 +227,7 @@ class Forwarder:
             flights = self._frames(lease, lease.messages, lease.first)
             for flight in flights:
                 await self._choose_body(flight)
+                self.dictionaries.sent(flight.lane, flight.data, now)
             # Only now: what the end of a connection cut off before is read again.
             reader.after = lease.end
             payload = sum(flight.size for flight in flights)
@@ -251,7 +256,7 @@ class Forwarder:
             self._bodies.encoded(flight.count)
             return
         began, before = self._clock.mono(), len(flight.data)
-        flight.data = await asyncio.to_thread(in_columns, flight.data)
+        flight.data = await asyncio.to_thread(in_columns, flight.data, self.dictionaries.usable(flight.lane))
         self._bodies.encoded(flight.count, self._clock.mono() - began)
         self.counters.columns += len(flight.data) < before
 
@@ -294,7 +299,7 @@ class Forwarder:
 
     def _frames(self, lease: Lease, messages: Sequence[Stored], first: int, *, anew: bool = False) -> list[Flight]:
         """Encode ``messages`` of ``lease`` as one frame, or as several where one would be too large (B4)."""
-        data = self._encode(lease, messages, first)
+        data = self._encode(lease, messages, first, anew=anew)
         if len(data) > MAX_FRAME and len(messages) > 1:
             half = len(messages) // 2
             return [
@@ -307,8 +312,9 @@ class Forwarder:
             Flight(lease.lane, lease.epoch, at, len(messages), lease.prev_epoch, lease.prev_last, size, data, anew=anew)
         ]
 
-    def _encode(self, lease: Lease, messages: Sequence[Stored], first: int) -> bytes:
+    def _encode(self, lease: Lease, messages: Sequence[Stored], first: int, *, anew: bool) -> bytes:
         lane = self._lanes[lease.lane]
+        self.dictionaries.leased(lease, messages, first)
         messages, clock = self._clock.stamped(messages, lease.boot)
         base = messages[0].wall_ms
         sources: dict[tuple[str, str], int] = {}
@@ -329,6 +335,7 @@ class Forwarder:
             base_ms=base,
             sources=list(sources),
             rows=rows,
+            dictionary=None if anew else self.dictionaries.usable(lease.lane),
         )
 
     # --- refused (U4) ---
@@ -354,8 +361,11 @@ class Forwarder:
             "the cloud refused frame %s/%d..%d of epoch %d: %s; it is encoded anew",
             flight.lane, flight.first, flight.last, flight.epoch, flight.reason,
         )  # fmt: skip
-        if read_header(flight.data).codec == COLUMNS:
+        header = read_header(flight.data)
+        if header.codec == COLUMNS:
             self._bodies.refused()
+        if header.dictionary:
+            self.dictionaries.refused()
         part = max(1, (flight.count + 1) // 2) if flight.anew else flight.count
         pieces = [piece async for piece in self._again(flight, part)]
         # What is not there any more was settled or declared meanwhile.

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import msgspec
 
 from edge_agent.config import UplinkSettings
-from waybill.frames import FrameHeader, decode, read_header
+from waybill.frames import Dictionary, FrameHeader, decode, read_header
 from waybill.mqtt.server import MqttServer
 from waybill.mqtt.settings import Client, Hooks
 from waybill.mqtt.state import Batch, SavedState
-from waybill.wire import Ack, Envelope, RefusedSpan, Span, State, ack_topic, down_topic, encode
+from waybill.wire import DICTIONARY_TOPIC, Ack, Envelope, RefusedSpan, Span, State, ack_topic, down_topic, encode
 
 GATEWAY = "gw1"
 
@@ -94,7 +94,13 @@ class Cloud:
     def by_seq(self, lane: str) -> dict[tuple[int, int], bytes]:
         """Payload by epoch and seq, as the router's ledger would let them through."""
         found: dict[tuple[int, int], bytes] = {}
-        for one in map(decode, self.journal):
+        dictionaries: dict[int, Dictionary] = {}
+        for frame in self.journal:
+            one = decode(frame, dictionary=dictionaries.get(read_header(frame).dictionary))  # journaled before it
+            for source, _, _, payload, _ in one.rows:
+                if one.sources[source][0] == DICTIONARY_TOPIC:
+                    brought = Dictionary(payload)
+                    dictionaries[brought.id] = brought
             if one.header.lane == lane:
                 for seq, row in enumerate(one.rows, one.header.first):
                     found.setdefault((one.header.epoch, seq), row[3])

@@ -20,7 +20,7 @@ from edge_agent.config import ForwardSettings
 from edge_agent.forwarder import MAX_FRAME, Forwarder
 from edge_agent.lanes import complete
 from waybill.errors import Unavailable
-from waybill.frames import Frame, decode
+from waybill.frames import Dictionary, Frame, decode
 from waybill.frames import in_columns as encode_columns
 from waybill.frames.header import COLUMNS, PLAIN
 from waybill.mqtt.codec import publish
@@ -304,7 +304,7 @@ async def test_auto_takes_columns_while_the_link_makes_it_wait_and_no_longer(mon
             await made.on_ack(Ack((Span(header.epoch, header.lane, header.first, header.last),)))
             return mark
 
-    def working(frame: bytes) -> bytes:
+    def working(frame: bytes, _dictionary: Dictionary | None) -> bytes:
         clock.now += 0.002
         return encode_columns(frame)
 
@@ -346,7 +346,7 @@ async def test_a_slow_encoder_holds_up_nobody_and_what_a_lost_link_cuts_off_is_s
 ) -> None:
     entered, go_on, waited = threading.Event(), threading.Event(), list[bool]()
 
-    def slow(frame: bytes) -> bytes:
+    def slow(frame: bytes, _dictionary: Dictionary | None) -> bytes:
         entered.set()
         waited.append(go_on.wait(10))
         return encode_columns(frame)
