@@ -1,11 +1,13 @@
 """Which body the next frame gets. Pure: times come in.
 
 ``columns`` makes a frame three to four times smaller than ``plain`` for ten times the work. So it is the one to take
-while the forwarder has nothing better to do than to wait: for the link to take bytes, or for credit. Over the last few
-frames the waiting is compared with the work that columns are for them:
+while the forwarder has nothing better to do than to wait: for the link to take bytes, for credit, or for messages. Over
+the last few frames the waiting is compared with the work that columns are for them:
 
     plain ──▶ columns   it waited for longer than the work would have taken
     columns ──▶ plain   it waits for less than a quarter of the work: bytes do not limit any more, the work does
+
+Waiting for messages counts for a quarter: devices want the processor, too. A new link is taken for a slow one.
 """
 
 from __future__ import annotations
@@ -39,9 +41,9 @@ class Bodies:
     def connected(self) -> None:
         """Begin anew: another connection may be another link, and another receiver."""
         self._refused = False
-        self._chosen = False
+        self._chosen = True
         self._pause = 0.0
-        self._waited = 0.0
+        self._waited = LONGEST
         self._work = 0.0
 
     @property
@@ -53,6 +55,10 @@ class Bodies:
         """The forwarder had something to send, and waited for the link or for credit."""
         if seconds > GRAIN:
             self._pause += seconds
+
+    def idled(self, seconds: float) -> None:
+        """The forwarder had nothing to send."""
+        self.waited(seconds / 4)
 
     def encoded(self, messages: int, seconds: float | None = None) -> None:
         """A frame is encoded. ``seconds``: what columns took; None where it is plain."""

@@ -176,8 +176,7 @@ class Forwarder:
                     if not held_up:
                         self.window.pace.starve(self.window.in_flight)
                     await self._sleep(self._until(now))
-                    if held_up:
-                        self._bodies.waited(self._clock.mono() - now)
+                    (self._bodies.waited if held_up else self._bodies.idled)(self._clock.mono() - now)
         finally:
             self._link = None
             self._queued.clear()

@@ -17,18 +17,31 @@ def frames(bodies: Bodies, count: int, *, waited: float, worked: float = 0.02) -
     return chosen
 
 
-def test_a_link_that_makes_nobody_wait_gets_plain() -> None:
-    assert not any(frames(Bodies("auto"), 100, waited=0.0))
+def fast() -> Bodies:
+    """Return one that has found its link to be fast."""
+    bodies = Bodies("auto")
+    frames(bodies, 40, waited=0.0)
+    return bodies
+
+
+def test_a_new_link_is_taken_for_a_slow_one_until_nobody_waited_for_a_while() -> None:
+    chosen = frames(Bodies("auto"), 100, waited=0.0)
+    assert all(chosen[:5])
+    assert not any(chosen[30:])
 
 
 def test_a_link_that_waits_for_longer_than_the_work_takes_gets_columns_at_once_and_keeps_them() -> None:
-    assert frames(Bodies("auto"), 100, waited=0.1) == [False] + [True] * 99
+    assert frames(fast(), 100, waited=0.3) == [False] + [True] * 99
+    assert all(frames(Bodies("auto"), 100, waited=0.1))
 
 
-def test_the_first_frames_of_a_connection_say_nothing_until_the_link_is_full() -> None:
-    bodies = Bodies("auto")
-    assert not any(frames(bodies, 20, waited=0.0))
-    assert frames(bodies, 20, waited=0.3)[-1]
+def test_who_waits_for_messages_gets_columns_while_they_are_a_small_part_of_its_time() -> None:
+    for seconds, columns in ((0.01, False), (0.3, True)):
+        bodies = fast()
+        for _ in range(40):
+            bodies.idled(seconds)
+            bodies.encoded(1000, 0.02 if bodies.columns else None)
+        assert bodies.columns == columns
 
 
 def test_waits_in_one_of_four_frames_are_enough() -> None:
@@ -60,7 +73,7 @@ def test_a_link_that_hung_is_forgotten_soon() -> None:
 
 
 def test_what_the_event_loop_takes_is_no_wait() -> None:
-    bodies = Bodies("auto")
+    bodies = fast()
     for _ in range(100):
         bodies.waited(0.004)
         bodies.encoded(10)
