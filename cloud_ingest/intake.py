@@ -28,6 +28,10 @@ ONE_FRAME: Final = 1 << 20
 """Bytes of the largest frame that a gateway sends; credit is never below it (U3)."""
 
 
+AGAIN: Final = 60.0
+"""Seconds after which an ack says the credit again, although it has not changed: it may have been lost (U3)."""
+
+
 class Journal(Protocol):
     """The part of a :class:`~cloud_ingest.journal.port.Log` that the intake needs."""
 
@@ -114,7 +118,7 @@ class Intake:
         self._credit = credit
         self._queues: dict[str, _Queue] = {}
         self._room = asyncio.Event()
-        self._listening: set[str] = set()
+        self._told: dict[str, tuple[int, float]] = {}  # who listens: the credit last told, and when
         self.counters = IntakeCounters()
         self.pending = 0
         self.fault = ""
@@ -211,7 +215,7 @@ class Intake:
                 item.done.set_result(acknowledge)
         self.counters.refused += len(refused)
         self.counters.retried += len(retry)
-        return Ack(merged(journaled), self.credit(), tuple(refused), merged(retry), versions)
+        return Ack(merged(journaled), self._news(gateway), tuple(refused), merged(retry), versions)
 
     async def _append(self, gateway: str, frame: bytes) -> bool:
         """Journal one frame. False where that is not possible now. Raises Refused."""
@@ -235,24 +239,35 @@ class Intake:
 
     def listening(self, gateway: str) -> None:
         """``gateway`` has subscribed to its ``ack`` topic: from now on it is told its credit (U3)."""
-        self._listening.add(gateway)
-        self._send(gateway, Ack(credit=self.credit()))
+        self._told[gateway] = 0, 0.0
+        self._send(gateway, Ack(credit=self._news(gateway)))
+
+    def _news(self, gateway: str) -> int | None:
+        """Return the credit of ``gateway`` where it has changed, or was told so long ago that it may be lost."""
+        told, at = self._told.get(gateway, (0, 0.0))
+        credit, now = self.credit(), asyncio.get_running_loop().time()
+        if credit == told and now - at < AGAIN:
+            return None
+        if gateway in self._told:
+            self._told[gateway] = credit, now
+        return credit
 
     def gone(self, gateway: str) -> None:
         """``gateway`` is not connected any more."""
-        self._listening.discard(gateway)
+        self._told.pop(gateway, None)
 
     def credit(self) -> int:
         """Return the bytes that each gateway may have in flight: its share of the free memory, at least one frame."""
-        share = (self._memory - self.pending) // max(1, len(self._listening))
+        share = (self._memory - self.pending) // max(1, len(self._told))
         return max(ONE_FRAME, min(self._credit, share))
 
     async def renew_credit(self, every: float = 15.0) -> None:
-        """Tell every gateway its credit ``every`` seconds (U3: a lost one must not last), until cancelled."""
+        """Tell each gateway whose credit has changed, ``every`` seconds, until cancelled."""
         while True:
             await asyncio.sleep(every)
-            for gateway in tuple(self._listening):
-                self._send(gateway, Ack(credit=self.credit()))
+            for gateway, (told, _) in tuple(self._told.items()):
+                if self.credit() != told:
+                    self._send(gateway, Ack(credit=self._news(gateway)))
 
     async def close(self, patience: float) -> None:
         """Take nothing more; wait ``patience`` seconds at most until what was taken is journaled and answered.

@@ -80,8 +80,13 @@ class RefusedSpan(msgspec.Struct, frozen=True, array_like=True):
     reason: str
 
 
-class Ack(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The cloud's answer to frames, MessagePack map.
+class Ack(
+    msgspec.Struct,
+    frozen=True,
+    omit_defaults=True,
+    rename={"journaled": "j", "credit": "c", "refused": "r", "retry": "t", "versions": "v"},
+):
+    """The cloud's answer to frames, MessagePack map; each key is one letter, because it comes with every frame.
 
     ``journaled``: spans that are durable in the journal: the gateway may delete them.
     ``credit``: bytes of frames that may be in flight from now on (U3: absolute, the last one wins).

@@ -26,7 +26,7 @@ def test_an_envelope_comes_back() -> None:
 
 
 def test_fields_added_later_are_ignored() -> None:
-    assert decode_ack(msgspec.msgpack.encode({"credit": 3, "colour": "blue"})) == Ack(credit=3)
+    assert decode_ack(msgspec.msgpack.encode({"c": 3, "colour": "blue"})) == Ack(credit=3)
 
 
 NOT_UTF8 = b"\xa1\xff"
@@ -38,8 +38,8 @@ NOT_UTF8 = b"\xa1\xff"
         b"",
         b"\xc1",
         b"\x93\x01\x02\x03",
-        msgspec.msgpack.encode({"credit": "much"}),
-        b"\x82\xa7refused\x91\x95\x05" + NOT_UTF8 + b"\x01\x01\xa1x\xa2id" + NOT_UTF8,
+        msgspec.msgpack.encode({"c": "much"}),
+        b"\x82\xa1r\x91\x95\x05" + NOT_UTF8 + b"\x01\x01\xa1x\xa2id" + NOT_UTF8,
         b"\x81\xa1x" + b"\x91" * 100_000,
     ],
 )
