@@ -9,7 +9,8 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from fleet_simulator.processes import Process, waybill
 from tests.support.link_emulator import CLOUD, EmulatedLink
@@ -18,8 +19,8 @@ from waybill.mqtt.codec import publish
 
 NAME = "gw1"
 PORT = 8883
-TOPIC = b"vehicles/V000101/telemetry"
 BATCH = 1000
+"""Unacknowledged messages of a device."""
 
 
 def certificates(directory: Path) -> None:
@@ -28,6 +29,42 @@ def certificates(directory: Path) -> None:
     pki.ca_init(ca, now=now)
     pki.issue_server(ca, directory / "pki" / "server", [CLOUD], now=now)
     pki.issue_gateway(ca, directory / "pki" / NAME, NAME, now=now)
+
+
+class Device:
+    """A connection to a Unix socket of an MQTT broker that publishes with QoS 1."""
+
+    def __init__(self, socket: Path, client: bytes = b"V000101") -> None:
+        self._socket = socket
+        self._client = client
+        self._number = 0
+
+    async def __aenter__(self) -> Self:
+        self._reader, self._writer = await asyncio.open_unix_connection(str(self._socket))
+        name = bytes([0, len(self._client)]) + self._client
+        self._writer.write(b"\x10" + bytes([10 + len(name)]) + b"\x00\x04MQTT\x04\x02\x00\x00" + name)
+        assert (await self._reader.readexactly(4))[3] == 0
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.write(b"\xe0\x00")
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+    async def publish(self, messages: Iterable[tuple[bytes, bytes]]) -> None:
+        """Publish topics and payloads, and return when all are acknowledged."""
+        waiting = 0
+        for topic, payload in messages:
+            self._number = self._number % 65_535 + 1
+            self._writer.write(publish(topic, payload, 2, self._number.to_bytes(2, "big")))
+            waiting += 1
+            if waiting == BATCH:
+                await self._reader.readexactly(4 * waiting)
+                waiting = 0
+        await self._reader.readexactly(4 * waiting)
 
 
 class Site:
@@ -60,24 +97,10 @@ class Site:
         (self.directory / "agent.toml").write_text(text)
         await self.agent.start()
 
-    async def publish(self, messages: Iterable[tuple[bytes, bytes]], client: bytes = b"V000101") -> None:
-        """Publish topics and payloads with QoS 1, and return when all are acknowledged."""
-        reader, writer = await asyncio.open_unix_connection(str(self.directory / "mqtt.sock"))
-        writer.write(
-            b"\x10" + bytes([12 + len(client)]) + b"\x00\x04MQTT\x04\x02\x00\x00\x00" + bytes([len(client)]) + client
-        )
-        assert (await reader.readexactly(4))[3] == 0
-        waiting = 0
-        for number, (topic, payload) in enumerate(messages):
-            writer.write(publish(topic, payload, 2, (number % 65_535 + 1).to_bytes(2, "big")))
-            waiting += 1
-            if waiting == BATCH:
-                await reader.readexactly(4 * waiting)
-                waiting = 0
-        await reader.readexactly(4 * waiting)
-        writer.write(b"\xe0\x00")
-        writer.close()
-        await writer.wait_closed()
+    @property
+    def socket(self) -> Path:
+        """The Unix socket where devices connect."""
+        return self.directory / "mqtt.sock"
 
     async def snapshot(self) -> dict[str, Any]:
         """Ask the agent how it is."""
@@ -87,6 +110,13 @@ class Site:
     async def waiting(self) -> int:
         """Return how many messages the cloud has not acknowledged yet."""
         return sum(int(lane["count"]) for lane in (await self.snapshot())["lanes"])
+
+    async def buffer(self, messages: Iterable[tuple[bytes, bytes]]) -> None:
+        """Let an agent that has no uplink take messages in, and stop it."""
+        await self.start_agent(uplink=False)
+        async with Device(self.socket) as device:
+            await device.publish(messages)
+        await self.agent.stop()
 
     async def until_online(self, patience: float = 30.0) -> None:
         """Wait until the agent says that it is."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -23,6 +24,8 @@ CLOUD: Final = "10.66.0.2"
 
 Side = Literal["gateway", "cloud"]
 Direction = Literal["up", "down", "both"]
+_numbers = itertools.count(1)
+
 Counts = dict[str, dict[str, float]]
 """``up`` and ``down``, each with bytes, packets, lost, dropped and busy seconds; see ``link_emulator.c``."""
 
@@ -63,7 +66,8 @@ class EmulatedLink:
 @contextlib.asynccontextmanager
 async def emulated_link(**values: float) -> AsyncIterator[EmulatedLink]:
     """Make the namespaces and the link; both are gone at the end. ``values``: as in :meth:`EmulatedLink.set`."""
-    spaces: dict[Side, str] = {side: f"wb{os.getpid()}-{side}" for side in ("gateway", "cloud")}
+    number = next(_numbers)
+    spaces: dict[Side, str] = {side: f"wb{os.getpid()}-{number}-{side}" for side in ("gateway", "cloud")}
     for space in spaces.values():
         _ip("netns", "add", space)
     try:
