@@ -69,6 +69,8 @@ async def main(settings: Settings) -> int:
             await ingest.start()
             ingest.tasks.heed_signals()
             say(f"listening on {ingest.listener.address}")
+            if ingest.listener.websocket_address:
+                say(f"listening on {ingest.listener.websocket_address} (WebSocket)")
             await ingest.tasks.until_stopped()
         finally:
             await ingest.stop()
@@ -91,6 +93,7 @@ class Ingest:
         self.listener = Listener(
             config.listener,
             self.log,
+            websocket=config.websocket,
             closed=self._closed,
             attached=self.dispatcher.attach,
             detached=self.dispatcher.detach,
@@ -193,6 +196,7 @@ class Ingest:
             version=importlib.metadata.version("waybill"),
             log="kafka" if isinstance(self._settings.log, Kafka) else "embedded",
             address=self.listener.address,
+            websocket=self.listener.websocket_address,
             started_ms=self._started_ms,
             now_ms=_now_ms(),
             state="waiting" if self._fault else "running",

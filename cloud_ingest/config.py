@@ -6,6 +6,7 @@
     data = "/var/lib/waybill-cloud" # the embedded log and the socket for tools
 
     [listener]                      # where gateways connect
+    [websocket]                     # where else: those that nothing but port 443 is open to
     [log]                           # kind = "embedded" or "kafka"
     [topics]                        # names and partitions of the internal topics
     [[route]]                       # MQTT filter -> Kafka topic and key; the first that matches wins
@@ -54,6 +55,18 @@ class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def tls(self) -> bool:
         """Whether gateways show certificates."""
         return bool(self.certificate)
+
+
+class WebSocket(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where gateways connect over WebSockets, too. ``address``: HOST:PORT.
+
+    ``certificate``, ``key``: PEM; without them they are the listener's. All else is as there: who a gateway is, and the
+    limits, which hold for both together.
+    """
+
+    address: str
+    certificate: str = ""
+    key: str = ""
 
 
 class Topics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -120,11 +133,15 @@ DEFAULT_ROUTES: Final = (Route(topic="fleet.telemetry"),)
 
 
 class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file. ``log``: ``kind`` and the keys of that kind; its keys are checked by the log that reads them."""
+    """The whole file. ``websocket``: None where there is no such listener.
+
+    ``log``: ``kind`` and the keys of that kind; its keys are checked by the log that reads them.
+    """
 
     data: str
     deployment: str = "waybill"
     listener: Listener = Listener()
+    websocket: WebSocket | None = None
     log: dict[str, Any] = {}
     topics: Topics = Topics()
     route: tuple[Route, ...] = DEFAULT_ROUTES
@@ -174,6 +191,12 @@ _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _ROUTE_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,245}")  # Kafka's limit is 249, and ".dlq" comes behind it
 
 
+_OPEN: Final = (
+    "without certificates: plain TCP is for loopback only, because there a client may call itself any gateway; add "
+    "certificate, key and ca to [listener] (waybill cloud ca init makes them), or listen on 127.0.0.1"
+)
+
+
 def read(path: Path) -> Settings:
     """Read and check a configuration file. Raises ConfigError, which names file, key and mend."""
     return check(load(path, CloudConfig), path.resolve().parent, str(path))
@@ -198,9 +221,15 @@ def check(config: CloudConfig, base: Path, where: str) -> Settings:
     if not _DEPLOYMENT.fullmatch(config.deployment):
         raise ConfigError(f"{where}: deployment {config.deployment!r}: use 1 to 100 letters, digits, '.', '_', '-'")
     _check_listener(config.listener, where)
+    if config.websocket is not None:
+        _check_websocket(config.websocket, config.listener, where)
     _check_topics(config, where)
     data = base / config.data
-    listener = config.listener
+    listener, websocket = config.listener, config.websocket
+    if websocket is not None and websocket.certificate:
+        websocket = msgspec.structs.replace(
+            websocket, certificate=str(base / websocket.certificate), key=str(base / websocket.key)
+        )
     if listener.tls:
         listener = msgspec.structs.replace(
             listener,
@@ -208,7 +237,7 @@ def check(config: CloudConfig, base: Path, where: str) -> Settings:
             key=str(base / listener.key),
             ca=str(base / listener.ca),
         )
-    config = msgspec.structs.replace(config, listener=listener)
+    config = msgspec.structs.replace(config, listener=listener, websocket=websocket)
     return Settings(config, data, _log(config.log, base, data, where), where)
 
 
@@ -219,11 +248,7 @@ def _check_listener(listener: Listener, where: str) -> None:
         missing = ", ".join(sorted({"certificate", "key", "ca"} - set(given)))
         raise ConfigError(f"{where}: [listener] {missing} is missing: TLS needs certificate, key and ca together")
     if not given and not is_loopback(host):
-        raise ConfigError(
-            f"{where}: [listener] address {listener.address!r} without certificates: plain TCP is for loopback only, "
-            "because there a client may call itself any gateway; add certificate, key and ca "
-            "(waybill cloud ca init makes them), or listen on 127.0.0.1"
-        )
+        raise ConfigError(f"{where}: [listener] address {listener.address!r} {_OPEN}")
     for name in ("max_frame", "memory", "credit", "connections"):
         if getattr(listener, name) < 1:
             raise ConfigError(f"{where}: [listener] {name} must be at least 1")
@@ -231,6 +256,18 @@ def _check_listener(listener: Listener, where: str) -> None:
         raise ConfigError(f"{where}: [listener] memory must hold two frames: at least {2 * listener.max_frame} bytes")
     if listener.connect_timeout <= 0:
         raise ConfigError(f"{where}: [listener] connect_timeout must be more than 0 seconds")
+
+
+def _check_websocket(websocket: WebSocket, listener: Listener, where: str) -> None:
+    host, _ = address(websocket.address, f"{where}: [websocket] address")
+    if bool(websocket.certificate) != bool(websocket.key):
+        raise ConfigError(f"{where}: [websocket] certificate and key go together: give both, or neither")
+    if websocket.certificate and not listener.tls:
+        raise ConfigError(
+            f"{where}: [listener] certificate, key and ca are missing: [websocket] has TLS with them alone"
+        )
+    if not listener.tls and not is_loopback(host):
+        raise ConfigError(f"{where}: [websocket] address {websocket.address!r} {_OPEN}")
 
 
 def _check_topics(config: CloudConfig, where: str) -> None:

@@ -11,6 +11,7 @@ Without certificates (plain TCP on loopback) a gateway is who its client id says
 from __future__ import annotations
 
 import logging
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,15 +62,17 @@ class Listener:
         settings: config.Listener,
         journal: Journal,
         *,
+        websocket: config.WebSocket | None = None,
         closed: Callable[[], str],
         attached: Callable[[str], None],
         detached: Callable[[str], None],
     ) -> None:
-        """``closed``: why nothing can be journaled at present, or empty.
+        """``websocket``: where else it listens. ``closed``: why nothing can be journaled at present, or empty.
 
         ``attached``, ``detached``: told when a gateway listens on its ``down`` topic, and when it no longer does.
         """
         self._settings = settings
+        self._websocket = websocket
         self._attached = attached
         self._detached = detached
         # Half of the memory is for frames on their way to the journal, half for what was read and not looked at yet.
@@ -109,27 +112,38 @@ class Listener:
         )
         self.connected: dict[str, Connected] = {}
         self.address = ""
+        self.websocket_address = ""
         self._notices = Notices()
         self._running = False
 
     async def start(self) -> None:
         """Listen. Raises ConfigError (certificates), Unavailable (the address is taken)."""
-        settings = self._settings
-        context = None
-        if settings.tls:
-            context = pki.server_context(Path(settings.certificate), Path(settings.key), Path(settings.ca))
+        settings, websocket = self._settings, self._websocket
+        contexts = [self._context(settings)]
+        if websocket is not None:
+            contexts.append(self._context(websocket if websocket.certificate else settings))
         await self.server.start()
         self._running = True
         self.server.subscribe(wire.state_topic("+"), self._on_state)
-        host, port = address(settings.address)
-        bound, port = await self.server.listen(host, port, context)
-        self.address = f"[{bound}]:{port}" if ":" in bound else f"{bound}:{port}"
-        if context is None:
+        self.address = await self._listen(settings.address, contexts[0])
+        if websocket is not None:
+            self.websocket_address = await self._listen(websocket.address, contexts[1], websocket=True)
+        if not settings.tls:
             log.warning(
                 "plain TCP on %s: a client may call itself any gateway; this is for a first look on one machine, "
                 "anywhere else use certificates",
                 self.address,
             )
+
+    def _context(self, files: config.Listener | config.WebSocket) -> ssl.SSLContext | None:
+        if not self._settings.tls:
+            return None
+        return pki.server_context(Path(files.certificate), Path(files.key), Path(self._settings.ca))
+
+    async def _listen(self, where: str, context: ssl.SSLContext | None, *, websocket: bool = False) -> str:
+        host, port = address(where)
+        bound, port = await self.server.listen(host, port, context, websocket=websocket)
+        return f"[{bound}]:{port}" if ":" in bound else f"{bound}:{port}"
 
     async def close(self, patience: float) -> None:
         """Answer what was taken, within ``patience`` seconds, then stop. What is not answered is sent again."""
@@ -209,9 +223,13 @@ class Listener:
             try:
                 if len(message.payload) > STATE_BYTES:
                     raise msgspec.ValidationError(f"{len(message.payload)} bytes, at most {STATE_BYTES}")
-                gateway.state = _decode_state(message.payload)
+                state = _decode_state(message.payload)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 log.warning("gateway %s: its state is not readable: %s", message.client_id, error)
+                return
+            # The will of a connection that this one has replaced comes after the new one was accepted.
+            if state.state == "online":
+                gateway.state = state
 
 
 def _refuse(info: ConnectInfo, code: ConnackCode, reason: str) -> ConnackCode:

@@ -83,7 +83,8 @@ class CloudSnapshot(msgspec.Struct, frozen=True):
     """One ingest process. ``state``: ``running``, or ``waiting`` for its log, and ``fault`` says why.
 
     ``denied``: publishes and subscriptions under another's topics; ``refused``: connections; ``handshakes``: failed
-    TLS handshakes. ``routed_per_second``: messages, over the last few seconds. Times: milliseconds since 1970 UTC.
+    TLS handshakes. ``routed_per_second``: messages, over the last few seconds. ``websocket``: the address of that
+    listener, empty without. Times: milliseconds since 1970 UTC.
     """
 
     deployment: str
@@ -104,6 +105,7 @@ class CloudSnapshot(msgspec.Struct, frozen=True):
     partitions: tuple[PartitionSnapshot, ...] = ()
     commands: CommandsSnapshot = CommandsSnapshot()
     alarms: tuple[AlarmSnapshot, ...] = ()
+    websocket: str = ""
 
 
 class Rates:
@@ -132,6 +134,7 @@ def render(shot: CloudSnapshot) -> RenderableType:
         (f"{shot.deployment} ", "bold"),
         (shot.state, "green" if shot.state == "running" else "yellow"),
         f" on {shot.address}, {shot.log} log, version {shot.version}, up {_span(now - shot.started_ms)}",
+        f", WebSockets on {shot.websocket}" if shot.websocket else "",
     )
     parts: list[RenderableType] = [head]
     parts += [

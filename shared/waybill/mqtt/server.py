@@ -124,7 +124,7 @@ class MqttServer:
         """
         wire: type[Wire] = Wire
         if websocket:
-            from waybill.mqtt.websocket import WebSocketWire  # only where it is used: the cloud has no such library
+            from waybill.mqtt.websocket import WebSocketWire  # only where it is used: it takes memory
 
             wire = WebSocketWire
         listener = Listener(name, limits or self.settings, wire, ssl_context)

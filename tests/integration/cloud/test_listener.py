@@ -198,6 +198,47 @@ async def test_the_state_and_the_will_of_a_gateway_are_seen(ingest: Ingest, cert
     await until(lambda: not ingest.snapshot().gateways)
 
 
+async def test_the_will_of_a_connection_that_was_taken_over_is_not_the_gateways_state(
+    ingest: Ingest, certificates: Pki
+) -> None:
+    context, topic = certificates.gateway("g1"), wire.state_topic("g1")
+    will = aiomqtt.Will(topic, b'{"state":"offline","reason":"connection lost"}', qos=1, retain=True)
+    heard: list[bytes] = []
+    ingest.listener.server.subscribe(topic, lambda message: heard.append(bytes(message.payload)))
+    with contextlib.suppress(aiomqtt.MqttError):  # it is taken over
+        async with client(ingest, "g1", context, will=will) as first:
+            await first.publish(topic, b'{"state":"online","version":"1"}', qos=1, retain=True)
+            async with client(ingest, "g1", context, will=will) as second:
+                await until(lambda: heard[1:] == [will.payload])
+                assert ingest.listener.connected["g1"].state is None  # not known yet, and not offline
+                await second.publish(topic, b'{"state":"online","version":"2"}', qos=1, retain=True)
+                assert ingest.listener.connected["g1"].state == State("online", version="2")
+
+
+async def test_over_websockets_too_a_gateway_is_who_its_certificate_says(tmp_path: Path, certificates: Pki) -> None:
+    made = config.CloudConfig(
+        data=str(tmp_path / "data"),
+        listener=certificates.listener(),
+        websocket=config.WebSocket("127.0.0.1:0", str(certificates.server.certificate), str(certificates.server.key)),
+    )
+    async with running(config.check(made, tmp_path, "test")) as ingest:
+        port = int(ingest.listener.websocket_address.rpartition(":")[2])
+
+        def over(name: str, context: Any) -> aiomqtt.Client:
+            return aiomqtt.Client(
+                "127.0.0.1", port, identifier=name, tls_context=context, timeout=5, transport="websockets"
+            )
+
+        async with over("g1", certificates.gateway("g1")) as one, connected(ingest, "g2", certificates.gateway("g2")):
+            await one.publish(wire.up_topic("g1"), frame(1, 3))
+            await until(lambda: journal(ingest) == 1)
+            assert sorted(ingest.listener.connected) == ["g1", "g2"]
+        with pytest.raises(aiomqtt.MqttError, match="identifier"):
+            async with over("g2", certificates.gateway("g1")):
+                pass
+        assert ingest.snapshot().websocket == ingest.listener.websocket_address
+
+
 async def test_b1_qos_1_is_acked_after_the_journal_and_never_without_it(
     ingest: Ingest, certificates: Pki, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from cloud_ingest import config
 from waybill.errors import ConfigError
 
+PLAIN = '[listener]\naddress = "[::1]:1"\n'
 TLS = 'certificate = "s.pem"\nkey = "s.key"\nca = "ca.pem"\n'
 
 
@@ -59,6 +60,19 @@ def test_kafka_settings_are_handed_on_under_kafkas_own_names(tmp_path: Path) -> 
         ('data = "d"\n[listener]\naddress = "127.0.0.1:1"\nmemory = 5\n', ("memory must hold two frames",)),
         ('data = "d"\n[listener]\naddress = "127.0.0.1:1"\ncredit = 0\n', ("credit must be at least 1",)),
         ('data = "d"\n[listener]\naddress = "127.0.0.1:1"\nconnect_timeout = 0.0\n', ("connect_timeout",)),
+        (
+            'data = "d"\n[listener]\naddress = "[::1]:1"\n[websocket]\naddress = "0.0.0.0:443"\n',
+            ("[websocket] address '0.0.0.0:443' without certificates", "loopback only"),
+        ),
+        (
+            f'data = "d"\n[listener]\n{TLS}[websocket]\naddress = "0.0.0.0:443"\nkey = "k"\n',
+            ("[websocket] certificate and key go together",),
+        ),
+        (
+            f'data = "d"\n{PLAIN}[websocket]\naddress = "[::1]:2"\ncertificate = "c"\nkey = "k"\n',
+            ("[listener] certificate, key and ca are missing",),
+        ),
+        (f'data = "d"\n[listener]\n{TLS}[websocket]\nport = 443\n', ("[websocket]", "port")),
         ('data = "d"\ndeployment = "a b"\n', ("deployment 'a b'",)),
         ('data = "d"\n[listener]\naddress = "[::1]:1"\n[topics]\npartitions = 0\n', ("partitions 0", "1 to 1000")),
         ('data = "d"\n[listener]\naddress = "[::1]:1"\n[topics]\nprefix = "a/"\n', ("prefix 'a/'",)),
