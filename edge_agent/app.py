@@ -43,7 +43,8 @@ from waybill.pki import server_context
 from waybill.wire import Ack
 
 if TYPE_CHECKING:
-    from edge_agent.uplink import Link, Uplink
+    from edge_agent.uplink import Link
+    from edge_agent.uplinks import Uplinks
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Agent:
         self._gone = Gone(self._clock.mono)
         self._tasks = Tasks()
         self._listening: list[ListenerState] = []
-        self._uplink: Uplink | None = None
+        self._uplinks: Uplinks | None = None
 
     async def run(self) -> int:
         """Run until SIGTERM, SIGINT, ``stop`` or the failure of a task, and return the exit code.
@@ -80,10 +81,10 @@ class Agent:
         contexts = [_context(listener, self._clock) for listener in settings.listeners]  # wrong files are said first
         doors = {_name(number, listener): _door(listener) for number, listener in enumerate(settings.listeners, 1)}
         self._auth = auth = Auth(doors, Acl(settings.acl or ()), self._clock.mono)
-        if settings.uplink is not None:
-            from edge_agent.uplink import Uplink
+        if settings.uplinks:
+            from edge_agent.uplinks import Uplinks
 
-            self._uplink = Uplink(settings.uplink, settings.gateway, self._version, floor_ms=self._clock.floor_ms)
+            self._uplinks = Uplinks(settings.uplinks, settings.gateway, self._version, floor_ms=self._clock.floor_ms)
         self._buffer = buffer = await self._store.open(
             settings.data,
             settings.buffer,
@@ -107,8 +108,8 @@ class Agent:
                 ),
             )
             await server.start()
-            found = lanes.complete(settings.lanes, [backlog.lane for backlog in buffer.backlog()])
-            self._forwarder = Forwarder(buffer, found, settings.forward, self._clock)
+            self._lanes = lanes.complete(settings.lanes, [backlog.lane for backlog in buffer.backlog()])
+            self._forwarder = Forwarder(buffer, self._lanes, settings.forward, self._clock)
             self._commands = Commands(buffer, lambda topic, payload: server.publish(topic, payload, 1), self._clock)
             async with snapshot.serve(settings.data / SOCKET, self.status):
                 try:
@@ -116,7 +117,7 @@ class Agent:
                     self._tasks.heed_signals()
                     for name, listener, context in zip(doors, settings.listeners, contexts, strict=True):
                         await self._listen(name, listener, context)
-                    if self._uplink is None:
+                    if self._uplinks is None:
                         self._say("no uplink is configured: messages are buffered and sent nowhere")
                     await self._tasks.until_stopped()
                 finally:
@@ -160,8 +161,8 @@ class Agent:
         self._tasks.start("passwords", self._auth.watch(self._server.disconnect))
         self._tasks.start("commands", self._commands.publish())
         self._tasks.start("forwarder", self._forwarder.watch())
-        if self._uplink is not None:
-            self._tasks.start("uplink", self._uplink.run(self._over))
+        if self._uplinks is not None:
+            self._tasks.start("uplink", self._uplinks.run(self._over))
             if self._settings.forward.dictionaries:
                 training = Training(self._forwarder.dictionaries, self._buffer, self._settings.data / FILE, self._clock)
                 self._tasks.start("dictionaries", training.run())
@@ -169,6 +170,8 @@ class Agent:
 
     async def _over(self, link: Link) -> None:
         """Use one connection to the cloud, until it is lost."""
+        others = [lane.name for lane in self._lanes if lane.only_on and link.uplink not in lane.only_on]
+        self._forwarder.shut("uplink", others)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._forwarder.send_over(link), name="sender")
             group.create_task(self._receive(link), name="receiver")
@@ -190,7 +193,7 @@ class Agent:
 
     def status(self) -> EdgeStatus:
         """Return the snapshot."""
-        window, uplink = self._forwarder.window, self._settings.uplink
+        window = self._forwarder.window
         return EdgeStatus(
             gateway=self._settings.gateway,
             version=self._version,
@@ -198,9 +201,12 @@ class Agent:
             at_ms=self._clock.wall_ms(),
             started_ms=self._started_ms,
             listeners=tuple(self._listening),
-            uplink=uplink.url if uplink is not None else "",
-            link=self._uplink.state if self._uplink is not None else LinkState("off", self._started_ms),
-            lanes=tuple(LaneState(one.lane, one.count, one.bytes, one.oldest_ms) for one in self._buffer.backlog()),
+            uplinks=self._uplinks.states if self._uplinks is not None else (),
+            link=self._uplinks.state if self._uplinks is not None else LinkState("off", self._started_ms),
+            lanes=tuple(
+                LaneState(one.lane, one.count, one.bytes, one.oldest_ms, tuple(self._forwarder.why_shut(one.lane)))
+                for one in self._buffer.backlog()
+            ),
             rate_in=self._in.value,
             rate_out=self._out.value,
             in_flight=window.in_flight,
@@ -228,7 +234,7 @@ class Agent:
             for name, count in one.items()
         }
         counts["forwarder_resent"] = self._forwarder.window.resent
-        counts["uplink_connects"] = self._uplink.connects if self._uplink is not None else 0
+        counts["uplink_connects"] = self._uplinks.connects if self._uplinks is not None else 0
         return counts
 
     async def _sample(self) -> None:

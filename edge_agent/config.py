@@ -7,7 +7,6 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -17,6 +16,7 @@ from edge_agent.bodies import Body
 from edge_agent.buffer.settings import BufferSettings
 from edge_agent.lanes import MAX_LEVELS, Lane
 from edge_agent.listener_config import LimitSettings, ListenerSettings, check_listener
+from edge_agent.uplink_config import UplinkSettings, check_uplinks
 from waybill import config
 from waybill.errors import ConfigError
 from waybill.mqtt.settings import Settings
@@ -24,37 +24,6 @@ from waybill.mqtt.topics import valid_filter
 from waybill.wire import GATEWAY_ID
 
 _Count = Annotated[int, msgspec.Meta(ge=1)]
-_Keepalive = Annotated[int, msgspec.Meta(ge=2, le=3600)]
-
-
-class UplinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the cloud is.
-
-    ``url``: ``mqtts://HOST[:8883]``, or ``mqtt://HOST[:1883]`` without TLS. ``ca``: whom to believe (default: the
-    system's CAs); ``certificate`` and ``key``: who this gateway is. All PEM. ``keepalive``: a dead link is noticed
-    within 1.5 times this, seconds.
-    """
-
-    url: str
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
-    keepalive: _Keepalive = 20
-
-    @property
-    def tls(self) -> bool:
-        """Whether the link is encrypted."""
-        return urlsplit(self.url).scheme == "mqtts"
-
-    @property
-    def host(self) -> str:
-        """The cloud's host."""
-        return urlsplit(self.url).hostname or ""
-
-    @property
-    def port(self) -> int:
-        """The cloud's port."""
-        return urlsplit(self.url).port or (8883 if self.tls else 1883)
 
 
 class ForwardSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,11 +58,14 @@ class AmqttSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EdgeConfig(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"listeners": "listener", "lanes": "lane"}
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    rename={"listeners": "listener", "uplinks": "uplink", "lanes": "lane"},
 ):
     """All of it. ``gateway``: this gateway's id. ``data``: the data directory.
 
-    Without ``uplink`` the agent buffers, and sends nothing. Without ``acl`` who may connect may do everything.
+    Without ``uplinks`` the agent buffers, and sends nothing. Without ``acl`` who may connect may do everything.
     ``engine``: whose broker devices connect to; ``amqtt`` is for that of the same name.
     ``event_loop``: ``uvloop`` needs the extra of that name; what it brings is in docs/bench.md.
     """
@@ -101,7 +73,7 @@ class EdgeConfig(
     gateway: str
     data: Path
     listeners: tuple[ListenerSettings, ...] = (ListenerSettings(),)
-    uplink: UplinkSettings | None = None
+    uplinks: tuple[UplinkSettings, ...] = ()
     forward: ForwardSettings = ForwardSettings()
     lanes: tuple[Lane, ...] = ()
     buffer: BufferSettings = BufferSettings()
@@ -167,8 +139,8 @@ def check(settings: EdgeConfig, where: str) -> EdgeConfig:
                     "'#' for the rest and comes last"
                 )
     lanes.check(settings.lanes, where)
-    if settings.uplink is not None:
-        _check_uplink(settings.uplink, where)
+    check_uplinks(settings.uplinks, where)
+    _check_only_on(settings, where)
     _check_engine(settings, where)
     return settings
 
@@ -206,29 +178,22 @@ def _check_acl(rules: tuple[AclRule, ...] | None, listeners: list[str], where: s
             raise ConfigError(f"{where}: [[acl]] {number} {wrong}")
 
 
-def _check_uplink(uplink: UplinkSettings, where: str) -> None:
-    mend = f"{where}: [uplink] url: {uplink.url!r}: write mqtts://HOST:PORT (or mqtt://HOST:PORT without TLS)"
-    try:
-        parts = urlsplit(uplink.url)
-        wrong = parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname or parts.port == 0
-    except ValueError as error:
-        raise ConfigError(mend) from error
-    if wrong or parts.path not in {"", "/"} or parts.query or parts.fragment or "@" in parts.netloc:
-        raise ConfigError(mend)
-    given = [name for name in ("ca", "certificate", "key") if getattr(uplink, name) is not None]
-    if given and not uplink.tls:
-        raise ConfigError(f"{where}: [uplink] {given[0]} is for TLS, and url begins with mqtt://; write mqtts://")
-    config.check_files(uplink, f"{where}: [uplink]")
-    if (uplink.certificate is None) != (uplink.key is None):
-        raise ConfigError(f"{where}: [uplink] certificate and key go together: give both, or neither")
+def _check_only_on(settings: EdgeConfig, where: str) -> None:
+    names = [uplink.name for uplink in settings.uplinks if uplink.name]
+    for number, lane in enumerate(settings.lanes, 1):
+        for name in lane.only_on:
+            if name not in names:
+                known = ", ".join(map(repr, names)) or "none has one"
+                raise ConfigError(
+                    f"{where}: [[lane]] {number} only_on: no [[uplink]] has name = {name!r}; names are: {known}"
+                )
 
 
 def _resolved(settings: EdgeConfig, base: Path) -> EdgeConfig:
     """Return ``settings`` with every path relative to ``base``."""
-    uplink = settings.uplink
     return msgspec.structs.replace(
         settings,
         data=base / settings.data.expanduser(),
         listeners=tuple(config.relative_to(one, base) for one in settings.listeners),
-        uplink=None if uplink is None else config.relative_to(uplink, base),
+        uplinks=tuple(config.relative_to(one, base) for one in settings.uplinks),
     )

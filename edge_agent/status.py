@@ -23,11 +23,28 @@ class LinkState(msgspec.Struct, frozen=True):
     """How the uplink stands; ``off``: none is configured.
 
     ``since_ms``: wall time of the last change of ``state``. ``error``: why it is not online, or why it last was not.
+    ``uplink``: what the one in use is called.
     """
 
     state: Literal["off", "connecting", "online", "offline"]
     since_ms: int
     error: str = ""
+    uplink: str = ""
+
+
+class UplinkState(msgspec.Struct, frozen=True):
+    """One uplink. ``way``: its URL, and what is between. ``error``: why its last attempt or connection failed.
+
+    ``sent``, ``received``: bytes on the wire since the start, all headers from IP upwards counted.
+    """
+
+    name: str
+    way: str
+    state: Literal["online", "connecting", "offline", "unused"]
+    metered: bool
+    error: str
+    sent: int
+    received: int
 
 
 class ListenerState(msgspec.Struct, frozen=True):
@@ -39,12 +56,16 @@ class ListenerState(msgspec.Struct, frozen=True):
 
 
 class LaneState(msgspec.Struct, frozen=True):
-    """What waits in a lane: messages, bytes as stored, and the wall time of the oldest (None where it is empty)."""
+    """What waits in a lane: messages, bytes as stored, and the wall time of the oldest (None where it is empty).
+
+    ``held``: why none of it is sent at present (:meth:`edge_agent.forwarder.Forwarder.shut`).
+    """
 
     lane: str
     count: int
     bytes: int
     oldest_ms: int | None
+    held: tuple[str, ...] = ()
 
 
 class EdgeStatus(msgspec.Struct, frozen=True):
@@ -64,7 +85,7 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     at_ms: int
     started_ms: int
     listeners: tuple[ListenerState, ...]
-    uplink: str
+    uplinks: tuple[UplinkState, ...]
     link: LinkState
     lanes: tuple[LaneState, ...]
     rate_in: float
@@ -116,9 +137,13 @@ def render(status: EdgeStatus) -> RenderableType:
     facts.add_row("devices", f"{status.counters.get('mqtt_connections', 0):.0f} connected")
     for each in status.listeners:
         facts.add_row("", f"{each.kind}   {each.address}   {each.name}".rstrip())
-    facts.add_row("uplink", Text(f"{since}   {status.uplink}" if status.uplink else "none configured", style=style))
-    if link.error and link.state != "online":
-        facts.add_row("", Text(link.error, style="yellow"))
+    several = len(status.uplinks) > 1
+    name = f" on {link.uplink}" if several and link.uplink else ""
+    facts.add_row("uplink", Text(f"{since}{name}" if status.uplinks else "none configured", style=style))
+    for uplink in status.uplinks:
+        facts.add_row("", Text(_way(uplink, several=several)))
+        if uplink.error and uplink.state != "online":
+            facts.add_row("", Text(uplink.error, style="yellow"))
     credit = "none yet" if status.credit is None else _size(status.credit)
     facts.add_row("in flight", f"{_size(status.in_flight)}   credit {credit}")
     facts.add_row("rates", f"in {status.rate_in:,.0f}/s   out {status.rate_out:,.0f}/s")
@@ -133,12 +158,18 @@ def render(status: EdgeStatus) -> RenderableType:
     for path, size in status.left:
         facts.add_row("left", f"{path}   {_size(size)}   damaged; remove it when nobody needs it")
     lanes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("lane", "waiting", "bytes", "oldest"):
-        lanes.add_column(heading, justify="left" if heading == "lane" else "right")
+    for heading in ("lane", "waiting", "bytes", "oldest", "held by"):
+        lanes.add_column(heading, justify="left" if heading in {"lane", "held by"} else "right")
     for lane in status.lanes:
         oldest = "" if lane.oldest_ms is None else _age(status.at_ms - lane.oldest_ms)
-        lanes.add_row(lane.lane, f"{lane.count:,}", _size(lane.bytes), oldest)
+        lanes.add_row(lane.lane, f"{lane.count:,}", _size(lane.bytes), oldest, ", ".join(lane.held))
     return Group(facts, lanes)
+
+
+def _way(uplink: UplinkState, *, several: bool) -> str:
+    label = f"{uplink.name}   {uplink.state}   " if several else ""
+    metered = " (metered)" if uplink.metered else ""
+    return f"{label}{uplink.way}   {_size(uplink.sent)} up, {_size(uplink.received)} down{metered}"
 
 
 def _age(milliseconds: int) -> str:

@@ -11,8 +11,11 @@ import struct
 import sys
 from typing import Final, NamedTuple
 
-INFO: Final = struct.Struct("=5xB122xQII56xQ")
-"""Options in use, bytes received in order, segments sent and received, bytes sent with those that were sent again."""
+INFO: Final = struct.Struct("=B4xB122xQII56xQ")
+"""State, options in use, bytes received in order, segments sent and received, bytes sent, also again."""
+
+UNCONNECTED: Final = (2, 7)
+"""The states TCP_SYN_SENT and TCP_CLOSE: nothing has to be ended."""
 
 TIMESTAMPS: Final = 1
 """TCPI_OPT_TIMESTAMPS, among the options."""
@@ -54,9 +57,9 @@ def of(sock: socket.socket, *, closing: bool = False) -> Traffic:
         return Traffic()
     if len(info) < INFO.size or sock.family not in HEADER:
         return Traffic()
-    options, received, segments_out, segments_in, sent = INFO.unpack(info)
+    state, options, received, segments_out, segments_in, sent = INFO.unpack(info)
     stamp = STAMP if options & TIMESTAMPS else 0
-    header, more = HEADER[sock.family] + stamp, FINS if closing else 0
+    header, more = HEADER[sock.family] + stamp, FINS if closing and state not in UNCONNECTED else 0
     return Traffic(
         sent + (segments_out + more) * header + (SYN - stamp if segments_out else 0),
         received + (segments_in + more) * header + (SYN - stamp if segments_in else 0),

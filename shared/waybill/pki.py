@@ -218,12 +218,8 @@ class _Socket(ssl.SSLSocket):
     """A connection whose peer's certificate is held against the floor, before anything is sent over it."""
 
     def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - as the base class has it
-        try:
-            super().do_handshake(block)
-            _check_end(self)
-        except ssl.SSLCertVerificationError:
-            self.close()  # whoever wrapped the socket has no other hold of it
-            raise
+        super().do_handshake(block)
+        _check_end(self)
 
 
 class _Object(ssl.SSLObject):

@@ -178,7 +178,7 @@ class Deployment:
         text = _toml("", {"gateway": name, "data": str(data)})
         text += _toml("[[listener]]", {"host": "127.0.0.1", "port": port})
         text += _toml(
-            "[uplink]",
+            "[[uplink]]",
             {
                 "url": f"mqtts://127.0.0.1:{link.address[1]}",
                 "ca": str(bundle / "ca.pem"),

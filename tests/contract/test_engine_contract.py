@@ -220,7 +220,7 @@ async def test_reading_stops_while_too_much_is_not_committed(start: Start) -> No
 
 async def test_a_command_reaches_its_device_and_the_answer_the_cloud(tmp_path: Path, kind: Any) -> None:
     async with listening(Cloud()) as cloud:
-        config = EdgeConfig(GATEWAY, tmp_path, (ListenerSettings(port=0),), url(cloud.address), engine=kind)
+        config = EdgeConfig(GATEWAY, tmp_path, (ListenerSettings(port=0),), (url(cloud.address),), engine=kind)
         agent = Running(config)
         await until(lambda: agent.said)
         async with Device(agent.port, "V7") as device:
@@ -253,7 +253,7 @@ async def test_b1_what_was_acknowledged_is_stored_after_sigkill(tmp_path: Path, 
                 await agent.ready()
                 await load(agent.port, life, acked, sent, moments.randrange(50, 400))
                 await agent.end(signal.SIGKILL)
-        config.write_text(text + f'[uplink]\nurl = "mqtt://127.0.0.1:{cloud.address[1]}"\n')
+        config.write_text(text + f'[[uplink]]\nurl = "mqtt://127.0.0.1:{cloud.address[1]}"\n')
         async with process("run", "--config", str(config)) as agent:
             await agent.ready()
             async with Device(agent.port, "end") as device:

@@ -29,7 +29,7 @@ gateway = "{gateway}"
 data = "data"
 [[listener]]
 port = 0
-[uplink]
+[[uplink]]
 url = "mqtt://{host}:{port}"
 [forward]
 linger_ms = 20

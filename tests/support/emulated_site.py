@@ -92,7 +92,7 @@ class Site:
         text += "".join(f"{key} = {json.dumps(value)}\n" for key, value in self._forward.items())
         if uplink:
             mine = self.directory / "pki" / NAME
-            text += f'[uplink]\nurl = "mqtts://{CLOUD}:{PORT}"\nca = "{mine}/ca.pem"\nkeepalive = {self._keepalive}\n'
+            text += f'[[uplink]]\nurl = "mqtts://{CLOUD}:{PORT}"\nca = "{mine}/ca.pem"\nkeepalive = {self._keepalive}\n'
             text += f'certificate = "{mine}/gateway.pem"\nkey = "{mine}/gateway.key"\n'
         (self.directory / "agent.toml").write_text(text)
         await self.agent.start()

@@ -15,8 +15,9 @@ import aiomqtt
 import msgspec
 
 from edge_agent.app import Agent
-from edge_agent.config import EdgeConfig, ForwardSettings, UplinkSettings
+from edge_agent.config import EdgeConfig, ForwardSettings
 from edge_agent.listener_config import ListenerSettings
+from edge_agent.uplink_config import UplinkSettings
 from tests.integration.edge.peer import GATEWAY, until
 from waybill.config import address
 
@@ -47,10 +48,14 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def running(
-    data: Path, uplink: UplinkSettings | None, forward: ForwardSettings | None = None, **more: Any
+    data: Path,
+    uplink: UplinkSettings | tuple[UplinkSettings, ...] | None,
+    forward: ForwardSettings | None = None,
+    **more: Any,
 ) -> AsyncIterator[Running]:
     """Run an agent for gateway ``gw1`` in this process; it must end with exit code 0. ``more``: of its settings."""
-    settings = EdgeConfig(GATEWAY, data, (ANY,), uplink, forward or ForwardSettings(linger_ms=20))
+    uplinks = (uplink,) if isinstance(uplink, UplinkSettings) else uplink or ()
+    settings = EdgeConfig(GATEWAY, data, (ANY,), uplinks, forward or ForwardSettings(linger_ms=20))
     settings = msgspec.structs.replace(settings, **more)
     agent = Running(settings)
     try:

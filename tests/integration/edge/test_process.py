@@ -26,7 +26,7 @@ gateway = "{gateway}"
 data = "data"
 [[listener]]
 port = 0
-[uplink]
+[[uplink]]
 url = "mqtt://{host}:{port}"
 keepalive = 2
 [forward]
@@ -128,7 +128,7 @@ async def test_status_of_a_running_and_of_a_stopped_agent(tmp_path: Path) -> Non
 
 async def test_bad_input_is_named_with_exit_code_2_and_no_traceback(tmp_path: Path) -> None:
     config = tmp_path / "edge.toml"
-    config.write_text('gateway = "gw1"\ndata = "data"\n[uplink]\nurl = "mqtts://localhost"\ncertficate = "x"\n')
+    config.write_text('gateway = "gw1"\ndata = "data"\n[[uplink]]\nurl = "mqtts://localhost"\ncertficate = "x"\n')
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for arguments, code, text in (

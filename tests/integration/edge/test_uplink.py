@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import uplink as module
-from edge_agent.config import UplinkSettings
-from edge_agent.uplink import MAX_DELAY, Link, Uplink, backoff, explain
+from edge_agent import uplinks as module
+from edge_agent.uplink import Link, explain
+from edge_agent.uplink_config import UplinkSettings
+from edge_agent.uplinks import MAX_DELAY, Uplinks, backoff
 from fleet_simulator.link import Link as Relay
 from tests.integration.edge.peer import GATEWAY, Cloud, listening, until, url
 from waybill.errors import ConfigError
@@ -46,8 +47,8 @@ class Got:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: UplinkSettings, serve: Callable[[Link], Awaitable[None]]) -> AsyncIterator[Uplink]:
-    uplink = Uplink(settings, GATEWAY, "1.2.3", random.Random(1))
+async def running(settings: UplinkSettings, serve: Callable[[Link], Awaitable[None]]) -> AsyncIterator[Uplinks]:
+    uplink = Uplinks([settings], GATEWAY, "1.2.3", random.Random(1))
     task = asyncio.create_task(uplink.run(serve))
     try:
         yield uplink
@@ -188,7 +189,7 @@ async def test_what_a_link_costs_on_the_wire_is_counted_over_all_its_connections
         await first.send(frame(1, 100_000))
         await until(lambda: cloud.headers)
         assert 100_000 < first.traffic().sent - begun.sent < 110_000
-        assert uplink.traffic() == first.traffic()
+        assert uplink.traffic() == {"[[uplink]] 1": first.traffic()}
         await relay.cut()
         await until(lambda: uplink.state.state == "offline")
         ended = first.traffic()
@@ -196,7 +197,7 @@ async def test_what_a_link_costs_on_the_wire_is_counted_over_all_its_connections
         await relay.restore()
         await until(lambda: got.links == 2)
         assert got.link is not first
-        assert uplink.traffic() >= (ended.sent + 100, ended.received + 100)
+        assert uplink.traffic()["[[uplink]] 1"] >= (ended.sent + 100, ended.received + 100)
 
 
 @pytest.fixture
@@ -272,15 +273,15 @@ async def test_a_cloud_that_closes_before_connack_is_not_connected() -> None:
 
 def test_a_tls_alert_names_its_cause() -> None:
     alert = "failed to receive on socket: [SSL: SSLV3_ALERT_EXPIRED] sslv3 alert certificate expired (_ssl.c:2580)"
-    assert explain(alert, "h", 1) == (
-        "certificate refused by the cloud: sslv3 alert certificate expired; check [uplink] certificate and key"
+    assert explain(alert) == (
+        "certificate refused by the cloud: sslv3 alert certificate expired; check [[uplink]] certificate and key"
     )
 
 
 def test_unusable_certificate_files_stop_the_agent_before_it_starts(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("no certificate")
     with pytest.raises(ConfigError, match=r"ca\.pem"):
-        Uplink(UplinkSettings("mqtts://localhost", ca=tmp_path / "ca.pem"), GATEWAY, "0")
+        Uplinks([UplinkSettings("mqtts://localhost", ca=tmp_path / "ca.pem")], GATEWAY, "0")
 
 
 @pytest.mark.parametrize(("stable", "tops"), [(60.0, [0.5, 1.0, 2.0]), (0.0, [0.5, 0.5, 0.5])])
@@ -298,7 +299,7 @@ async def test_delays_grow_until_a_connection_was_stable(
     rng, got = Impatient(), Got()
     rng.asked = []
     async with listening(Cloud()) as cloud:
-        uplink = Uplink(url(cloud.address), GATEWAY, "0", rng)
+        uplink = Uplinks([url(cloud.address)], GATEWAY, "0", rng)
         task = asyncio.create_task(uplink.run(got.serve))
         for number in range(1, 4):
             await until(lambda n=number: uplink.connects == n and uplink.state.state == "online")  # type: ignore[misc]

@@ -13,9 +13,10 @@ import pytest
 from edge_agent import config
 from edge_agent.acl import AclRule
 from edge_agent.buffer.settings import BufferSettings
-from edge_agent.config import EdgeConfig, ForwardSettings, UplinkSettings
+from edge_agent.config import EdgeConfig, ForwardSettings
 from edge_agent.lanes import Lane
 from edge_agent.listener_config import LimitSettings, ListenerSettings
+from edge_agent.uplink_config import UplinkSettings
 from waybill.errors import ConfigError
 from waybill.mqtt.limits import Limits
 from waybill.mqtt.settings import Settings
@@ -49,7 +50,7 @@ certificate = "tls/listener.pem"
 key = "/etc/listener.key"
 client_ca = "tls/devices.pem"
 
-[uplink]
+[[uplink]]
 url = "mqtts://ingest.example:8884"
 ca = "tls/ca.pem"
 certificate = "tls/gateway.pem"
@@ -85,9 +86,9 @@ def test_a_whole_file_with_paths_relative_to_it(tmp_path: Path) -> None:
     assert read.limits == LimitSettings(max_packet=65536, queue_messages=10)
     assert read.listeners[0].limits(read.limits) == Limits(max_packet=65536, max_connections=50)
     assert read.acl == (AclRule(listener="inside", publish=("#",)), AclRule(user="V*", subscribe=("cmd/%u/+/req",)))
-    assert read.uplink is not None
-    assert (read.uplink.host, read.uplink.port, read.uplink.tls) == ("ingest.example", 8884, True)
-    assert read.uplink.ca == tmp_path / "tls/ca.pem"
+    (uplink,) = read.uplinks
+    assert (uplink.host, uplink.port, uplink.tls) == ("ingest.example", 8884, True)
+    assert uplink.ca == tmp_path / "tls/ca.pem"
     assert read.forward == ForwardSettings(
         ("vehicles/#",), ("cmd/#", "+/+/raw"), frame_messages=500, linger_ms=50, body="columns"
     )
@@ -96,13 +97,10 @@ def test_a_whole_file_with_paths_relative_to_it(tmp_path: Path) -> None:
 
 def test_defaults(tmp_path: Path) -> None:
     path = tmp_path / "edge.toml"
-    path.write_text('gateway = "g"\ndata = "/var/lib/waybill"\n[uplink]\nurl = "mqtts://[::1]"')
+    path.write_text('gateway = "g"\ndata = "/var/lib/waybill"\n[[uplink]]\nurl = "mqtts://[::1]"')
     read = config.load(path)
-    assert read == EdgeConfig("g", Path("/var/lib/waybill"), uplink=UplinkSettings("mqtts://[::1]"))
+    assert read == EdgeConfig("g", Path("/var/lib/waybill"), uplinks=(UplinkSettings("mqtts://[::1]"),))
     assert read.listeners == (ListenerSettings("127.0.0.1", 1883),)
-    assert read.uplink is not None
-    assert (read.uplink.host, read.uplink.port) == ("::1", 8883)
-    assert (UplinkSettings("mqtt://h").port, UplinkSettings("mqtt://h").tls) == (1883, False)
 
 
 @pytest.mark.parametrize(
@@ -117,14 +115,6 @@ def test_defaults(tmp_path: Path) -> None:
         ('[[listener]]\ncertificate = "x"', "[[listener]] 1: certificate and key go together"),
         ('[[listener]]\ncertificate = "no.pem"\nkey = "edge.toml"', "[[listener]] 1 certificate: "),
         ('[[listener]]\nclient_ca = "x"', "client_ca needs certificate and key"),
-        ('[uplink]\nurl = "ingest:8883"', "write mqtts://HOST:PORT"),
-        ('[uplink]\nurl = "mqtts://h:99999"', "write mqtts://HOST:PORT"),
-        ('[uplink]\nurl = "mqtts://u:p@h"', "write mqtts://HOST:PORT"),
-        ('[uplink]\nurl = "mqtts://h/path"', "write mqtts://HOST:PORT"),
-        ('[uplink]\nurl = "mqtt://h"\nca = "x"', "[uplink] ca is for TLS"),
-        ('[uplink]\nurl = "mqtts://h"\nca = "none.pem"', "none.pem: no such file"),
-        ('[uplink]\nurl = "mqtts://h"\nkey = "edge.toml"', "[uplink] certificate and key go together"),
-        ('[uplink]\nurl = "mqtts://h"\nkeepalive = 1', "uplink.keepalive"),
         ('[forward]\nfilters = ["a/#/b"]', "[forward] filters: 'a/#/b' is no MQTT topic filter"),
         ('[forward]\nexclude = [""]', "[forward] exclude: '' is no MQTT topic filter"),
         ("[forward]\nlinger = 5", "unknown key 'linger'; did you mean 'linger_ms'?"),
@@ -227,7 +217,7 @@ def test_limits_are_those_of_the_server_and_have_its_defaults() -> None:
 def test_a_first_look_needs_no_file(tmp_path: Path) -> None:
     made = config.first_look("127.0.0.1:0", tmp_path)
     assert made.listeners == (ListenerSettings("127.0.0.1", 0),)
-    assert made.uplink is None
+    assert made.uplinks == ()
     with pytest.raises(ConfigError, match="--listen 'nowhere': write HOST:PORT"):
         config.first_look("nowhere", tmp_path)
     with pytest.raises(ConfigError, match="--listen '0.0.0.0:1883': anybody could connect; use 127.0.0.1"):
@@ -238,14 +228,22 @@ def test_the_documentation_shows_every_key_and_its_default(tmp_path: Path) -> No
     text = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
     section = text[text.index("## The gateway's agent") :]
     example = re.sub(r"^# (?=\w+ = )", "", section.split("```toml\n")[1].split("```")[0], flags=re.MULTILINE)
-    for name in ("ca.pem", "gateway.pem", "gateway.key", "listener.pem", "listener.key", "devices.pem"):
+    for name in (
+        "ca.pem",
+        "gateway.pem",
+        "gateway.key",
+        "listener.pem",
+        "listener.key",
+        "devices.pem",
+        "proxy-password",
+    ):
         (tmp_path / name).touch()
     path = tmp_path / "edge.toml"
     path.write_text(example)
     read = config.load(path)
     assert (read.forward, read.buffer, read.limits) == (ForwardSettings(), BufferSettings(), LimitSettings())
-    assert read.uplink is not None
-    assert read.uplink.keepalive == UplinkSettings("").keepalive
+    uplink = read.uplinks[0]
+    assert (uplink.keepalive, uplink.metered, uplink.return_s) == (20, False, 300)
     (lane,) = read.lanes
     assert lane == Lane(lane.name, filters=lane.filters)
     first = read.listeners[0]
@@ -257,7 +255,7 @@ def test_the_documentation_shows_every_key_and_its_default(tmp_path: Path) -> No
         (ListenerSettings, shown["listener"]),
         (AclRule, shown["acl"]),
         (LimitSettings, [shown["limits"]]),
-        (UplinkSettings, [shown["uplink"]]),
+        (UplinkSettings, shown["uplink"]),
         (ForwardSettings, [shown["forward"]]),
         (Lane, shown["lane"]),
         (BufferSettings, [shown["buffer"]]),

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from edge_agent.flash import FlashState
-from edge_agent.status import SPAN, EdgeStatus, LaneState, LinkState, ListenerState, Rate, render
+from edge_agent.status import SPAN, EdgeStatus, LaneState, LinkState, ListenerState, Rate, UplinkState, render
 
 NOW = 1_800_000_000_000
 STATUS = EdgeStatus(
@@ -19,7 +19,9 @@ STATUS = EdgeStatus(
     at_ms=NOW,
     started_ms=NOW - 60_000,
     listeners=(ListenerState("", "mqtt", "127.0.0.1:1883"), ListenerState("outside", "mqtts", "0.0.0.0:8883")),
-    uplink="mqtts://ingest:8883",
+    uplinks=(
+        UplinkState("", "mqtts://ingest:8883", "offline", False, "ingest:8883 refuses the connection", 5 << 20, 2048),
+    ),
     link=LinkState("offline", NOW - 3 * 3600_000, "ingest:8883 refuses the connection"),
     lanes=(LaneState("control", 0, 0, None), LaneState("telemetry", 12_345, 3 << 20, NOW - 95_000)),
     rate_in=1234.4,
@@ -62,8 +64,25 @@ def test_an_online_link_hides_the_last_error_and_no_link_says_so() -> None:
     online = msgspec.structs.replace(STATUS, link=LinkState("online", NOW, "old trouble"), fault="")
     assert "old trouble" not in drawn(online)
     assert "fault" not in drawn(online)
-    off = msgspec.structs.replace(STATUS, uplink="", link=LinkState("off", NOW))
+    off = msgspec.structs.replace(STATUS, uplinks=(), link=LinkState("off", NOW))
     assert "none configured" in drawn(off)
+
+
+def test_several_uplinks_are_shown_with_what_each_has_cost_and_why_a_lane_waits() -> None:
+    several = msgspec.structs.replace(
+        STATUS,
+        uplinks=(
+            UplinkState("[[uplink]] 1", "wss://a by wlan0", "offline", False, "no way to a:443", 0, 0),
+            UplinkState("lte", "mqtts://b", "online", True, "old trouble", 5 << 20, 2048),
+        ),
+        link=LinkState("online", NOW - 5000, "no way to a:443", "lte"),
+        lanes=(LaneState("bulk", 7, 900, NOW, ("plan", "uplink")),),
+    )
+    text = drawn(several)
+    for piece in ("online for 5 s on lte", "[[uplink]] 1   offline   wss://a by wlan0   0 B up", "no way to a:443",
+                  "lte   online   mqtts://b   5.0 MiB up, 2.0 KiB down (metered)", "plan, uplink"):  # fmt: skip
+        assert piece in text
+    assert "old trouble" not in text
 
 
 def test_a_rate_is_the_mean_of_the_last_seconds() -> None:

@@ -1,0 +1,197 @@
+"""The ways to the cloud, ``[[uplink]]`` of the configuration, in order of preference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Final
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import msgspec
+
+from waybill import config
+from waybill.errors import ConfigError
+from waybill.wire import GATEWAY_ID
+
+PORTS: Final = {"mqtts": 8883, "wss": 443, "mqtt": 1883, "ws": 80}
+"""The schemes of ``url``, and the port that each has where none is given."""
+
+PROXIES: Final = ("http", "socks5")
+
+WEBSOCKET_PATH: Final = "/mqtt"
+"""Path of ``url`` where none is given."""
+
+_INTERFACE: Final = re.compile(r"[^\s/]{1,15}")  # IFNAMSIZ of linux/if.h is 16, with its NUL
+
+_Keepalive = Annotated[int, msgspec.Meta(ge=2, le=3600)]
+_Return = Annotated[int, msgspec.Meta(ge=1, le=86_400)]
+
+
+class Proxy(msgspec.Struct, frozen=True):
+    """A proxy. ``kind``: one of ``PROXIES``; ``user``: empty where it wants none."""
+
+    kind: str
+    host: str
+    port: int
+    user: str = ""
+    password: str = ""
+
+
+class UplinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One way to the cloud.
+
+    ``url``: ``mqtts://HOST[:8883]`` or ``wss://HOST[:443][/PATH]``; without TLS ``mqtt://HOST[:1883]`` or
+    ``ws://HOST[:80][/PATH]``. ``name``: for ``only_on`` of a lane, the log and the status. ``ca``: whom to believe
+    (default: the system's CAs); ``certificate`` and ``key``: who this gateway is. All PEM; where none of the three is
+    given, they are the first uplink's. ``keepalive``: a dead link is noticed within 1.5 times this, seconds.
+    ``interface``: the network interface to use. ``proxy``: ``http://[USER[:PASSWORD]@]HOST:PORT`` or ``socks5://…``;
+    ``proxy_password_file`` holds the password instead. ``metered``: bytes cost money here. ``return_s``: seconds after
+    which it is tried again while a less preferred one is in use.
+    """
+
+    url: str
+    name: str = ""
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    keepalive: _Keepalive = 20
+    interface: str = ""
+    proxy: str = ""
+    proxy_password_file: Path | None = None
+    metered: bool = False
+    return_s: _Return = 300
+
+    @property
+    def tls(self) -> bool:
+        """Whether the link is encrypted."""
+        return urlsplit(self.url).scheme in {"mqtts", "wss"}
+
+    @property
+    def websocket(self) -> bool:
+        """Whether MQTT is carried in a WebSocket."""
+        return urlsplit(self.url).scheme in {"ws", "wss"}
+
+    @property
+    def host(self) -> str:
+        """The cloud's host."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """The cloud's port."""
+        parts = urlsplit(self.url)
+        return parts.port or PORTS[parts.scheme]
+
+    @property
+    def way(self) -> str:
+        """How it goes, for a person: ``url``, and what is between; no password."""
+        proxy = self.through()
+        parts = [self.url]
+        if self.interface:
+            parts.append(f"by {self.interface}")
+        if proxy is not None:
+            parts.append(f"through {proxy.kind}://{_address(proxy.host, proxy.port)}")
+        return " ".join(parts)
+
+    def through(self) -> Proxy | None:
+        """Return the proxy, without a password that is in a file."""
+        if not self.proxy:
+            return None
+        parts = urlsplit(self.proxy)
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        return Proxy(parts.scheme, parts.hostname or "", parts.port or 0, user, password)
+
+
+def labels(uplinks: Sequence[UplinkSettings]) -> list[str]:
+    """Return what each is called: its name, or its place in the file."""
+    return [uplink.name or f"[[uplink]] {number}" for number, uplink in enumerate(uplinks, 1)]
+
+
+def with_certificates(uplinks: Sequence[UplinkSettings]) -> list[UplinkSettings]:
+    """Return ``uplinks`` with the first one's files where one over TLS has none of its own."""
+    if not uplinks:
+        return []
+    files = {key: getattr(uplinks[0], key) for key in ("ca", "certificate", "key")}
+    return [
+        uplink if _given(uplink) or not uplink.tls else msgspec.structs.replace(uplink, **files) for uplink in uplinks
+    ]
+
+
+def check_uplinks(uplinks: Sequence[UplinkSettings], where: str) -> None:
+    """Check what types cannot say. Raises ConfigError."""
+    for number, uplink in enumerate(uplinks, 1):
+        _check(uplink, f"{where}: [[uplink]] {number}")
+    names = [uplink.name for uplink in uplinks if uplink.name]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{where}: [[uplink]] name: two have the same; give each one of its own")
+
+
+def _check(uplink: UplinkSettings, where: str) -> None:
+    parts = _parts(uplink.url)
+    if parts is None or parts.scheme not in PORTS or parts.port == 0 or "@" in parts.netloc or parts.fragment:
+        raise ConfigError(
+            f"{where} url: {uplink.url!r}: write mqtts://HOST[:PORT] or wss://HOST[:PORT]/PATH "
+            "(mqtt:// or ws:// without TLS)"
+        )
+    if not uplink.websocket and (parts.path not in {"", "/"} or parts.query):
+        raise ConfigError(f"{where} url: {uplink.url!r}: a path is for wss:// and ws://; leave it out")
+    given = _given(uplink)
+    if given and not uplink.tls:
+        raise ConfigError(f"{where} {given[0]} is for TLS, and url has none; write mqtts:// or wss://")
+    config.check_files(uplink, where)
+    if (uplink.certificate is None) != (uplink.key is None):
+        raise ConfigError(f"{where} certificate and key go together: give both, or neither")
+    if uplink.name and not GATEWAY_ID.fullmatch(uplink.name):
+        raise ConfigError(f"{where} name: {uplink.name!r}: use 1 to 64 letters, digits, '.', '_', '-'")
+    if uplink.interface and not _INTERFACE.fullmatch(uplink.interface):
+        raise ConfigError(
+            f"{where} interface: {uplink.interface!r}: write its name, such as wwan0 (ip link shows them)"
+        )
+    _check_proxy(uplink, where)
+
+
+def _check_proxy(uplink: UplinkSettings, where: str) -> None:
+    """No error shows the proxy's own text: there may be a password in it."""
+    if not uplink.proxy:
+        if uplink.proxy_password_file is not None:
+            raise ConfigError(f"{where} proxy_password_file: there is no proxy; add it, or leave this out")
+        return
+    parts = _parts(uplink.proxy)
+    if (
+        parts is None
+        or parts.scheme not in PROXIES
+        or not parts.port
+        or parts.path not in {"", "/"}
+        or parts.query
+        or parts.fragment
+    ):
+        raise ConfigError(
+            f"{where} proxy: write http://[USER:PASSWORD@]HOST:PORT or socks5://… (it looks names up; TLS to the proxy "
+            "itself is not spoken); %3A, %2F and %40 stand for : / and @ in a password"
+        )
+    proxy = uplink.through()
+    if proxy is None or (proxy.password and not proxy.user):
+        raise ConfigError(f"{where} proxy: there is a password and no user; write USER:PASSWORD@ before the host")
+    if uplink.proxy_password_file is not None and (proxy.password or not proxy.user):
+        raise ConfigError(f"{where} proxy_password_file: write USER@ before the proxy's host, without a password there")
+    if any(not 0 <= len(text.encode()) <= 255 for text in (proxy.user, proxy.password)) or ":" in proxy.user:  # noqa: PLR2004 - RFC 1929
+        raise ConfigError(f"{where} proxy: user and password have at most 255 bytes, and no colon in the user")
+
+
+def _parts(url: str) -> SplitResult | None:
+    """Return the parts of a URL with a host; None where it is none."""
+    try:
+        parts = urlsplit(url)
+        named = bool((parts.hostname or "").encode("idna"))
+        return parts if named and (parts.port or 0) >= 0 else None
+    except ValueError:  # a UnicodeError is one
+        return None
+
+
+def _given(uplink: UplinkSettings) -> list[str]:
+    return [key for key in ("ca", "certificate", "key") if getattr(uplink, key) is not None]
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
