@@ -16,7 +16,7 @@ import asyncio
 import importlib.metadata
 import logging
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -90,12 +90,15 @@ class Agent:
             settings.buffer,
             gateway=settings.gateway,
             boot=self._clock.boot,
-            lanes=[lane.name for lane in lanes.complete(settings.lanes)],
+            lanes=lanes.complete(settings.lanes),
+            age=self._clock.age_ms,
         )
         try:
+            forward = Forward(settings.forward.filters, settings.forward.exclude, settings.lanes)
+            self._intake = intake = Intake(buffer, forward)
             self._server = server = engine.make(
                 settings,
-                Intake(buffer, Forward(settings.forward.filters, settings.forward.exclude, settings.lanes)),
+                intake,
                 server_settings(settings, CLOSE_PATIENCE),
                 Hooks(
                     authorize_connect=auth.authorize_connect,
@@ -104,10 +107,12 @@ class Agent:
                     on_connected=auth.on_connected,
                     on_disconnected=self._on_disconnected,
                     on_subscribed=lambda _client, pattern, _qos: self._commands.on_subscribed(pattern),
+                    on_no_room=lambda _client, topic: intake.turned_down(topic),
                     on_turned_away=lambda address, reason: self._gone.say(f"at {address}", reason),
                 ),
             )
             await server.start()
+            buffer.on_refusing(lambda names: server.refuse(intake.shut if names else None))
             self._lanes = lanes.complete(settings.lanes, [backlog.lane for backlog in buffer.backlog()])
             self._forwarder = Forwarder(buffer, self._lanes, settings.forward, self._clock)
             self._commands = Commands(buffer, lambda topic, payload: server.publish(topic, payload, 1), self._clock)
@@ -203,10 +208,7 @@ class Agent:
             listeners=tuple(self._listening),
             uplinks=self._uplinks.states if self._uplinks is not None else (),
             link=self._uplinks.state if self._uplinks is not None else LinkState("off", self._started_ms),
-            lanes=tuple(
-                LaneState(one.lane, one.count, one.bytes, one.oldest_ms, tuple(self._forwarder.why_shut(one.lane)))
-                for one in self._buffer.backlog()
-            ),
+            lanes=tuple(self._lane_states()),
             rate_in=self._in.value,
             rate_out=self._out.value,
             in_flight=window.in_flight,
@@ -219,6 +221,23 @@ class Agent:
             flash=self._flash.state(self._clock.mono(), self._buffer.counters.messages),
             left=tuple((str(path), size(path)) for path in self._buffer.left),
         )
+
+    def _lane_states(self) -> Iterator[LaneState]:
+        refusing, refused = self._buffer.refusing, self._intake.counters.refused
+        caps = {lane.name: lane.max_bytes for lane in self._lanes}
+        for one in self._buffer.backlog():
+            yield LaneState(
+                one.lane,
+                one.count,
+                one.bytes,
+                one.oldest_ms,
+                tuple(self._forwarder.why_shut(one.lane)),
+                caps.get(one.lane, 0),
+                one.dropped,
+                one.expired,
+                refused[one.lane],
+                one.lane in refusing,
+            )
 
     def _counters(self) -> dict[str, float]:
         counts: dict[str, float] = {

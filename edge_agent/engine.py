@@ -8,6 +8,7 @@ from waybill.mqtt.server import MqttServer
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
     from pathlib import Path
 
     from edge_agent.config import EdgeConfig
@@ -44,6 +45,12 @@ class Engine(Protocol):
 
     async def listen_unix(self, path: Path, *, name: str = "", limits: Limits | None = None) -> None:
         """Accept connections on a Unix socket. Raises Unavailable where that cannot be."""
+
+    def refuse(self, shut: Callable[[bytes], bool] | None) -> None:
+        """Take no PUBLISH of QoS 1 or 2 to topics for which ``shut`` is true; None: take all.
+
+        MQTT 5 is answered with 0x97; 3.1.1 is not read until there is room, and closed after ``full_timeout``.
+        """
 
     def disconnect(self, client_id: str, reason: str) -> bool:
         """Close a client's connection (its will fires); False where it has none."""

@@ -6,8 +6,9 @@ What goes up is configured as filters; it goes as whole runs of packets, as they
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -36,10 +37,15 @@ class Forward:
 
 @dataclass(slots=True)
 class Counters:
-    """Since the start: messages that go up, messages that stay."""
+    """Since the start: messages that go up, messages that stay.
+
+    ``refused``: by lane, messages for which there was no room and that were not taken: those of QoS 1 and 2 that the
+    broker turned away, and those of QoS 0, which stayed.
+    """
 
     forwarded: int = 0
     local: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
 
 
 class Intake:
@@ -53,6 +59,7 @@ class Intake:
         self._stay = [matcher(pattern) for pattern in forward.exclude]
         self._claims = [(matcher(pattern), lane.name) for lane in forward.lanes for pattern in lane.filters]
         self._lanes: dict[bytes, str] = {}
+        self._refusing: frozenset[str] = frozenset()
 
     async def restore(self) -> SavedState:
         """Return the state as of the last commit."""
@@ -71,6 +78,14 @@ class Intake:
             lane = self._lanes[topic] = self._choose(topic)
         return lane
 
+    def shut(self, topic: bytes) -> bool:
+        """Tell whether there is no room for messages of a topic."""
+        return self.lane_of(topic) in self._buffer.refusing
+
+    def turned_down(self, topic: str) -> None:
+        """The broker did not take a message, because its lane is shut."""
+        self.counters.refused[self.lane_of(topic.encode())] += 1
+
     def _choose(self, topic: bytes) -> str:
         if topic.startswith(b"$") or any(pattern.fullmatch(topic) for pattern in self._stay):
             return LOCAL
@@ -82,6 +97,7 @@ class Intake:
         """Return the batch as a commit."""
         chunks: list[Chunk] = []
         results: list[CommandResult] = []
+        self._refusing = self._buffer.refusing
         begins: list[int] = []  # the chunk with which each arrival begins
         for arrival in batch.arrivals:
             begins.append(len(chunks))
@@ -95,6 +111,14 @@ class Intake:
             ]
         return Commit(chunks, changes, results)
 
+    def _goes(self, publish: Publish) -> str:
+        """Return the lane of a message; LOCAL where it stays, as QoS 0 does when its lane has no room."""
+        lane = self.lane_of(publish[0])
+        if lane in self._refusing and publish[3] is None:
+            self.counters.refused[lane] += 1
+            return LOCAL
+        return lane
+
     def _arrival(self, arrival: Arrival, chunks: list[Chunk], results: list[CommandResult]) -> None:
         publishes = arrival.publishes
         count = len(publishes)
@@ -106,7 +130,7 @@ class Intake:
         if count > 1 and {lanes.get(publish[0]) for publish in publishes} != {lane}:
             found = {self.lane_of(publish[0]) for publish in publishes}
             lane = lane if len(found) == 1 else LOCAL
-        if lane != LOCAL:
+        if lane != LOCAL and lane not in self._refusing:
             self.counters.forwarded += count
             if count == 1:
                 remembered = int(publishes[0][3] is not None)
@@ -119,7 +143,7 @@ class Intake:
             chunks.append(chunk)
             return
         keep = arrival.keep
-        for lane, run in _runs(publishes, self.lane_of):
+        for lane, run in _runs(publishes, self._goes):
             remembered = sum([publish[3] is not None and publish[3] != _NO_ID for publish in run])
             if lane == LOCAL:
                 self.counters.local += len(run)
@@ -138,11 +162,11 @@ _NO_ID: Final = b"\0\0"
 """The packet id of a message that no client sent: the resend memory is not about it."""
 
 
-def _runs(publishes: Sequence[Publish], lane_of: Callable[[bytes], str]) -> list[tuple[str, list[Publish]]]:
+def _runs(publishes: Sequence[Publish], lane_of: Callable[[Publish], str]) -> list[tuple[str, list[Publish]]]:
     """Cut publishes into runs of one lane each, in order."""
     runs: list[tuple[str, list[Publish]]] = []
     for publish in publishes:
-        lane = lane_of(publish[0])
+        lane = lane_of(publish)
         if runs and runs[-1][0] == lane and runs[-1][1][-1][5] == publish[4]:
             runs[-1][1].append(publish)
         else:

@@ -45,6 +45,7 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     publish_rate: _Rate = _DEFAULT.publish_rate
     max_keepalive: _U16 = _DEFAULT.max_keepalive
     stall_timeout: _Seconds = _DEFAULT.stall_timeout
+    full_timeout: _Seconds = _DEFAULT.full_timeout
     receive_maximum: _Some16 = _DEFAULT.receive_maximum
     topic_aliases: _U16 = _DEFAULT.topic_aliases
     max_session_expiry: Annotated[int, msgspec.Meta(ge=0, le=NEVER)] = _DEFAULT.max_session_expiry

@@ -58,7 +58,9 @@ class ListenerState(msgspec.Struct, frozen=True):
 class LaneState(msgspec.Struct, frozen=True):
     """What waits in a lane: messages, bytes as stored, and the wall time of the oldest (None where it is empty).
 
-    ``held``: why none of it is sent at present (:meth:`edge_agent.forwarder.Forwarder.shut`).
+    ``held``: why none of it is sent at present (:meth:`edge_agent.forwarder.Forwarder.shut`). ``cap``: most bytes, 0:
+    those of the buffer. ``dropped``, ``expired``: messages since the start that left with a receipt. ``refused``:
+    messages since the start that were not taken for want of room; ``full``: none are now.
     """
 
     lane: str
@@ -66,6 +68,11 @@ class LaneState(msgspec.Struct, frozen=True):
     bytes: int
     oldest_ms: int | None
     held: tuple[str, ...] = ()
+    cap: int = 0
+    dropped: int = 0
+    expired: int = 0
+    refused: int = 0
+    full: bool = False
 
 
 class EdgeStatus(msgspec.Struct, frozen=True):
@@ -158,11 +165,16 @@ def render(status: EdgeStatus) -> RenderableType:
     for path, size in status.left:
         facts.add_row("left", f"{path}   {_size(size)}   damaged; remove it when nobody needs it")
     lanes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("lane", "waiting", "bytes", "oldest", "held by"):
+    gone = ("dropped", "expired", "refused")
+    more = [name for name in ("cap", *gone) if any(getattr(lane, name) for lane in status.lanes)]
+    for heading in ("lane", "waiting", "bytes", "oldest", *more, "held by"):
         lanes.add_column(heading, justify="left" if heading in {"lane", "held by"} else "right")
     for lane in status.lanes:
         oldest = "" if lane.oldest_ms is None else _age(status.at_ms - lane.oldest_ms)
-        lanes.add_row(lane.lane, f"{lane.count:,}", _size(lane.bytes), oldest, ", ".join(lane.held))
+        texts = {name: f"{getattr(lane, name):,}" for name in gone} | {"cap": _size(lane.cap) if lane.cap else ""}
+        title = Text(f"{lane.lane} (full)", style="yellow") if lane.full else Text(lane.lane)
+        counts = [texts[name] for name in more]
+        lanes.add_row(title, f"{lane.count:,}", _size(lane.bytes), oldest, *counts, ", ".join(lane.held))
     return Group(facts, lanes)
 
 

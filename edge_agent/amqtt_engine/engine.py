@@ -36,6 +36,7 @@ from waybill.mqtt.state import Arrival, Batch, Publish, RetainCleared, Retained
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
     from pathlib import Path
 
     from edge_agent.config import AmqttSettings
@@ -80,6 +81,8 @@ class AmqttEngine:
         self._servers: list[asyncio.Server] = []
         self._connections: set[Packets] = set()
         self._closing = False
+        self._shut: Callable[[bytes], bool] | None = None
+        self._reopened = asyncio.Event()
         self._messages: list[_Message] = []
         self._changes: list[Change] = []
         self._committed = _future()
@@ -149,6 +152,31 @@ class AmqttEngine:
         del name, limits
         raise ConfigError(f'{path}: engine = "amqtt" does not listen on Unix sockets')
 
+    def refuse(self, shut: Callable[[bytes], bool] | None) -> None:
+        """Let publishes of QoS 1 and 2 wait, to topics for which ``shut`` is true; None: none."""
+        self._shut = shut
+        self._reopened.set()
+        self._reopened = asyncio.Event()
+
+    def _is_shut(self, topic: bytes) -> bool:
+        return self._shut is not None and self._shut(topic)
+
+    async def room_for(self, client: Client, topic: str) -> bool:
+        """Wait until there is room for a topic; False where ``full_timeout`` was not enough."""
+        name = topic.encode()
+        if not self._is_shut(name):
+            return True
+        self._counters.no_room += 1
+        if self.hooks.on_no_room is not None:
+            self.hooks.on_no_room(client, topic)
+        try:
+            async with asyncio.timeout(self.settings.full_timeout):
+                while self._is_shut(name):
+                    await self._reopened.wait()
+        except TimeoutError:
+            return False
+        return True
+
     def disconnect(self, client_id: str, reason: str) -> bool:
         """Close a client's connection (its will fires); False where it has none."""
         return self._broker.disconnect(client_id, reason)
@@ -170,6 +198,7 @@ class AmqttEngine:
         if self._closing:
             return
         self._closing = True
+        self.refuse(None)  # what has been read goes into the reserve
         for server in self._servers:
             server.close()
         for packets in list(self._connections):

@@ -82,6 +82,9 @@ class Handler(BrokerProtocolHandler):  # type: ignore[misc] # amqtt ships no typ
                 committed = held[pid]
                 counters.duplicates += 1
             elif await broker.permitted(session, client, topic):
+                if qos and not await self.engine.room_for(client, topic):
+                    self._break(f"no room for {topic}")
+                    return
                 self.engine.count("received", qos)
                 committed = self.engine.commit(client, topic, payload, packet.fixed_header.flags, pid)
             else:

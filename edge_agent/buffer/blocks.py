@@ -49,6 +49,20 @@ class ChunkHead:
     size: int
 
 
+def chunk_size(chunk: Chunk) -> int:
+    """Return the bytes that a chunk takes in its block."""
+    return _CHUNK.size + len(chunk.client.encode()) + len(chunk.raw)
+
+
+def newest_stamp(head: bytes) -> tuple[int, int] | None:
+    """Return wall time (ms) and monotonic time (ns) of a block's last chunk; None where its head is damaged."""
+    try:
+        last = unpack_head(head)[-1]
+    except (Corrupt, IndexError):
+        return None
+    return last.wall_ms, last.mono_ns
+
+
 def cut(chunks: Sequence[tuple[Chunk, int]], size: int = BLOCK_BYTES) -> Iterator[Sequence[tuple[Chunk, int]]]:
     """Cut (chunk, its ``start``) pairs into runs of about ``size`` bytes, at least one chunk each."""
     begin = used = 0

@@ -28,6 +28,7 @@ from edge_agent.buffer.mark import MarkFile
 from edge_agent.buffer.opening import Opened
 from edge_agent.buffer.port import Position
 from edge_agent.buffer.reader import Damaged, Missing, Reader, Run
+from edge_agent.buffer.relief import Part, Policy, Relief
 from edge_agent.buffer.room import NoRoom, Room
 from edge_agent.buffer.settings import BufferSettings
 from edge_agent.buffer.upkeep import Upkeep
@@ -61,15 +62,19 @@ class Counters:
 class Job:
     """One transaction on its way. ``size``: bytes a commit brings; 0 for what must go through even at the cap.
 
+    ``relaxed``: a power cut may take it back (``synchronous=NORMAL``).
+
     ``result`` and ``outcome`` are set before COMMIT: where that fails with an I/O error the transaction may be there
     nevertheless; ``present`` says that it is.
     """
 
     work: Callable[[Transaction], Any]
     size: int = 0
+    relaxed: bool = False
     result: Any = None
     outcome: Outcome | None = None
     leaving: int = 0
+    tight: bool = False
     present: bool = False
 
 
@@ -78,12 +83,19 @@ class Engine:
 
     synchronous: ClassVar[str] = "FULL"
 
-    def __init__(self, directory: Directory, settings: BufferSettings, opened: Opened, mark: MarkFile) -> None:
+    def __init__(
+        self, directory: Directory, settings: BufferSettings, opened: Opened, mark: MarkFile, policy: Policy
+    ) -> None:
         self.counters = Counters()
         self.index = opened.started.context.index
         self.path = opened.path
         self.alarm = opened.alarm
         self.fault = ""
+        self.refusing: frozenset[str] = frozenset()
+        self.on_refusing: Callable[[frozenset[str]], None] = lambda _: None
+        self.tight = False
+        """Whether just the reserve is left."""
+        self.policy = policy
         self.leaving: list[tuple[str, int, int, int]] = []
         """(lane, ordinal, first, last) that are settled and to be deleted with the next transaction."""
         self.appended = asyncio.Event()
@@ -95,6 +107,7 @@ class Engine:
         self._upkeep = Upkeep(self, mark)
         self._room = Room(directory, settings)
         self._held_back = False
+        self._relaxed = False
         self._readers: dict[str, Reader] = {}
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -128,7 +141,10 @@ class Engine:
                 return None
             track, first, last = found
             reader = self._readers.setdefault(lane, Reader(lane))
-            return track, await self._read(lambda db: reader.read(db, track, first, last, count, size))
+            run = await self._read(lambda db: reader.read(db, track, first, last, count, size))
+            if isinstance(run, Run):  # before another transaction looks (B5)
+                track.leased.add(run.first, run.first + len(run.messages) - 1)
+            return track, run
 
         return await self.guarded("buffer: lease", locked())
 
@@ -219,20 +235,59 @@ class Engine:
 
     async def _transact(self, db: Connection, job: Job) -> None:
         job.leaving = len(self.leaving)
-        await db.run(self._work, job, tuple(self.leaving))
+        await db.run(self._work, job, tuple(self.leaving), self.parts())
         self._apply(job)
 
-    def _work(self, db: sqlite3.Connection, job: Job, leaving: tuple[tuple[str, int, int, int], ...]) -> None:
+    def parts(self) -> dict[str, list[Part]]:
+        """Return copies of what of the index says what may go, for use in the connection's thread."""
+        lanes = self.index.lanes
+        return {
+            name: [Part.of(track) for track in lanes[name].tracks if track.pending]
+            for name in self.policy.eaten
+            if name in lanes
+        }
+
+    def relief(self, db: sqlite3.Connection, parts: dict[str, list[Part]]) -> Relief:
+        """Return what makes room, for use in the connection's thread."""
+        return Relief(db, self.policy, parts, lambda need: self._room.lacking(db, self.path, need))
+
+    def _work(
+        self,
+        db: sqlite3.Connection,
+        job: Job,
+        leaving: tuple[tuple[str, int, int, int], ...],
+        parts: dict[str, list[Part]],
+    ) -> None:
         job.outcome = None
         self._directory.check(self.path)
         if job.size:
-            self._room.check(db, self.path, job.size)
+            self._room.check_log(db, self.path, job.size)
+        if job.relaxed is not self._relaxed:
+            db.execute(f"PRAGMA synchronous = {'NORMAL' if job.relaxed else self.synchronous}")
+            self._relaxed = job.relaxed
         with transaction(db):
-            writer = Transaction(db, self._context)
-            job.result = job.work(writer)
+            writer = Transaction(db, self._context, self.relief(db, parts))
             for lane, ordinal, first, last in leaving:
                 writer.settle(lane, ordinal, first, last)
+            job.result = job.work(writer)
             job.outcome = writer.finish()
+            job.tight = self._is_tight(db)
+
+    def _is_tight(self, db: sqlite3.Connection) -> bool:
+        return self._room.lacking(db, self.path, self._room.reserve)[0] > 0
+
+    async def look(self) -> None:
+        """Find out how much room there is: others may have taken some, or given some back. Raises Unavailable."""
+        self._refuse(tight=await self.read(self._is_tight))
+
+    def _refuse(self, *, tight: bool) -> None:
+        """Find out which lanes are to take nothing, and tell where that has changed."""
+        self.tight = tight
+        refusing = self.policy.refusing(self.index, self._room.reserve, tight=tight)
+        if refusing != self.refusing:
+            self.refusing = refusing
+            log.info("buffer: lanes that take nothing now: %s", ", ".join(sorted(refusing)) or "none")
+            self.on_refusing(refusing)
 
     def _apply(self, job: Job) -> None:
         outcome = job.outcome
@@ -250,6 +305,7 @@ class Engine:
         self._bad_reads = 0
         if outcome.messages:
             self.appended.set()
+        self._refuse(tight=job.tight)
 
     async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         async with self._lock:
@@ -271,8 +327,10 @@ class Engine:
             raise error
         self.counters.faults += 1
         if trouble == "full":
+            self._refuse(tight=True)
             makes_room = job is None or not job.size
-            if again and await self._make_room(give_ballast=makes_room):
+            if again:
+                await self._make_room(0 if job is None or isinstance(error, NoRoom) else job.size, makes=makes_room)
                 return
             text = str(error) if isinstance(error, NoRoom) else f"disk full: {self.path}"
             self._held_back = not makes_room
@@ -284,14 +342,22 @@ class Engine:
         if not again:
             raise Unavailable(self.fault) from error
 
-    async def _make_room(self, *, give_ballast: bool) -> bool:
-        """Shorten the log and, for a job that makes room itself, give the ballast up."""
-        if give_ballast:
+    async def _make_room(self, need: int, *, makes: bool) -> None:
+        """Shorten the log. Give the ballast up for a job that ``makes`` room itself.
+
+        ``need``: bytes for which the disk had no room; lanes that drop then give as much.
+        """
+        if makes:
             self._directory.drop_ballast()
-        if self._db is not None:
+        if self._db is None:
+            return
+        with contextlib.suppress(sqlite3.OperationalError):
+            await self._db.run(checkpoint, "TRUNCATE")
+        if need and any(lane.when_full == "drop-oldest" for lane in self.policy.drops):
+            self._directory.drop_ballast()
             with contextlib.suppress(sqlite3.OperationalError):
+                await self._transact(self._db, Job(lambda transaction: transaction.free(need)))
                 await self._db.run(checkpoint, "TRUNCATE")
-        return True
 
     def _note(self, fault: str) -> None:
         """Say what is wrong, once a change."""
@@ -402,6 +468,7 @@ class Engine:
 
     async def _shut(self) -> None:
         db, self._db = self._db, None
+        self._relaxed = False
         if db is not None:
             with contextlib.suppress(sqlite3.Error, OSError):
                 await db.close()

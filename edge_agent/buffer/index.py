@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from edge_agent.buffer.losses import Key
 from edge_agent.buffer.port import Backlog, Position
 from edge_agent.buffer.spans import SpanSet
-from waybill.wire import Span
+from waybill.wire import Receipt, Span
 
 
 @dataclass(slots=True)
@@ -41,11 +42,16 @@ class Track:
 
 @dataclass(slots=True)
 class LaneIndex:
-    """One lane: its epochs, oldest first; bytes stored; wall time of its oldest message."""
+    """One lane: its epochs, oldest first; bytes stored; wall time of its oldest message.
+
+    ``dropped``, ``expired``: messages since the start that left so, and were declared.
+    """
 
     tracks: list[Track] = field(default_factory=list)
     bytes: int = 0
     oldest_ms: int | None = None
+    dropped: int = 0
+    expired: int = 0
 
 
 @dataclass(slots=True)
@@ -72,11 +78,25 @@ class Tail:
 
 
 @dataclass(slots=True)
+class Gone:
+    """Messages that leave by a declaration. ``bytes``: as stored. ``expired``: by their TTL, else for want of room."""
+
+    lane: str
+    track: Track
+    first: int
+    last: int
+    bytes: int
+    reason: str
+    expired: bool = False
+
+
+@dataclass(slots=True)
 class Outcome:
     """What one transaction changed, to be applied once it has returned.
 
     ``lasts``: per lane the new last seq. ``tails``: None for a client that can be forgotten. ``added`` and ``removed``:
-    bytes per lane. ``oldest``: wall times of lanes' oldest messages, where they may have changed.
+    bytes per lane. ``oldest``: wall times of lanes' oldest messages, where they may have changed. ``gone``: what was
+    declared as lost; ``losses``: all that is declared and not said, None where that did not change.
     """
 
     lasts: dict[str, int] = field(default_factory=dict)
@@ -84,6 +104,8 @@ class Outcome:
     added: dict[str, int] = field(default_factory=dict)
     removed: dict[str, int] = field(default_factory=dict)
     oldest: dict[str, int | None] = field(default_factory=dict)
+    gone: list[Gone] = field(default_factory=list)
+    losses: dict[Key, Receipt] | None = None
     messages: int = 0
     blocks: int = 0
     deleted: int = 0
@@ -98,6 +120,7 @@ class Index:
         self.boot = boot
         self.lanes: dict[str, LaneIndex] = {name: LaneIndex() for name in lanes}
         self.tails: dict[str, Tail] = {}
+        self.losses: dict[Key, Receipt] = {}
         self.transactions = 0
 
     def upcoming(self, lane: str) -> Track:
@@ -129,7 +152,27 @@ class Index:
             self.lanes[name].bytes -= size
         for name, wall_ms in outcome.oldest.items():
             self.lanes[name].oldest_ms = wall_ms
+        for gone in outcome.gone:
+            self._forget(gone)
+        if outcome.losses is not None:
+            self.losses = outcome.losses
         self.transactions += 1
+
+    def _forget(self, gone: Gone) -> None:
+        lane = self.lanes[gone.lane]
+        if track := next((track for track in lane.tracks if track.ordinal == gone.track.ordinal), None):
+            track.settled.add(gone.first, gone.last)
+        count = gone.last - gone.first + 1
+        if gone.expired:
+            lane.expired += count
+        else:
+            lane.dropped += count
+        self.forget_done(gone.lane)
+
+    def waiting(self, lane: str) -> int:
+        """Return how many messages of ``lane`` are not settled."""
+        known = self.lanes.get(lane)
+        return sum(track.pending for track in known.tracks) if known else 0
 
     def track(self, lane: str, epoch: int) -> Track | None:
         """Return the track of an epoch in a lane."""
@@ -172,7 +215,14 @@ class Index:
     def backlog(self) -> list[Backlog]:
         """Return what waits in every lane."""
         return [
-            Backlog(name, count, lane.bytes if count else 0, lane.oldest_ms if count else None)
+            Backlog(
+                name,
+                count,
+                lane.bytes if count else 0,
+                lane.oldest_ms if count else None,
+                lane.dropped,
+                lane.expired,
+            )
             for name, lane in self.lanes.items()
-            for count in (sum(track.pending for track in lane.tracks),)
+            for count in (self.waiting(name),)
         ]

@@ -124,13 +124,16 @@ class Lease:
 class Backlog:
     """What waits in a lane.
 
-    ``oldest_ms``: wall time of its oldest message, None where it is empty. ``bytes``: as stored.
+    ``oldest_ms``: wall time of its oldest message, None where it is empty. ``bytes``: as stored. ``dropped``,
+    ``expired``: messages since the start that left with a receipt, for want of room or by their TTL.
     """
 
     lane: str
     count: int
     bytes: int
     oldest_ms: int | None
+    dropped: int = 0
+    expired: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +207,13 @@ class Buffer(Protocol):
 
     def backlog(self) -> Sequence[Backlog]:
         """Return the counts of every lane, from memory."""
+
+    @property
+    def refusing(self) -> frozenset[str]:
+        """Names of the lanes that have no room now and are to take nothing.
+
+        What comes nevertheless is stored, or waits, as far as the reserve of the buffer goes.
+        """
 
     @property
     def fault(self) -> str:

@@ -38,6 +38,19 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 -- name: block_lasts
 SELECT lane, ordinal, max(first + count - 1) FROM blocks GROUP BY lane, ordinal
 
+-- name: oldest_blocks
+SELECT id, first, count, bytes, head FROM blocks WHERE lane = ? AND ordinal = ? AND first > ? ORDER BY first LIMIT ?
+
+-- name: losses
+SELECT epoch, lane, prev_epoch, prev_last, first, last, count, bytes, reason FROM losses
+
+-- name: set_loss
+INSERT INTO losses VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET last = excluded.last, count = excluded.count, bytes = excluded.bytes
+
+-- name: forget_losses
+DELETE FROM losses
+
 -- name: block_places
 SELECT lane, ordinal, first, count, bytes, wall_ms FROM blocks ORDER BY lane, ordinal, first
 

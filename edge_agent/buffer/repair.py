@@ -17,6 +17,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from edge_agent.buffer import salvage
 from edge_agent.buffer.connection import checkpoint, read_only, transaction
 from edge_agent.buffer.index import Index
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 _TABLES: Final = (
     "epochs",
     "lanes",
+    "losses",
     "sessions",
     "subscriptions",
     "queue",
@@ -57,6 +60,8 @@ def align(db: sqlite3.Connection, index: Index) -> None:
                 row = (name, track.ordinal, track.last, track.prev_epoch, track.prev_last)
                 db.execute(SQL["set_lane"], row)
         db.execute(SQL["ensure_epoch"], (index.ordinal, index.epoch, ""))
+        db.execute(SQL["forget_losses"])
+        db.executemany(SQL["set_loss"], map(msgspec.structs.astuple, index.losses.values()))
         for block, name, ordinal, first, count in db.execute(SQL["block_ids"]).fetchall():
             if first + count - 1 > lasts.get((name, ordinal), 0):
                 db.execute(SQL["delete_block"], (block,))

@@ -1,4 +1,4 @@
-"""Whether there is room for a commit: the buffer's cap and the floor of free space on the file system."""
+"""How much room there is: the buffer's cap, and the floor of free space on the file system."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from edge_agent.buffer.directory import Directory, log_of, size
 from edge_agent.buffer.settings import MIB, BufferSettings
 from waybill.errors import Unavailable
 
+RESERVE: Final = 64 * MIB
+"""What is kept for messages that were already read when lanes begin to refuse; an eighth of a small buffer."""
+
+LOG_BYTES: Final = 8 << 20
+"""Bytes written to the log after which it is moved into the database; of a small cap an eighth is kept for it."""
+
 _OVERHEAD: Final = 64 * 1024
 """Pages that a transaction touches beside its content, in database and log."""
+
+_PRAGMAS: Final = ("page_size", "freelist_count", "page_count")
 
 
 class NoRoom(Unavailable):
@@ -19,24 +27,54 @@ class NoRoom(Unavailable):
 
 
 class Room:
-    """The two limits. What makes room (settling, receipts) does not ask."""
+    """The two limits. What makes room (settling, receipts) does not ask. Runs in the connection's thread.
+
+    ``reserve``: bytes kept for messages that were read already when lanes begin to refuse.
+    """
 
     def __init__(self, directory: Directory, settings: BufferSettings) -> None:
         self._directory = directory
         self._max = settings.max_bytes
         self._floor = settings.min_free_bytes
+        self._log = min(LOG_BYTES, self._max // 8)
+        self.reserve = min(RESERVE, self._max // 8)
 
-    def check(self, db: sqlite3.Connection, path: Path, need: int) -> None:
-        """Raise NoRoom where ``need`` more bytes would break a limit. Runs in the connection's thread."""
-        page = db.execute("PRAGMA page_size").fetchone()[0]
-        used = db.execute("PRAGMA page_count").fetchone()[0] * page
-        free = db.execute("PRAGMA freelist_count").fetchone()[0] * page
-        grows = max(0, need + _OVERHEAD - free)
+    def lacking(self, db: sqlite3.Connection, path: Path, need: int) -> tuple[int, str]:
+        """Return how many bytes have to leave the file before ``need`` more fit, and which limit says so; 0: none.
+
+        What is free within the file counts as room: it does not grow by that.
+        """
+        need += _OVERHEAD
+        page, free, used = _pages(db)
+        over = used + need + max(self._log, need) + self._directory.ballast() - self._max
+        if over > 0:
+            return over, f"the buffer is at its cap of {_mib(self._max)} (max_bytes)"
+        grows = max(0, need - free * page)
+        if grows and self._floor:
+            left = self._directory.free() - grows - max(0, need - size(log_of(path)))
+            if left < self._floor:
+                return grows, f"less than {_mib(self._floor)} free on the disk of {path.parent} (min_free_bytes)"
+        return 0, ""
+
+    def check_log(self, db: sqlite3.Connection, path: Path, need: int) -> None:
+        """Raise NoRoom where it is the log that has to become shorter first."""
+        need += _OVERHEAD
+        page, free, used = _pages(db)
         log = size(log_of(path))
-        if used + grows + max(log, need + _OVERHEAD) + self._directory.ballast() > self._max:
+        if log > max(self._log, need) and max(used + free * page, used + need) + log > self._max:
             raise NoRoom(f"the buffer is at its cap of {_mib(self._max)} (max_bytes)")
-        if self._floor and self._directory.free() - grows - max(0, need + _OVERHEAD - log) < self._floor:
-            raise NoRoom(f"less than {_mib(self._floor)} free on the disk of {path.parent} (min_free_bytes)")
+
+
+def free_bytes(db: sqlite3.Connection) -> int:
+    """Return how many bytes are free within the file, beside what a transaction touches anyway."""
+    page, free, _ = _pages(db)
+    return page * free - _OVERHEAD
+
+
+def _pages(db: sqlite3.Connection) -> tuple[int, int, int]:
+    """Return the size of a page, how many are free, and the bytes of all others."""
+    page, free, count = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in _PRAGMAS)
+    return page, free, (count - free) * page
 
 
 def _mib(size: int) -> str:

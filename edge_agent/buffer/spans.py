@@ -23,6 +23,27 @@ class SpanSet:
     def __len__(self) -> int:
         return len(self._firsts)
 
+    def copy(self) -> SpanSet:
+        """Return one with the same numbers."""
+        other = SpanSet()
+        other._firsts, other._lasts, other.total = self._firsts.copy(), self._lasts.copy(), self.total
+        return other
+
+    def without(self, other: SpanSet) -> SpanSet:
+        """Return the numbers that are not in ``other``."""
+        left = SpanSet()
+        for first, last in self:
+            at = first
+            while at <= last and (gap := other.next_gap(at, last)):
+                left.add(*gap)
+                at = gap[1] + 1
+        return left
+
+    def overlapping(self, first: int, last: int) -> tuple[int, int] | None:
+        """Return the first interval that has a number of ``first..last``; None where none has."""
+        at = bisect_left(self._lasts, first)
+        return (self._firsts[at], self._lasts[at]) if at < len(self) and self._firsts[at] <= last else None
+
     def covering(self, first: int, last: int) -> tuple[int, int]:
         """Return the interval that would hold ``first..last`` if they were added."""
         low, high = self._touching(first, last)

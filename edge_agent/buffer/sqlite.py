@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -15,17 +16,20 @@ from edge_agent.buffer.connection import trouble_of
 from edge_agent.buffer.directory import Directory
 from edge_agent.buffer.engine import Counters, Engine, Job, say
 from edge_agent.buffer.index import Track
+from edge_agent.buffer.keeper import Keeper, within
 from edge_agent.buffer.mark import MarkFile
 from edge_agent.buffer.opening import open_file
 from edge_agent.buffer.port import Backlog, Commit, Lease, OutboxEntry, Position
 from edge_agent.buffer.reader import Damaged, Missing, Run
+from edge_agent.buffer.relief import Age, Policy
 from edge_agent.buffer.settings import BufferSettings
 from edge_agent.buffer.sql import SQL
 from edge_agent.buffer.start import Start
 from edge_agent.buffer.writer import Transaction
+from edge_agent.lanes import Lane, complete
 from waybill.errors import Unavailable
 from waybill.mqtt.state import ResendEntry, SavedState
-from waybill.wire import CONTROL_LANE, TELEMETRY_LANE, Envelope, Receipt, Span
+from waybill.wire import Envelope, Receipt, Span
 
 T = TypeVar("T")
 
@@ -51,6 +55,7 @@ class SqliteBuffer:
         self._settings = settings
         self._memories = memories
         self._flusher: asyncio.Task[Any] | None = None
+        self._relaxed = frozenset(lane.name for lane in engine.policy.lanes.values() if lane.durability == "relaxed")
 
     @classmethod
     async def open(
@@ -60,19 +65,21 @@ class SqliteBuffer:
         *,
         gateway: str,
         boot: str,
-        lanes: Sequence[str] = (CONTROL_LANE, TELEMETRY_LANE),
+        lanes: Sequence[Lane] = complete(()),
         clock: Callable[[], tuple[int, int]] = _clock,
+        age: Age | None = None,
     ) -> Self:
         """Open the data directory ``path``, making it where there is none, and mint this start's epoch (E1).
 
-        ``boot``: the boot id of this machine's run. ``clock``: wall time in ms and monotonic time in ns.
+        ``boot``: the boot id of this machine's run. ``clock``: wall time in ms and monotonic time in ns. ``lanes``: as
+        configured. ``age``: how old a stamp is; without it only what is of this boot expires.
         Raises Locked (B3), ConfigError (not a buffer, or a newer one), Unavailable (disk full, I/O error).
         """
         settings = settings or BufferSettings()
         directory = Directory(path, settings.ballast_bytes)
         try:
             mark = MarkFile.read(path)
-            begin = Start(gateway, boot, lanes, settings.dup_window, clock)
+            begin = Start(gateway, boot, [lane.name for lane in lanes], settings.dup_window, clock)
             try:
                 opened = await open_file(directory, mark.last, cls.engine.synchronous, begin)
             except (sqlite3.Error, OSError) as error:
@@ -88,7 +95,11 @@ class SqliteBuffer:
         except BaseException:
             directory.close()
             raise
-        return cls(cls.engine(directory, settings, opened, mark), settings, opened.started.memories)
+        engine = cls.engine(directory, settings, opened, mark, Policy({lane.name: lane for lane in lanes}))
+        with contextlib.suppress(Unavailable):  # the first commit will say it
+            await engine.look()
+        engine.spawn("buffer: keep", Keeper(engine, age or within(boot)).run())
+        return cls(engine, settings, opened.started.memories)
 
     @property
     def epoch(self) -> int:
@@ -111,6 +122,16 @@ class SqliteBuffer:
         return self._engine.left()
 
     @property
+    def refusing(self) -> frozenset[str]:
+        """Names of the lanes that have no room now."""
+        return self._engine.refusing
+
+    def on_refusing(self, tell: Callable[[frozenset[str]], None]) -> None:
+        """Have ``tell`` called now, and whenever :attr:`refusing` has changed."""
+        self._engine.on_refusing = tell
+        tell(self.refusing)
+
+    @property
     def counters(self) -> Counters:
         """Plain counters since the start."""
         return self._engine.counters
@@ -128,11 +149,18 @@ class SqliteBuffer:
     async def commit(self, commit: Commit) -> None:
         """Make ``commit`` durable; wait and try again while that cannot be. See the port."""
         size = sum([len(chunk.raw) for chunk in commit.chunks]) + size_of(commit.changes)
-        job = Job(lambda transaction: transaction.commit(commit), max(1, size))
+        size = max(1, size)
+        job = Job(lambda transaction: transaction.commit(commit, size), size, self._may_be_lost(commit))
         began = time.perf_counter()
         await self._held(lambda: self._engine.write(job))
         self.counters.commits += 1
         self.counters.seconds += time.perf_counter() - began
+
+    def _may_be_lost(self, commit: Commit) -> bool:
+        """Tell whether a power cut may take ``commit`` back: all that it brings is of lanes that say so."""
+        if not self._relaxed or commit.changes or commit.results or commit.own:
+            return False
+        return all(chunk.lane in self._relaxed for chunk in commit.chunks)
 
     async def lease(self, lane: str, after: Position | None, count: int, size: int) -> Lease | None:
         """Return the next messages of ``lane``. See the port. Waits while the file cannot be read."""
@@ -143,7 +171,6 @@ class SqliteBuffer:
             track, run = found
             if isinstance(run, Run):
                 end = Position(track.ordinal, run.first + len(run.messages) - 1)
-                track.leased.add(run.first, end.seq)
                 oldest = self._index.oldest_epoch(lane)
                 prev = track.prev_epoch, track.prev_last
                 return Lease(lane, track.epoch, *prev, oldest, run.first, run.messages, end, track.boot)

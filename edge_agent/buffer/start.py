@@ -81,6 +81,7 @@ class Start:
             index = Index(newest + 1, epoch, self.boot, self.lanes)
             index.transactions = count + behind + 1
             db.execute(SQL["count_transaction"], (index.transactions,))
+            index.losses = {(row[0], row[1], row[4]): Receipt(*row) for row in db.execute(SQL["losses"])}
             for lane, ordinal, last, prev_epoch, prev_last in db.execute(SQL["lanes"]):
                 if ordinal not in boots:
                     raise Corrupt(f"lane {lane!r} is of an epoch that the file does not know")

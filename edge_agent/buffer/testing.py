@@ -52,6 +52,7 @@ class MemoryBuffer:
 
     def __init__(self, gateway: str, *, now_ms: int = 0, window: int = mqtt.DUP_WINDOW) -> None:
         self.fault = ""
+        self.refusing: frozenset[str] = frozenset()
         self.now_ms = now_ms
         self._gateway = gateway
         self._window = window

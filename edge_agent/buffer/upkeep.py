@@ -11,9 +11,7 @@ from edge_agent.buffer import vacuum
 from edge_agent.buffer.connection import checkpoint
 from edge_agent.buffer.index import Index, Outcome
 from edge_agent.buffer.mark import MarkFile, mark_of
-
-LOG_BYTES: Final = 8 << 20
-"""Bytes written to the log after which it is moved into the database."""
+from edge_agent.buffer.room import LOG_BYTES
 
 MARK_EVERY: Final = 1.0
 """Seconds between two writings of the mark, at least."""

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 
 from edge_agent.buffer import changes as sessions
-from edge_agent.buffer.blocks import BLOCK_BYTES, checksum, cut, pack
-from edge_agent.buffer.index import Index, Outcome, Tail
+from edge_agent.buffer.blocks import BLOCK_BYTES, checksum, chunk_size, cut, pack
+from edge_agent.buffer.index import Gone, Index, Outcome, Tail, Track
+from edge_agent.buffer.losses import declare, due
 from edge_agent.buffer.port import LOCAL, Chunk, CommandResult, Commit, Own
+from edge_agent.buffer.relief import DROPPED, EXPIRED, Age, Part, Relief, Row
 from edge_agent.buffer.resend import pack_entries, readable_heads
 from edge_agent.buffer.sql import SQL
+from edge_agent.lanes import Lane
 from waybill.mqtt.codec import publish
 from waybill.mqtt.resend import entries_of
 from waybill.mqtt.state import Change, ResendEntry, ResendFrozen
@@ -38,20 +42,44 @@ class Context:
     clock: Callable[[], tuple[int, int]]
 
 
+@dataclass(slots=True)
+class _Dropped:
+    count: int = 0
+    bytes: int = 0
+
+
+@dataclass(slots=True)
+class _Appended:
+    """What a transaction brings to a lane: what is stored, and how much is declared before and behind it."""
+
+    stored: list[tuple[Chunk, int]] = field(default_factory=list)
+    before: _Dropped = field(default_factory=_Dropped)
+    behind: _Dropped = field(default_factory=_Dropped)
+    seen: int = 0
+
+
+_ALL: Final = (0, 1 << 62)
+
+
 class Transaction:
     """The statements of one transaction. Call any of the methods, then ``finish`` last."""
 
-    def __init__(self, db: sqlite3.Connection, context: Context) -> None:
+    def __init__(self, db: sqlite3.Connection, context: Context, relief: Relief | None = None) -> None:
+        """Begin with nothing; without ``relief`` there is room for everything, and nothing expires."""
         self._db = db
+        self._relief = relief
         self._context = context
         self._index = context.index
         self.outcome = Outcome()
-        self._lanes: dict[str, list[tuple[Chunk, int]]] = {}
+        self._lanes: dict[str, _Appended] = {}
+        self._kept: dict[str, tuple[int, int]] = {}
 
     # --- what devices and the agent bring ---
 
-    def commit(self, commit: Commit) -> None:
-        """Take in all of ``commit``."""
+    def commit(self, commit: Commit, size: int) -> None:
+        """Take in all of ``commit``, which brings about ``size`` bytes; what lanes drop is declared. Raises NoRoom."""
+        if self._relief is not None:
+            self._kept = self._relief.make_room(self, commit.chunks, size)
         frozen = [change for change in commit.changes if isinstance(change, ResendFrozen)]
         if frozen:
             self._chunks(commit.chunks, frozen)
@@ -84,13 +112,28 @@ class Transaction:
             start = tail.total
             tail.total += chunk.remembered
             tail.low = max(tail.low, start - chunk.keep, tail.total - self._context.window)
-        if chunk.lane != LOCAL:
+        if chunk.lane != LOCAL and self._add(chunk, start):
             if tail is not None and (chunk.remembered or start):
                 tail.blocks += 1
-            self._lanes.setdefault(chunk.lane, []).append((chunk, start))
         elif tail is not None:  # no block will say what it proved, nor hold what is to be remembered
-            self._keep(chunk.client, start, entries_of(chunk.raw, chunk.version), tail)
+            entries = entries_of(chunk.raw, chunk.version) if chunk.remembered else ()
+            self._keep(chunk.client, start, entries, tail)
             self._set_low(chunk.client, tail)
+
+    def _add(self, chunk: Chunk, start: int) -> bool:
+        """Add a chunk to its lane; False where it is declared instead of stored."""
+        lane = self._lanes.get(chunk.lane)
+        if lane is None:
+            lane = self._lanes[chunk.lane] = _Appended()
+        begin, end = self._kept.get(chunk.lane, _ALL)
+        at, lane.seen = lane.seen, lane.seen + 1
+        if begin <= at < end:
+            lane.stored.append((chunk, start))
+            return True
+        dropped = lane.before if at < begin else lane.behind
+        dropped.count += chunk.count
+        dropped.bytes += chunk_size(chunk)
+        return False
 
     def own(self, own: Own) -> None:
         """Append a message of the agent itself to the control lane."""
@@ -140,19 +183,70 @@ class Transaction:
     def settle(self, lane: str, ordinal: int, first: int, last: int) -> None:
         """Delete the blocks that lie wholly within ``first..last``; their resend memory stays (O3)."""
         leaving: dict[str, list[tuple[int, ResendEntries]]] = {}
-        removed = 0
-        rows = self._db.execute(SQL["blocks_within"], (lane, ordinal, first, last, last)).fetchall()
-        for block, size, head in rows:
-            if ordinal == self._index.ordinal:
-                self._leave(block, head, leaving)
-            self._db.execute(SQL["delete_block"], (block,))
-            removed += size
-            self.outcome.deleted += 1
+        for block, size, head in self._db.execute(SQL["blocks_within"], (lane, ordinal, first, last, last)).fetchall():
+            self._delete(lane, ordinal, block, size, head, leaving)
         for client, kept in leaving.items():
             self._left(client, kept)
-        if removed:
-            self.outcome.removed[lane] = self.outcome.removed.get(lane, 0) + removed
-            self.outcome.oldest[lane] = None
+
+    def _delete(
+        self,
+        lane: str,
+        ordinal: int,
+        block: int,
+        size: int,
+        head: bytes,
+        leaving: dict[str, list[tuple[int, ResendEntries]]],
+    ) -> None:
+        if ordinal == self._index.ordinal:
+            self._leave(block, head, leaving)
+        self._db.execute(SQL["delete_block"], (block,))
+        self.outcome.deleted += 1
+        self.outcome.removed[lane] = self.outcome.removed.get(lane, 0) + size
+        self.outcome.oldest[lane] = None
+
+    def stored(self, lane: str) -> int:
+        """Return the bytes of a lane in the file by now."""
+        known = self._index.lanes.get(lane)
+        return (known.bytes if known else 0) - self.outcome.removed.get(lane, 0)
+
+    def evict(self, lane: str, part: Part, row: Row, reason: str) -> None:
+        """Delete a block, whose resend memory stays (O3), and declare what of it is not settled."""
+        block, first, count, size, head = row
+        leaving: dict[str, list[tuple[int, ResendEntries]]] = {}
+        self._delete(lane, part.track.ordinal, block, size, head, leaving)
+        for client, kept in leaving.items():
+            self._left(client, kept)
+        at, last = first, first + count - 1
+        while at <= last and (gap := part.settled.next_gap(at, last)):
+            self._lose(lane, part.track, *gap, size * (gap[1] - gap[0] + 1) // count, reason)
+            at = gap[1] + 1
+
+    def free(self, size: int) -> None:
+        """Evict until about ``size`` bytes are free within the file, whatever the limits say: the disk is full."""
+        if self._relief is not None:
+            self._relief.free(self, size)
+
+    def expire(self, lane: Lane, age: Age) -> bool:
+        """Let go what is older than the lane's TTL; return whether there may be more."""
+        return self._relief is not None and self._relief.expire(self, lane, age)
+
+    def _lose(self, lane: str, track: Track, first: int, last: int, size: int, reason: str) -> None:
+        gone = self.outcome.gone
+        if gone and (gone[-1].lane, gone[-1].track.ordinal, gone[-1].reason) == (lane, track.ordinal, reason):
+            before = gone[-1]
+            if before.last + 1 == first:
+                before.last = last
+                before.bytes += size
+                return
+        gone.append(Gone(lane, track, first, last, size, reason, expired=reason == EXPIRED))
+
+    def say_losses(self) -> None:
+        """Put what is declared on the control lane, unless that is full of it."""
+        if due(self._index.losses, self._index.waiting(CONTROL_LANE)):
+            for loss in self._index.losses.values():
+                self.receipt(loss)
+            self._db.execute(SQL["forget_losses"])
+            self.outcome.losses = {}
 
     def _leave(self, block: int, head: bytes, leaving: dict[str, list[tuple[int, ResendEntries]]]) -> None:
         """Note what of a block that is about to go must be remembered."""
@@ -231,19 +325,20 @@ class Transaction:
 
     def finish(self) -> Outcome:
         """Write the blocks with their numbers (B1) and the transaction's own (B2)."""
-        for lane, chunks in self._lanes.items():
-            self._append(lane, chunks)
+        for lane, appended in self._lanes.items():
+            self._append(lane, appended)
+        self._declare()
         for lane in self.outcome.oldest:
             row = self._db.execute(SQL["oldest_wall_ms"], (lane,)).fetchone()
             self.outcome.oldest[lane] = row[0] if row else None
         self._db.execute(SQL["count_transaction"], (self._index.transactions + 1,))
         return self.outcome
 
-    def _append(self, lane: str, chunks: Sequence[tuple[Chunk, int]]) -> None:
+    def _append(self, lane: str, appended: _Appended) -> None:
         track = self._index.upcoming(lane)
-        last = track.last
+        last = self._drop(lane, track, track.last, appended.before)
         stored = 0
-        for part in cut(chunks, BLOCK_BYTES):
+        for part in cut(appended.stored, BLOCK_BYTES):
             count, head, body = pack(part)
             crc = checksum(lane, track.epoch, last + 1, count, head, body)
             size = len(head) + len(body)
@@ -252,6 +347,7 @@ class Transaction:
             last += count
             stored += size
             self.outcome.blocks += 1
+        last = self._drop(lane, track, last, appended.behind)
         self.outcome.messages += last - track.last
         self.outcome.added[lane] = stored
         self.outcome.lasts[lane] = last
@@ -259,3 +355,23 @@ class Transaction:
         if known is None or known.oldest_ms is None:
             self.outcome.oldest[lane] = None
         self._db.execute(SQL["set_lane"], (lane, track.ordinal, last, track.prev_epoch, track.prev_last))
+
+    def _drop(self, lane: str, track: Track, last: int, dropped: _Dropped) -> int:
+        """Give numbers to what is not stored; return the last one."""
+        if dropped.count:
+            self._lose(lane, track, last + 1, last + dropped.count, dropped.bytes, DROPPED)
+        return last + dropped.count
+
+    def _declare(self) -> None:
+        """Write down what is lost, and not said yet (E5)."""
+        if not self.outcome.gone:
+            return
+        losses = self._index.losses.copy() if self.outcome.losses is None else self.outcome.losses
+        for gone in self.outcome.gone:
+            track, count = gone.track, gone.last - gone.first + 1
+            prev = track.prev_epoch, track.prev_last
+            loss = Receipt(track.epoch, gone.lane, *prev, gone.first, gone.last, count, gone.bytes, gone.reason)
+            key, row = declare(losses, loss)
+            losses[key] = row
+            self._db.execute(SQL["set_loss"], msgspec.structs.astuple(row))
+        self.outcome.losses = losses

@@ -70,6 +70,8 @@ class Broker(Sessions):
     ) -> None:
         super().__init__(settings, hooks, saved, new_id=new_id, wake=wake, now=now)
         self.blocks: dict[bytes, Content] = {b"": properties.EMPTY}
+        self.shut: Callable[[bytes], bool] | None = None
+        """Topics for which the program has no room now; None: it has for all."""
 
     # -- publish -------------------------------------------------------------------------------------------------
 
@@ -110,6 +112,12 @@ class Broker(Sessions):
                 self._route(hit, client.client_id)
         connection.charge(ticket, len(raw) + PUBLISH * len(publishes))
         return ticket
+
+    def turn_down(self, client: Client, topic: bytes) -> None:
+        """A PUBLISH is not taken: there is no room."""
+        self.counters.no_room += 1
+        self.notices.warn(self.mono_ns, "%r: there is no room for what it publishes", client.client_id)
+        self._tell(self.hooks.on_no_room, client, topic.decode())
 
     def content(self, block: bytes) -> Content:
         """Understand the properties of a PUBLISH. Raises Malformed."""

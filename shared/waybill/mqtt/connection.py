@@ -45,6 +45,8 @@ class Connection(Output):
     __slots__ = (
         "ahead_ns",
         "asking",
+        "barred",
+        "barred_ns",
         "choked",
         "client",
         "due",
@@ -88,6 +90,8 @@ class Connection(Output):
         self.farewell: int = Reason.SUCCESS  # what is said then
         self.due = False  # acks have made room for what waits; ``feed`` sends it when all is parsed
         self.choked = False  # more output waits than output_bytes
+        self.barred: bytes | None = None  # the topic for which there is no room, while nothing is read because of it
+        self.barred_ns = 0  # since when
         self.stuck: tuple[int, int] | None = None  # since when, and with how much output, nothing was read
         self.rest: bytearray | None = None
         self.weight = 0  # what it has of the broker's ``buffers``
@@ -263,9 +267,11 @@ class Connection(Output):
 
     def may_read(self) -> bool:
         """Whether nothing is left of why reading was to stop, but for what the server has uncommitted in all."""
+        shut = self.broker.shut
         return (
             not self.choked
             and self.asking is None
+            and (self.barred is None or shut is None or not shut(self.barred))
             and self.uncommitted <= self.broker.settings.uncommitted_bytes // 2
             and self.ahead_ns - self.broker.mono_ns <= SECOND
         )
@@ -323,6 +329,8 @@ class Connection(Output):
             return "no CONNECT in time" if self.asking is None else "who it is was not known in time"
         if self.paused:
             self.seen_ns = now_ns  # it cannot be heard
+            if self.barred is not None and now_ns - self.barred_ns > settings.full_timeout * SECOND:
+                return f"no room for {self.barred.decode()}"
             waiting = self.buffered() if self.choked else 0
             if not waiting:
                 self.stuck = None

@@ -202,6 +202,16 @@ class MqttServer:
         """
         return self.broker.listen(pattern, callback)
 
+    def refuse(self, shut: Callable[[bytes], bool] | None) -> None:
+        """Take no PUBLISH of QoS 1 or 2 to topics for which ``shut`` is true; None: take all.
+
+        MQTT 5 gets 0x97 for it. A client of 3.1.1 is not read until there is room, and closed after ``full_timeout``.
+        What is being committed, wills and QoS 0 come to the sink as ever.
+        """
+        self.broker.shut = shut
+        self.tick()
+        self.broker.relieve()
+
     def disconnect(self, client_id: str, reason: str = "disconnected by the server") -> bool:
         """Close a client's connection (its will fires); False where it has none."""
         session = self.broker.sessions.get(client_id)

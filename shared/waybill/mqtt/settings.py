@@ -25,6 +25,8 @@ class Settings(Limits):
     also for all listeners together.
     ``stall_timeout``: a connection that sends less than 1 KiB of an unfinished packet, or reads nothing of what waits
     for it, in that time is closed and counted (``timed_out``).
+    ``full_timeout``: a client of MQTT 3.1.1 that publishes what there is no room for is not read, and closed after that
+    time; MQTT 5 is answered with 0x97. Counted (``no_room``).
     ``receive_maximum``: as ``inflight`` in the other direction, for clients of MQTT 5, and what is remembered of them
     (O3); at most ``dup_window``. More ends the connection with 0x93.
     ``topic_aliases``: of one connection of MQTT 5, in each direction. A higher one ends it with 0x94.
@@ -59,6 +61,7 @@ class Settings(Limits):
     """
 
     stall_timeout: float = 60.0
+    full_timeout: float = 60.0
     receive_maximum: int = DUP_WINDOW
     topic_aliases: int = 32
     max_session_expiry: int = NEVER
@@ -190,6 +193,8 @@ class Hooks:
     ``on_connected``: just after CONNACK was written. ``on_disconnected(client, reason)``: after the connection ended;
     the reason is empty where the client sent DISCONNECT. ``on_subscribed(client, filter, qos)``: just after SUBACK
     was written.
+    ``on_no_room(client, topic)``: a PUBLISH was not taken because the program had no room for it
+    (``MqttServer.refuse``).
     ``on_turned_away(address, reason)``: a connection was closed before it was accepted (refused, not MQTT, a version
     that is not spoken, too slow).
     ``on_commit_failed(error)``: a commit raised; nothing of it was acknowledged, its connections are closed.
@@ -201,6 +206,7 @@ class Hooks:
     on_connected: Callable[[Client], None] | None = None
     on_disconnected: Callable[[Client, str], None] | None = None
     on_subscribed: Callable[[Client, str, int], None] | None = None
+    on_no_room: Callable[[Client, str], None] | None = None
     on_turned_away: Callable[[str, str], None] | None = None
     on_commit_failed: Callable[[Exception], None] | None = None
 
@@ -215,7 +221,7 @@ class Counters:
     larger than the subscriber takes; ``unretained``: not kept at the limit; ``over_quota``: clients, subscriptions and
     QoS 2 messages that were refused for want of room; ``removed``: subscriptions of a session, and messages that
     waited for them, that its client may no longer have. ``throttled``: how often a client was not read because it
-    published faster than ``publish_rate``.
+    published faster than ``publish_rate``. ``no_room``: PUBLISH packets that were not taken for want of room.
     ``malformed``, ``denied``, ``refused`` (CONNECT), ``over_limit`` (connections), ``handshakes_failed`` (TLS,
     WebSocket), ``timed_out``, ``crowded`` (too much unsent or unfinished): why connections ended.
     """
@@ -246,6 +252,7 @@ class Counters:
     over_quota: int = 0
     removed: int = 0
     throttled: int = 0
+    no_room: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     commits: int = 0

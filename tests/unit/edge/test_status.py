@@ -60,6 +60,15 @@ def test_a_person_sees_link_backlog_and_fault(width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
 
 
+def test_what_a_lane_has_lost_and_its_cap_are_there_where_there_is_any() -> None:
+    assert "dropped" not in drawn(STATUS)
+    lane = LaneState("bulk", 7, 1 << 20, NOW, ("plan",), 2 << 20, dropped=1234, refused=56, full=True)
+    text = drawn(msgspec.structs.replace(STATUS, lanes=(*STATUS.lanes, lane)))
+    for piece in ("bulk (full)", "cap", "2.0 MiB", "dropped", "1,234", "refused", "56", "plan"):
+        assert piece in text
+    assert "expired" not in text
+
+
 def test_an_online_link_hides_the_last_error_and_no_link_says_so() -> None:
     online = msgspec.structs.replace(STATUS, link=LinkState("online", NOW, "old trouble"), fault="")
     assert "old trouble" not in drawn(online)
