@@ -106,7 +106,8 @@ class Forwarder:
         self._lanes = {lane.name: lane for lane in ordered}
         self._wake = asyncio.Event()
         self._shut: dict[str, frozenset[str]] = {}
-        self.window = Window((lane.name for lane in ordered), settings.window_bytes)
+        shares = {lane.name: lane.share for lane in ordered}
+        self.window = Window((lane.name for lane in ordered), settings.window_bytes, shares)
         self._bodies = Bodies(settings.body)
         self.dictionaries = Dictionaries()
         self._link: Sender | None = None
@@ -162,6 +163,9 @@ class Forwarder:
             while True:
                 self._look()
                 now = self._clock.mono()
+                if await self._read(now, self.window.upcoming()):
+                    await asyncio.sleep(0)  # devices come first
+                    continue
                 flight = self.window.next(now)
                 if flight is not None:
                     order = flight.order
@@ -169,8 +173,6 @@ class Forwarder:
                     self.counters.sent_bytes += len(flight.data)
                     self._queued.append((flight, order, await link.send(flight.data)))
                     self._bodies.waited(self._clock.mono() - now)
-                elif await self._read(now):
-                    await asyncio.sleep(0)  # devices come first
                 else:
                     held_up = self._is_held_up()
                     if not held_up:
@@ -213,13 +215,25 @@ class Forwarder:
 
     # --- reading the buffer ---
 
-    async def _read(self, now: float) -> bool:
-        """Put one more frame into the window, of the most urgent lane that has one ready. False where there is none."""
+    async def _read(self, now: float, upcoming: str | None) -> bool:
+        """Put one more frame into the window, of the most urgent lane that has one ready. False where there is none.
+
+        ``upcoming``: the lane whose turn it is of those that have a frame in the window; of less urgent ones only those
+        with a share are read then.
+        """
+        passed = False
         for reader in self._readers:
+            passed = passed or reader.lane.name == upcoming
+            if passed and not reader.lane.share:
+                continue
             if not self._has_turn(reader) or not self._ready(reader, now):
                 continue
             count, size = self._settings.frame_messages, self._size(reader)
-            lease = await self._buffer.lease(reader.lane.name, reader.after, count, size)
+            if reader.lane.order == "fresh-first":
+                under_way = [(f.at.ordinal, f.first, f.last) for f in self.window.frames(reader.lane.name)]
+                lease = await self._buffer.lease_newest(reader.lane.name, under_way, count, size)
+            else:
+                lease = await self._buffer.lease(reader.lane.name, reader.after, count, size)
             if lease is None:
                 reader.more = False
                 continue

@@ -9,8 +9,8 @@ A frame lives here from the moment it is encoded until its last message is ackno
                                a probe's ack                    │
                                        refused: REFUSED ◀───────┘──▶ acknowledged: gone
 
-**Order.** Lanes by priority; within a lane by epoch and seq, so that after a reconnect each begins with its unacked
-frames.
+**Order.** Lanes by priority and share (:mod:`edge_agent.turns`); within a lane by epoch and seq, so that after a
+reconnect each begins with its unacked frames.
 
 **Timers** (U2). A frame's time begins when its last byte left the socket's queue: a slow link is no loss. Only a
 lane's oldest unacked frame is probed. When the ack of a probe comes, the frames that had been sent before the probe
@@ -30,12 +30,13 @@ everything else of it waits for that one's ack.
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from edge_agent.buffer.port import Position
 from edge_agent.pace import Mark, Pace
+from edge_agent.turns import Turns
 from waybill.frames.header import VERSION
 from waybill.wire import Ack, RefusedSpan, Span
 
@@ -122,10 +123,15 @@ class Settled:
 
 
 class Window:
-    """All frames in flight of one agent. ``lanes``: names, the most urgent first; ``limit``: bytes kept for resends."""
+    """All frames in flight of one agent.
 
-    def __init__(self, lanes: Iterable[str], limit: int) -> None:
+    ``lanes``: names, the most urgent first; ``limit``: bytes kept for resends; ``shares``: see
+    :class:`edge_agent.turns.Turns`.
+    """
+
+    def __init__(self, lanes: Iterable[str], limit: int, shares: Mapping[str, int] | None = None) -> None:
         self._lanes = {name: _Lane(name) for name in lanes}
+        self._turns = Turns(self._lanes, shares or {})
         self._limit = limit
         self._sent = 0  # places of frames in the order they were handed out
         self._shut: frozenset[str] = frozenset()
@@ -188,14 +194,30 @@ class Window:
             if due is not None and due <= now:
                 lane.timeout = min(lane.timeout * 2, MAX_TIMEOUT)
                 return self._hand_out(lane.flights[0], now)
+        waiting = self._waiting()
+        if not waiting:
+            return None
+        sizes = {lane: len(flight.data) for lane, flight in waiting.items()}
+        name = self._turns.next(sizes)
+        if not self._allows(name, sizes[name]):
+            return None  # and no other lane may use up what it waits for
+        self._turns.sent(name, sizes[name], sizes)
+        return self._hand_out(waiting[name], now)
+
+    def upcoming(self) -> str | None:
+        """Return the lane whose turn it is, of those that have a frame to send here."""
+        sizes = {lane: len(flight.data) for lane, flight in self._waiting().items()}
+        return self._turns.next(sizes) if sizes else None
+
+    def _waiting(self) -> dict[str, Flight]:
+        """Return the next frame of each lane that has one to send."""
+        found: dict[str, Flight] = {}
         for lane in self._lanes.values():
-            if lane.resting or lane.name in self._shut:
-                continue
-            flight = next((flight for flight in lane.flights if flight.stage is Stage.UNSENT), None)
-            if flight is not None:
-                # Where it may not go, no less urgent lane may use up what it waits for.
-                return self._hand_out(flight, now) if self._allows(lane.name, len(flight.data)) else None
-        return None
+            if not lane.resting and lane.name not in self._shut:
+                flight = next((flight for flight in lane.flights if flight.stage is Stage.UNSENT), None)
+                if flight is not None:
+                    found[lane.name] = flight
+        return found
 
     def left(self, flight: Flight, now: float) -> None:
         """The last byte of ``flight`` has left the socket's queue: its time begins (U2)."""

@@ -26,7 +26,6 @@ from edge_agent.buffer.directory import Directory
 from edge_agent.buffer.index import Outcome, Track
 from edge_agent.buffer.mark import MarkFile
 from edge_agent.buffer.opening import Opened
-from edge_agent.buffer.port import Position
 from edge_agent.buffer.reader import Damaged, Missing, Reader, Run
 from edge_agent.buffer.relief import Part, Policy, Relief
 from edge_agent.buffer.room import NoRoom, Room
@@ -131,12 +130,12 @@ class Engine:
         return await self.guarded("buffer: read", self._read(read))
 
     async def lease(
-        self, lane: str, after: Position | None, count: int, size: int
+        self, lane: str, find: Callable[[], tuple[Track, int, int] | None], count: int, size: int
     ) -> tuple[Track, Run | Damaged | Missing] | None:
-        """Read on in a lane; None where nothing waits. Raises Unavailable."""
+        """Read the run of a lane that ``find`` finds in the index; None where nothing waits. Raises Unavailable."""
 
         async def locked() -> tuple[Track, Run | Damaged | Missing] | None:
-            found = self.index.next_unsettled(lane, after)
+            found = find()
             if found is None:
                 return None
             track, first, last = found

@@ -6,7 +6,7 @@ has acknowledged (``Index.settle``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from edge_agent.buffer.losses import Key
@@ -200,6 +200,26 @@ class Index:
             run = track.settled.next_gap(start, track.last) if start <= track.last else None
             if run:
                 return track, *run
+        return None
+
+    def newest_unsettled(
+        self, lane: str, under_way: Sequence[tuple[int, int, int]], count: int, size: int
+    ) -> tuple[Track, int, int] | None:
+        """Return the last ``count`` messages, or about ``size`` bytes, of the newest run that is to be sent."""
+        known = self.lanes.get(lane)
+        for track in reversed(known.tracks if known else ()):
+            taken = sorted((first, last) for ordinal, first, last in under_way if ordinal == track.ordinal)
+            end = track.last
+            while run := track.settled.last_gap(end):
+                first, last = run
+                ahead = [one for one in taken if one[0] <= last and first <= one[1]]
+                if ahead and ahead[-1][1] >= last:
+                    end = ahead[-1][0] - 1
+                    continue
+                first = ahead[-1][1] + 1 if ahead else first
+                waiting = sum(one.pending for one in self.lanes[lane].tracks)
+                fit = size * waiting // max(1, self.lanes[lane].bytes)
+                return track, max(first, last + 1 - max(1, min(count, fit))), last
         return None
 
     def oldest_epoch(self, lane: str) -> int:

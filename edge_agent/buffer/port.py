@@ -174,6 +174,15 @@ class Buffer(Protocol):
         Waits while the file cannot be read; raises Unavailable once the buffer is closed.
         """
 
+    async def lease_newest(
+        self, lane: str, under_way: Sequence[tuple[int, int, int]], count: int, size: int
+    ) -> Lease | None:
+        """Return the newest unsettled messages that are not ``under_way``, in order of seq; else as :meth:`lease`.
+
+        ``under_way``: ordinals of epochs, first and last seqs of what is on its way already. The run that is returned
+        ends where the newest one ends, or, where its messages are larger than others of the lane, before that.
+        """
+
     async def settle(self, spans: Sequence[Span]) -> None:
         """Forget messages that the cloud has journaled (or that a receipt declares): delete blocks wholly covered.
 

@@ -76,3 +76,13 @@ class SpanSet:
         if start > end:
             return None
         return start, min(end, self._firsts[at] - 1) if at < len(self._firsts) else end
+
+    def last_gap(self, end: int) -> tuple[int, int] | None:
+        """Return the last run of numbers within ``1..end`` that are not in the set; None where all are."""
+        at = bisect_right(self._firsts, end) - 1
+        if at >= 0 and self._lasts[at] >= end:
+            end = self._firsts[at] - 1
+            at -= 1
+        if end < 1:
+            return None
+        return (self._lasts[at] + 1 if at >= 0 else 1), end

@@ -164,8 +164,20 @@ class SqliteBuffer:
 
     async def lease(self, lane: str, after: Position | None, count: int, size: int) -> Lease | None:
         """Return the next messages of ``lane``. See the port. Waits while the file cannot be read."""
+        return await self._lease(lane, lambda: self._index.next_unsettled(lane, after), count, size)
+
+    async def lease_newest(
+        self, lane: str, under_way: Sequence[tuple[int, int, int]], count: int, size: int
+    ) -> Lease | None:
+        """Return the newest messages of ``lane``. See the port. Waits while the file cannot be read."""
+        newest = partial(self._index.newest_unsettled, lane, under_way, count, size)
+        return await self._lease(lane, newest, count, 2 * size)
+
+    async def _lease(
+        self, lane: str, find: Callable[[], tuple[Track, int, int] | None], count: int, size: int
+    ) -> Lease | None:
         while True:
-            found = await self._held(lambda: self._engine.lease(lane, after, count, size))
+            found = await self._held(lambda: self._engine.lease(lane, find, count, size))
             if found is None:
                 return None
             track, run = found

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from edge_agent.buffer.blocks import ChunkHead, parse
-from edge_agent.buffer.index import Index, LaneIndex, Outcome
+from edge_agent.buffer.index import Index, LaneIndex, Outcome, Track
 from edge_agent.buffer.port import LOCAL, Backlog, Commit, Lease, OutboxEntry, Position, Stored
 from waybill.errors import Unavailable
 from waybill.mqtt import state as mqtt
@@ -126,7 +126,15 @@ class MemoryBuffer:
 
     async def lease(self, lane: str, after: Position | None, count: int, size: int) -> Lease | None:
         """Return the next messages of ``lane``."""
-        found = self._index.next_unsettled(lane, after)
+        return self._lease(lane, self._index.next_unsettled(lane, after), count, size)
+
+    async def lease_newest(
+        self, lane: str, under_way: Sequence[tuple[int, int, int]], count: int, size: int
+    ) -> Lease | None:
+        """Return the newest messages of ``lane``."""
+        return self._lease(lane, self._index.newest_unsettled(lane, under_way, count, size), count, 2 * size)
+
+    def _lease(self, lane: str, found: tuple[Track, int, int] | None, count: int, size: int) -> Lease | None:
         if found is None:
             return None
         track, first, last = found

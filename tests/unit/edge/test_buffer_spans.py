@@ -34,3 +34,5 @@ def test_a_span_set_is_a_set_of_numbers(added: list[tuple[int, int]], asked: tup
     first, last = asked
     gaps = list(runs(set(range(first, last + 1)) - model))
     assert spans.next_gap(first, last) == (gaps[0] if gaps else None)
+    before = list(runs(set(range(1, last + 1)) - model))
+    assert spans.last_gap(last) == (before[-1] if before else None)

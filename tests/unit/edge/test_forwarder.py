@@ -18,7 +18,7 @@ from edge_agent.buffer.testing import MemoryBuffer
 from edge_agent.clock import Clock
 from edge_agent.config import ForwardSettings
 from edge_agent.forwarder import MAX_FRAME, Forwarder
-from edge_agent.lanes import complete
+from edge_agent.lanes import CONTROL, Lane, complete
 from waybill.errors import Unavailable
 from waybill.frames import Dictionary, Frame, decode
 from waybill.frames import in_columns as encode_columns
@@ -391,3 +391,43 @@ async def test_u4_columns_that_are_refused_come_again_as_plain_and_no_more_until
     async with sending(made, wire):
         await until(lambda: len(wire.frames) == 3)
     assert wire.frames[-1].header.codec == COLUMNS
+
+
+async def test_fresh_first_sends_what_comes_before_the_backlog_and_the_backlog_from_its_end() -> None:
+    buffer, wire = MemoryBuffer("gw1"), Wire()
+    settings = ForwardSettings(linger_ms=0, frame_messages=10, body="plain")
+    lane = Lane("telemetry", order="fresh-first")
+    made = Forwarder(buffer, [CONTROL, lane], settings, Clock(synced=lambda: False))
+    await buffer.commit(chunk([b"%d" % n for n in range(1, 31)]))
+    wire.gate.clear()
+    async with sending(made, wire):
+        await until(lambda: made.window.frames("telemetry"))  # the first waits in the socket
+        await buffer.commit(chunk([b"31", b"32"]))
+        wire.gate.set()
+        await until(lambda: sum(frame.header.count for frame in wire.frames) == 32)
+    order = [(frame.header.first, frame.header.last) for frame in wire.frames]
+    assert order == [(21, 30), (31, 32), (11, 20), (1, 10)]
+    assert {frame.header.order for frame in wire.frames} == {"fresh-first"}
+    for frame in wire.frames:
+        assert [row[3] for row in frame.rows] == [b"%d" % n for n in range(frame.header.first, frame.header.last + 1)]
+
+
+async def test_a_lane_with_a_share_gets_it_while_a_more_urgent_one_has_more_than_the_link_takes() -> None:
+    buffer, wire = MemoryBuffer("gw1"), Wire()
+    settings = ForwardSettings(linger_ms=0, frame_messages=50, body="plain")
+    lanes = [CONTROL, Lane("alarms", 5), Lane("telemetry", 10, share=25), Lane("bulk", 20)]
+    made = Forwarder(buffer, lanes, settings, Clock(synced=lambda: False))
+    for lane in ("alarms", "telemetry", "bulk"):
+        raw = b"".join(publish(b"t", random.Random(n).randbytes(100), 0) for n in range(3000))
+        await buffer.commit(Commit(chunks=[Chunk(lane, "c", 4, 0, 0, 0, 3000, raw)]))
+    async with sending(made, wire):
+        await made.on_ack(Ack(credit=1 << 30))
+        seen = 0
+        while sum(frame.header.lane == "alarms" for frame in wire.frames) < 40:
+            await until(lambda: len(wire.frames) > seen)  # noqa: B023 - called at once
+            header = wire.frames[seen].header
+            seen += 1
+            await made.on_ack(Ack((Span(header.epoch, header.lane, header.first, header.last),)))
+    sent = [frame.header.lane for frame in wire.frames]
+    assert "bulk" not in sent
+    assert 0.2 < sent.count("telemetry") / len(sent) < 0.3
