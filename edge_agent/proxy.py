@@ -77,7 +77,7 @@ async def _http(stream: Stream, proxy: Proxy, host: str, port: int) -> None:
     if status.startswith("2"):
         return
     said = f"HTTP {status} {words[2] if len(words) > 2 else ''}".strip()  # noqa: PLR2004 - a reason is not required
-    if status == "407":
+    if status in {"401", "407"}:  # tinyproxy says 401
         mend = "it wants another user or password" if proxy.user else "it wants a user and password: USER:PASSWORD@HOST"
         raise ProxyRefused(f"the proxy refuses: {said}; {mend}; check [[uplink]] proxy")
     if status in {"502", "503", "504"}:

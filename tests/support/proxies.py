@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from fleet_simulator.deployment import free_port
 
@@ -20,8 +21,10 @@ PASSWORD = "p:ss/w@rd %41"
 class Proxy:
     """A running proxy. ``command``: how it is started; ``port``: where it listens."""
 
-    def __init__(self, command: Sequence[str], port: int) -> None:
+    def __init__(self, command: Sequence[str], port: int, password: str) -> None:
         self.port = port
+        self.user = f"{USER}:{quote(password, safe='')}"
+        """User and password as a URL has them."""
         self._command = command
         self._process: asyncio.subprocess.Process | None = None
 
@@ -55,9 +58,9 @@ class Proxy:
 
 
 @contextlib.asynccontextmanager
-async def running(command: Sequence[str], port: int) -> AsyncIterator[Proxy]:
+async def running(command: Sequence[str], port: int, password: str = PASSWORD) -> AsyncIterator[Proxy]:
     """Run a proxy that ``command`` starts."""
-    proxy = Proxy(command, port)
+    proxy = Proxy(command, port, password)
     try:
         await proxy.start()
         yield proxy
@@ -74,6 +77,27 @@ async def http_proxy(directory: Path) -> AsyncIterator[Proxy]:
         "--num-acceptors", "1", "--basic-auth", f"{USER}:{PASSWORD}", "--data-dir", str(directory / "proxy"),
     ]  # fmt: skip
     async with running(command, port) as proxy:
+        yield proxy
+
+
+@contextlib.asynccontextmanager
+async def tinyproxy(directory: Path) -> AsyncIterator[Proxy]:
+    """Run Debian's tinyproxy, which speaks HTTP and wants USER and a password, of letters and digits alone."""
+    port, password = free_port(), "s3cret"
+    config = directory / "tinyproxy.conf"
+    config.write_text(
+        f"Port {port}\nListen 127.0.0.1\nTimeout 600\nAllow 127.0.0.1\nBasicAuth {USER} {password}\n",
+        encoding="ascii",
+    )
+    async with running(["tinyproxy", "-d", "-c", str(config)], port, password) as proxy:
+        yield proxy
+
+
+@contextlib.asynccontextmanager
+async def microsocks() -> AsyncIterator[Proxy]:
+    """Run Debian's microsocks, which speaks SOCKS5 and wants USER and PASSWORD."""
+    port = free_port()
+    async with running(["microsocks", "-i", "127.0.0.1", "-p", str(port), "-u", USER, "-P", PASSWORD], port) as proxy:
         yield proxy
 
 

@@ -209,6 +209,32 @@ async def test_an_interface_that_is_not_there_is_said() -> None:
     )
 
 
+async def test_a_kernel_that_lets_only_root_bind_to_a_device_gets_the_interfaces_address(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
+    class Old(socket.socket):
+        """A socket of a kernel before Linux 5.7, for who is not root."""
+
+        def setsockopt(self, level: int, option: int, *value: Any) -> None:
+            if (level, option) == (socket.SOL_SOCKET, socket.SO_BINDTODEVICE):
+                raise PermissionError(1, "Operation not permitted")
+            super().setsockopt(level, option, *value)
+
+    async with serving(answering()) as port:
+        monkeypatch.setattr(socket, "socket", Old)
+        dialer = Dialer(UplinkSettings(f"mqtt://127.0.0.1:{port}", name="x", interface="lo"), None)
+        for _ in range(2):
+            sock = await dialer.dial(lambda _: None)
+            assert isinstance(sock, socket.socket)
+            with sock:
+                assert sock.getsockname()[0] == "127.0.0.1"
+        said = await failing(UplinkSettings("mqtt://[::1]:9", interface="lo"))
+    assert said.startswith("the interface 'lo' is not there or has no address: ")
+    assert caplog.text.count("bound to 127.0.0.1, the address of lo: this kernel lets only root bind to a device") == 1
+
+
 async def test_a_name_look_up_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     hang = asyncio.Event()
