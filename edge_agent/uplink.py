@@ -238,6 +238,11 @@ class _Client(aiomqtt.Client):
         )  # the last look: it is closed after this
         super()._on_socket_close(client, userdata, sock)
 
+    async def _misc_loop(self) -> None:
+        # aiomqtt looks once a second: with a short keepalive a ping would come when the cloud has given us up.
+        while not self._client.loop_misc():  # noqa: ASYNC110 - paho tells nobody when a ping is due
+            await asyncio.sleep(min(1.0, self._keepalive / 4))
+
     def traffic(self) -> Traffic:
         """Return what the connection has cost on the wire."""
         self._traffic = max(self._traffic, traffic.of(self._raw))
