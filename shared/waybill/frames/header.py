@@ -1,4 +1,4 @@
-"""The frame header, version 1: fixed fields, big endian, readable without decompressing the body.
+"""The frame header, version 1: readable without decompressing the body. Few bytes: a message may travel alone.
 
 ====== ===== ==============================================================================================
 offset bytes field
@@ -7,24 +7,25 @@ offset bytes field
 2      1     version, 1
 3      1     codec of the body: 1 plain, 2 columns
 4      4     checksum: CRC-32 (ISO 3309, as zlib computes it) over all bytes from offset 8 to the frame's end
-8      2     header length in bytes, from offset 0 to the body (fields added later stand before the body)
-10     1     order: 0 fifo, 1 fresh-first, 2 arrival
-11     1     durability: 0 every-commit, 1 relaxed
-12     1     clock: 0 unknown, 1 synced, 2 corrected
-13     1     length of the lane's name in bytes, 1..64
-14     2     reserved, 0
-16     8     epoch, 1..2**63-1
-24     8     previous epoch that assigned a seq in this lane, 0 if none (E2)
-32     8     the last seq of that epoch in this lane, 0 if none
-40     8     the lane's oldest epoch with unsettled messages (E4)
-48     8     first seq, from 1
-56     8     base time, signed, milliseconds since 1970 UTC
-64     4     count of messages, from 1
-68     4     size of the body before compression, bytes
-72     4     size of the body as it stands in the frame, bytes
-76     4     dictionary that the body was compressed with, 0 for none
-80     n     the lane's name, UTF-8
+8      1     size of the fields, bytes
+9      n     the fields, a MessagePack array (fields added later stand at its end)
+9 + n        the body, to the frame's end
 ====== ===== ==============================================================================================
+
+The fields are integers but for the first::
+
+    lane          its name, str, 1..64 bytes
+    kind          order (0 fifo, 1 fresh-first, 2 arrival) + 4 * durability (0 every-commit, 1 relaxed)
+                  + 8 * clock (0 unknown, 1 synced, 2 corrected)
+    epoch         1..2**63-1
+    oldest_epoch  the lane's oldest epoch with unsettled messages (E4), 0 where that is ``epoch``
+    prev_epoch    the previous epoch that assigned a seq in this lane, 0 if none (E2)
+    prev_last     the last seq of that epoch in this lane, 0 if none
+    first         first seq, from 1
+    count         of messages, from 1
+    base_ms       base time, milliseconds since 1970 UTC, may be negative
+    raw_size      size of the body before compression, bytes
+    dictionary    id of the one that the body was compressed with, 0 for none
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
+
+import msgspec
 
 from waybill.errors import Corrupt, UnknownVersion
 
@@ -52,14 +55,39 @@ ORDERS: Final[tuple[Order, ...]] = ("fifo", "fresh-first", "arrival")
 DURABILITIES: Final[tuple[Durability, ...]] = ("every-commit", "relaxed")
 CLOCKS: Final[tuple[Clock, ...]] = ("unknown", "synced", "corrected")
 
-_PREFIX = struct.Struct(">2sBBI")
-_FIXED = struct.Struct(">HBBBBHQQQQQqIIII")
-_START: Final = _PREFIX.size + _FIXED.size
+_PREFIX = struct.Struct(">2sBBIB")
+_COVERED: Final = 8
+"""Offset from which on the checksum covers everything."""
+
+_Epoch = Annotated[int, msgspec.Meta(ge=1, le=MAX_EPOCH)]
+_Maybe = Annotated[int, msgspec.Meta(ge=0, le=MAX_EPOCH)]
+_Small = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+
+
+class _Fields(msgspec.Struct, array_like=True, gc=False):
+    lane: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_LANE)]
+    kind: Annotated[int, msgspec.Meta(ge=0, le=31)]
+    epoch: _Epoch
+    oldest_epoch: _Maybe
+    prev_epoch: _Maybe
+    prev_last: _Maybe
+    first: _Epoch
+    count: Annotated[int, msgspec.Meta(ge=1, le=2**32 - 1)]
+    base_ms: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+    raw_size: _Small
+    dictionary: _Small
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Fields).decode
 
 
 @dataclass(frozen=True, slots=True)
 class FrameHeader:
-    """The header of one frame: one epoch and one lane. Fields and units as in the module's table."""
+    """The header of one frame: one epoch and one lane. Fields and units as in the module's text.
+
+    ``body_size``: bytes of the body as it stands in the frame.
+    """
 
     codec: int
     epoch: int
@@ -88,34 +116,27 @@ def pack_header(header: FrameHeader, body: bytes) -> bytes:
 
     ``header`` and ``body`` with the checksum set. Raises ValueError on a field out of its range.
     """
-    lane = header.lane.encode()
-    if not 1 <= len(lane) <= MAX_LANE:
-        msg = f"lane {header.lane!r}: a lane's name has 1 to {MAX_LANE} bytes"
-        raise ValueError(msg)
     try:
-        fixed = _FIXED.pack(
-            _START + len(lane),
-            ORDERS.index(header.order),
-            DURABILITIES.index(header.durability),
-            CLOCKS.index(header.clock),
-            len(lane),
-            0,
-            header.epoch,
-            header.prev_epoch,
-            header.prev_last,
-            header.oldest_epoch,
-            header.first,
-            header.base_ms,
-            header.count,
-            header.raw_size,
-            len(body),
-            header.dictionary,
+        fields = _encode(
+            _Fields(
+                header.lane,
+                ORDERS.index(header.order) + 4 * DURABILITIES.index(header.durability) + 8 * CLOCKS.index(header.clock),
+                header.epoch,
+                0 if header.oldest_epoch == header.epoch else header.oldest_epoch,
+                header.prev_epoch,
+                header.prev_last,
+                header.first,
+                header.count,
+                header.base_ms,
+                header.raw_size,
+                header.dictionary,
+            )
         )
-    except struct.error as error:
-        msg = f"frame header: {error}"
-        raise ValueError(msg) from error
-    covered = b"".join((fixed, lane, body))
-    return _PREFIX.pack(MAGIC, VERSION, header.codec, zlib.crc32(covered)) + covered
+        _check_lane(_decode(fields).lane)
+    except (msgspec.MsgspecError, OverflowError, Corrupt) as error:
+        raise ValueError(f"frame header: {error}") from error
+    covered = b"".join((bytes((len(fields),)), fields, body))
+    return _PREFIX.pack(MAGIC, VERSION, header.codec, zlib.crc32(covered), len(fields)) + covered[1:]
 
 
 def read_header(data: bytes) -> FrameHeader:
@@ -124,74 +145,42 @@ def read_header(data: bytes) -> FrameHeader:
     Raises UnknownVersion for another version (nothing else of it was looked at), Corrupt for everything else.
     """
     if len(data) < _PREFIX.size or data[:2] != MAGIC:
-        msg = "not a frame: it does not begin with 'WB'"
-        raise Corrupt(msg)
-    _, version, codec, checksum = _PREFIX.unpack_from(data)
+        raise Corrupt("not a frame: it does not begin with 'WB'")
+    _, version, codec, checksum, size = _PREFIX.unpack_from(data)
     if version != VERSION:
-        what = "frame"
-        raise UnknownVersion(what, version, VERSIONS)
-    if len(data) < _START:
-        msg = f"frame of {len(data)} bytes is shorter than its header"
-        raise Corrupt(msg)
-    if zlib.crc32(memoryview(data)[_PREFIX.size :]) != checksum:
-        msg = "frame: the checksum does not match"
-        raise Corrupt(msg)
-    (
-        length,
-        order,
-        durability,
-        clock,
-        lane_size,
-        _,
-        epoch,
-        prev_epoch,
-        prev_last,
-        oldest_epoch,
-        first,
-        base_ms,
-        count,
-        raw_size,
-        body_size,
-        dictionary,
-    ) = _FIXED.unpack_from(data, _PREFIX.size)
+        raise UnknownVersion("frame", version, VERSIONS)
+    if zlib.crc32(memoryview(data)[_COVERED:]) != checksum:
+        raise Corrupt("frame: the checksum does not match")
+    end = _PREFIX.size + size
+    try:
+        fields = _decode(memoryview(data)[_PREFIX.size : end])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Corrupt(f"frame: header: {error}") from error
+    _check_lane(fields.lane)
+    order, durability, clock = fields.kind & 3, fields.kind >> 2 & 1, fields.kind >> 3
+    _check(end <= len(data), "its header is cut short")
+    _check(order < len(ORDERS) and clock < len(CLOCKS), "order or clock is unknown")
     _check(
-        length == len(data) - body_size and length >= _START + lane_size and 1 <= lane_size <= MAX_LANE,
-        "its lengths do not add up",
-    )
-    _check(
-        order < len(ORDERS) and durability < len(DURABILITIES) and clock < len(CLOCKS),
-        "order, durability or clock is unknown",
-    )
-    _check(
-        1 <= epoch <= MAX_EPOCH and 1 <= oldest_epoch <= MAX_EPOCH and prev_epoch <= MAX_EPOCH,
-        "an epoch is out of range",
-    )
-    _check(
-        (prev_epoch == 0) == (prev_last == 0) and prev_epoch != epoch,
+        (fields.prev_epoch == 0) == (fields.prev_last == 0) and fields.prev_epoch != fields.epoch,
         "the previous epoch and its last seq do not agree",
     )
-    _check(first >= 1 and count >= 1 and first + count - 1 <= MAX_EPOCH, "first seq or count is out of range")
-    try:
-        lane = data[_START : _START + lane_size].decode()
-    except UnicodeDecodeError as error:
-        msg = "frame: the lane's name is not UTF-8"
-        raise Corrupt(msg) from error
+    _check(fields.first + fields.count - 1 <= MAX_EPOCH, "first seq or count is out of range")
     return FrameHeader(
         codec,
-        epoch,
-        prev_epoch,
-        prev_last,
-        oldest_epoch,
-        lane,
+        fields.epoch,
+        fields.prev_epoch,
+        fields.prev_last,
+        fields.oldest_epoch or fields.epoch,
+        fields.lane,
         ORDERS[order],
         DURABILITIES[durability],
         CLOCKS[clock],
-        first,
-        count,
-        base_ms,
-        raw_size,
-        body_size,
-        dictionary,
+        fields.first,
+        fields.count,
+        fields.base_ms,
+        fields.raw_size,
+        len(data) - end,
+        fields.dictionary,
     )
 
 
@@ -203,19 +192,26 @@ def check_body(header: FrameHeader) -> None:
 
 
 def peek_span(data: bytes) -> tuple[int, str, int, int] | None:
-    """Return the (epoch, lane, first, last) that ``data`` claims, with nothing checked, or None where it is too short.
+    """Return the (epoch, lane, first, last) that ``data`` claims, with no checksum, or None where that cannot be read.
 
     For naming a frame that :func:`read_header` refused. Never to be believed otherwise.
     """
-    if len(data) < _START or data[:2] != MAGIC or data[2] != VERSION:
+    if len(data) < _PREFIX.size or data[:2] != MAGIC or data[2] != VERSION:
         return None
-    _, _, _, _, lane_size, _, epoch, _, _, _, first, _, count, *_ = _FIXED.unpack_from(data, _PREFIX.size)
-    return epoch, data[_START : _START + lane_size].decode(errors="replace"), first, first + count - 1
+    try:
+        fields = _decode(data[_PREFIX.size : _PREFIX.size + data[_PREFIX.size - 1]])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return fields.epoch, fields.lane, fields.first, fields.first + fields.count - 1
 
 
 def body_of(data: bytes, header: FrameHeader) -> memoryview:
     """Return the body of a frame whose header was read from ``data``."""
     return memoryview(data)[len(data) - header.body_size :]
+
+
+def _check_lane(lane: str) -> None:
+    _check(len(lane.encode()) <= MAX_LANE, f"lane {lane!r}: a lane's name has 1 to {MAX_LANE} bytes")
 
 
 def _check(holds: bool, what: str) -> None:  # noqa: FBT001 - a guard reads best with its condition first

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from waybill.errors import Corrupt, UnknownVersion
-from waybill.frames import decode
+from waybill.frames import Dictionary, Frame, decode, read_header
 from waybill.wire import decode_ack, decode_envelope
 
 VECTORS: dict[str, list[dict[str, Any]]] = json.loads(
@@ -23,9 +23,27 @@ def vectors(kind: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("vector", [pytest.param(v, id=v["name"]) for v in VECTORS[kind]])
 
 
+DICTIONARIES = {each.id: each for each in (Dictionary(base64.b64decode(v["bytes"])) for v in VECTORS["dictionaries"])}
+
+
+def decoded(data: bytes) -> Frame:
+    return decode(data, dictionary=DICTIONARIES.get(read_header(data).dictionary))
+
+
+@vectors("dictionaries")
+def test_dictionaries(vector: dict[str, Any]) -> None:
+    assert vector["id"] in DICTIONARIES
+
+
+@vectors("bad_dictionaries")
+def test_bad_dictionaries(vector: dict[str, Any]) -> None:
+    with pytest.raises(Corrupt):
+        Dictionary(base64.b64decode(vector["bytes"]))
+
+
 @vectors("frames")
 def test_frames(vector: dict[str, Any]) -> None:
-    frame = decode(base64.b64decode(vector["bytes"]))
+    frame = decoded(base64.b64decode(vector["bytes"]))
     header = {name: getattr(frame.header, name) for name in vector["header"]}
     assert header == vector["header"]
     assert [list(source) for source in frame.sources] == vector["sources"]
@@ -36,7 +54,7 @@ def test_frames(vector: dict[str, Any]) -> None:
 @vectors("bad_frames")
 def test_bad_frames(vector: dict[str, Any]) -> None:
     with pytest.raises(UnknownVersion if vector["error"] == "unknown version" else Corrupt):
-        decode(base64.b64decode(vector["bytes"]))
+        decoded(base64.b64decode(vector["bytes"]))
 
 
 @vectors("acks")
