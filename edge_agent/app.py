@@ -21,8 +21,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from edge_agent import engine, lanes
-from edge_agent.acl import Acl
-from edge_agent.auth import Auth, Door
 from edge_agent.buffer.directory import size
 from edge_agent.buffer.sqlite import SqliteBuffer
 from edge_agent.clock import Clock
@@ -35,6 +33,8 @@ from edge_agent.listener_config import ListenerSettings
 from edge_agent.status import SOCKET, EdgeStatus, LaneState, LinkState, ListenerState, Rate
 from edge_agent.training import FILE, Training
 from waybill import snapshot
+from waybill.acl import Acl
+from waybill.auth import Auth, Door
 from waybill.errors import ConfigError
 from waybill.lifecycle import Tasks, say
 from waybill.mqtt.settings import Client, Hooks

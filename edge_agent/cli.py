@@ -77,7 +77,7 @@ def passwd(
     """Set a device's password, or take the device out; a running agent sees it within seconds."""
     import getpass
 
-    from edge_agent import passwords
+    from waybill import passwords
 
     if delete and stdin:
         raise ConfigError("--delete takes no password; leave --stdin out")

@@ -10,14 +10,14 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from edge_agent import acl, lanes
-from edge_agent.acl import AclRule
+from edge_agent import lanes
 from edge_agent.bodies import Body
 from edge_agent.buffer.settings import BufferSettings
 from edge_agent.lanes import MAX_LEVELS, Lane
 from edge_agent.listener_config import LimitSettings, ListenerSettings, check_listener
 from edge_agent.uplink_config import UplinkSettings, check_uplinks
-from waybill import config
+from waybill import acl, config
+from waybill.acl import AclRule
 from waybill.errors import ConfigError
 from waybill.mqtt.settings import Settings
 from waybill.mqtt.topics import valid_filter

@@ -7,7 +7,7 @@ from itertools import product
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from edge_agent.acl import covers
+from waybill.acl import covers
 from waybill.mqtt.topics import Tree, valid_filter, valid_topic
 
 MAX_LEVELS = 64

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import auth, passwords
-from edge_agent.acl import AclRule
-from edge_agent.auth import Auth
 from edge_agent.listener_config import ListenerSettings
 from tests.integration.edge.agents import Running, running
 from tests.integration.edge.conftest import (
@@ -26,6 +23,9 @@ from tests.integration.edge.conftest import (
 )
 from tests.integration.edge.peer import until
 from tests.unit.mqtt import rig, v5
+from waybill import auth, passwords
+from waybill.acl import AclRule
+from waybill.auth import Auth
 from waybill.errors import ConfigError
 from waybill.mqtt.server import MqttServer
 

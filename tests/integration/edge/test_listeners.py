@@ -13,13 +13,13 @@ from typing import NamedTuple
 import aiomqtt
 import pytest
 
-from edge_agent.acl import AclRule
 from edge_agent.listener_config import LimitSettings, ListenerSettings
 from tests.integration.edge.agents import running
 from tests.integration.edge.conftest import ACCEPTED, BAD_CREDENTIALS, NOT_AUTHORIZED, Dial, written
 from tests.integration.edge.peer import Cloud, listening, until, url
 from tests.unit.mqtt import rig, v5
 from waybill import pki
+from waybill.acl import AclRule
 from waybill.wire import Envelope
 
 OWN = (AclRule(user="*", publish=("vehicles/%u/#", "cmd/%u/+/res"), subscribe=("cmd/%u/+/req",)),)

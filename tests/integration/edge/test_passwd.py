@@ -14,10 +14,9 @@ from typing import Any
 import aiomqtt
 import pytest
 
-from edge_agent import passwords
 from edge_agent.status import SOCKET
 from tests.integration.edge.agents import process
-from waybill import snapshot
+from waybill import passwords, snapshot
 
 COMMAND = (
     sys.executable, "-c", "import sys; from waybill.console.main import main; sys.exit(main())", "edge", "passwd",

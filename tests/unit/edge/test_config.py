@@ -11,12 +11,12 @@ import msgspec
 import pytest
 
 from edge_agent import config
-from edge_agent.acl import AclRule
 from edge_agent.buffer.settings import BufferSettings
 from edge_agent.config import EdgeConfig, ForwardSettings
 from edge_agent.lanes import Lane
 from edge_agent.listener_config import LimitSettings, ListenerSettings
 from edge_agent.uplink_config import UplinkSettings
+from waybill.acl import AclRule
 from waybill.errors import ConfigError
 from waybill.mqtt.limits import Limits
 from waybill.mqtt.settings import Settings

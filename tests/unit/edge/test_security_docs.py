@@ -9,10 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_agent import app, auth, config, passwords
+from edge_agent import app, config
 from edge_agent.buffer.settings import BufferSettings
 from edge_agent.config import EdgeConfig
 from edge_agent.listener_config import LimitSettings, ListenerSettings
+from waybill import auth, passwords
 from waybill.mqtt.settings import Counters, Settings
 
 TEXT = (Path(__file__).parents[3] / "docs" / "security.md").read_text()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import passwords
+from waybill import passwords
 from waybill.errors import ConfigError
 
 SALT = base64.b64encode(bytes(16)).decode().rstrip("=")

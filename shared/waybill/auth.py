@@ -30,9 +30,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Literal, ParamSpec, TypeVar
 
-from edge_agent import passwords
-from edge_agent.acl import Acl
-from waybill import pki
+from waybill import passwords, pki
+from waybill.acl import Acl
 from waybill.errors import ConfigError, Refused
 from waybill.mqtt.codec import ConnackCode
 from waybill.mqtt.settings import Answer, Client, ConnectInfo

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from edge_agent.acl import Acl
-from edge_agent.auth import Auth, Counters, Door, Hasher, Users
 from tests.integration.edge.conftest import written
+from waybill.acl import Acl
+from waybill.auth import Auth, Counters, Door, Hasher, Users
 from waybill.mqtt.codec import ConnackCode
 from waybill.mqtt.settings import ConnectInfo
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_agent.acl import Acl, AclRule, fault, fill
+from waybill.acl import Acl, AclRule, fault, fill
 
 FLEET = Acl(
     (
