@@ -35,7 +35,8 @@ class Plan:
     """What to set up. ``kafka``: HOST:PORT of one without security, None for the embedded log.
 
     ``cloud_command`` and ``agent_command``: what to run instead of ``waybill cloud run`` and ``waybill edge run``
-    (``--config FILE`` is appended); ``agent_environment``: by gateway. ``forward``: keys of the agents' [forward].
+    (``--config FILE`` is appended); ``agent_environment``: by gateway. ``forward``: keys of the agents' [forward];
+    ``lanes``: of each of their [[lane]].
     """
 
     gateways: tuple[str, ...] = ("depot-1", "depot-2")
@@ -44,6 +45,7 @@ class Plan:
     agent_command: Sequence[str] = field(default_factory=lambda: waybill("edge", "run"))
     agent_environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     forward: Mapping[str, object] = field(default_factory=dict)
+    lanes: Sequence[Mapping[str, object]] = ()
 
 
 @dataclass(slots=True)
@@ -188,6 +190,7 @@ class Deployment:
         )
         if self.plan.forward:
             text += _toml("[forward]", self.plan.forward)
+        text += "".join(_toml("[[lane]]", lane) for lane in self.plan.lanes)
         config = self.directory / f"{name}.toml"
         config.write_text(text, encoding="utf-8")
         agent = Process(
