@@ -198,10 +198,14 @@ class Machine(RuleBasedStateMachine):
         """Go on with a copy of the files as they are: what was settled and not deleted yet is there again."""
         before = self.root / str(self.place)
         self.place += 1
-        shutil.copytree(before, self.root / str(self.place))
+        self.run(self.copy(before, self.root / str(self.place)))
         self.run(self.buffer.close())
         self.open(LIMITS)
         self.twice |= self.delivered
+
+    async def copy(self, before: Path, to: Path) -> None:
+        async with self.buffer._engine._lock:  # no checkpoint meanwhile: a kill stops all of it at once
+            shutil.copytree(before, to)
 
     # --- what always holds ---
 
