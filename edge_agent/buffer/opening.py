@@ -27,7 +27,7 @@ from edge_agent.buffer.directory import Directory, log_of, size
 from edge_agent.buffer.mark import Mark
 from edge_agent.buffer.sql import SQL
 from edge_agent.buffer.start import Found, Start, Started
-from waybill.errors import ConfigError, Corrupt
+from waybill.errors import ConfigError, Corrupt, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,8 @@ class Opened:
 async def open_file(directory: Directory, mark: Mark | None, synchronous: str, start: Start) -> Opened:
     """Open the current file of ``directory``, making it where there is none, and start in it.
 
-    Raises ConfigError where the file is not a buffer, or a newer one; sqlite3.Error, OSError: disk full, I/O error.
+    Raises ConfigError where the file is not a buffer, or a newer one; sqlite3.Error, OSError: disk full, I/O
+    error; Unavailable where there is no room to save a damaged file.
     """
     path = directory.current()
     there = size(path) > 0
@@ -123,14 +124,24 @@ async def _salvaged(
     source = directory.current()
     log.error("buffer: %s cannot be read (%s); what can be saved of it goes into a new file", source, error)
     written, path = directory.successor()
-    written.unlink(missing_ok=True)
-    db = await connect(written, synchronous)
     try:
-        epochs = {one.ordinal: one.epoch for one in mark.reached} if mark else {}
-        count = await db.run(repair.save, source, epochs)
-        started = await db.run(start.run, Found(mark, salvaged=True))
-    finally:
-        await db.close()
+        db = await connect(written, synchronous)
+        try:
+            epochs = {one.ordinal: one.epoch for one in mark.reached} if mark else {}
+            count = await db.run(repair.save, source, epochs)
+            started = await db.run(start.run, Found(mark, salvaged=True))
+        finally:
+            await db.close()
+    except (sqlite3.Error, OSError) as trouble:
+        for each in (written, log_of(written)):
+            each.unlink(missing_ok=True)
+        if trouble_of(trouble) != "full" or directory.ballast():  # that is given up first
+            raise
+        need = ((size(source) + size(log_of(source))) >> 20) + 1
+        raise Unavailable(
+            f"{source} is damaged, and its disk has no room for what can be saved of it: make room, up to {need} MiB;"
+            " nothing was changed"
+        ) from trouble
     directory.promote(written, path)
     alarm = (
         f"{source} was damaged and is left as it is; going on in {path} with {count} blocks of messages that could be"

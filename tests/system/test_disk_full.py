@@ -12,6 +12,7 @@ from edge_agent.buffer import sqlite
 from edge_agent.buffer.settings import MIB, BufferSettings
 from tests.support.buffer import commit, drain, messages, open_sqlite, payloads, span_of, until
 from tests.support.loop_disk import loop_disk
+from waybill.errors import Unavailable
 
 pytestmark = pytest.mark.system
 
@@ -64,4 +65,31 @@ async def test_a_full_disk_holds_commits_and_settling_makes_room_again(
 
         buffer = await open_sqlite(data, settings)  # a start on a full disk
         assert await payloads(buffer) == acked[60:]
+        await buffer.close()
+
+
+async def test_b6_a_damaged_file_waits_untouched_for_room_to_save_what_is_in_it(tmp_path: Path) -> None:
+    settings = BufferSettings(ballast_bytes=MIB, min_free_bytes=0)
+    with loop_disk(tmp_path, 32) as disk:
+        data = disk.path / "data"
+        buffer = await open_sqlite(data, settings)
+        acked = [b"%06d" % number + b"x" * 20_000 for number in range(300)]
+        for payload in acked:
+            await buffer.commit(commit(payload))
+        await buffer.close()
+        file = data / "buffer.db"
+        with file.open("r+b") as damaged:  # the root of the sessions' table, say
+            damaged.seek(4096)
+            damaged.write(bytes(3 * 4096))
+        before = file.read_bytes()
+        fill(disk.path / "theirs")
+        for _ in range(2):
+            with pytest.raises(Unavailable, match=r"no room for what can be saved of it: make room, up to 6 MiB"):
+                await open_sqlite(data, settings)
+            assert file.read_bytes() == before
+            assert not list(data.glob("*.new*"))
+        (disk.path / "theirs").unlink()
+        buffer = await open_sqlite(data, settings)
+        assert await payloads(buffer) == acked
+        assert buffer.path.name == "buffer.2.db"
         await buffer.close()

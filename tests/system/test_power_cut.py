@@ -78,6 +78,7 @@ async def run_until_the_cut(disk: LoopDisk, kind: type[SqliteBuffer], rng: rando
 
 async def found_after(data: Path) -> tuple[set[int], list[ResendEntry]]:
     buffer = await open_sqlite(data)
+    assert buffer.alarm == ""  # the mark beside the file is a lower bound, whatever of it the cut has left
     numbers = [int(message.payload.split(b" ")[0]) for message in messages(await drain(buffer))]
     state = await buffer.restore()
     await buffer.close()
