@@ -72,7 +72,8 @@ async def open_file(directory: Directory, mark: Mark | None, synchronous: str, s
         what = "is older than it was" if there else "is gone"
         alarm = (
             f"{path} {what}: its last {started.behind} transactions are missing (a log that was damaged or removed, a"
-            f" file that was put back); {_messages(started.lost)}, and subscriptions and commands are as they were then"
+            " file that was put back; a power cut, where only a relaxed lane is concerned);"
+            f" {_messages(started.lost)}, and subscriptions and commands are as they were then"
         )
         log.error("buffer: %s", alarm)
     return Opened(db, path, started, alarm)

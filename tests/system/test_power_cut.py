@@ -15,6 +15,7 @@ import pytest
 from edge_agent.buffer.engine import Engine
 from edge_agent.buffer.port import Chunk, Commit
 from edge_agent.buffer.sqlite import SqliteBuffer
+from edge_agent.lanes import Lane, complete
 from tests.support.buffer import SMALL, chunk, drain, messages, open_sqlite
 from tests.support.loop_disk import LoopDisk, loop_disk
 from waybill.errors import Unavailable
@@ -108,3 +109,53 @@ async def test_b1_what_was_acknowledged_outlives_a_power_cut(tmp_path: Path, see
 async def test_the_control_with_synchronous_normal_loses(tmp_path: Path) -> None:
     """The same check turns red where the log is not synced at each commit."""
     assert len(await lost_in_a_cut(tmp_path, NormalBuffer, 1)) > 100
+
+
+BULK: Final = "bulk"
+LANES: Final = complete([Lane(BULK, filters=("bulk/#",), durability="relaxed")])
+
+
+async def acknowledged_and_found(where: Path, lanes: tuple[str, ...], seed: int) -> dict[str, tuple[int, set[int]]]:
+    """Commit to ``lanes`` in turn until the power is cut; return how many were acknowledged and which are there."""
+    rng, acked = random.Random(seed), dict.fromkeys(lanes, 0)
+
+    async def keep_on(buffer: SqliteBuffer) -> None:
+        while True:
+            lane = rng.choice(lanes)
+            numbers = range(acked[lane], acked[lane] + rng.randint(1, 20))
+            await buffer.commit(Commit([chunk(*[b"%d" % each for each in numbers], lane=lane)]))
+            acked[lane] = numbers.stop
+
+    found: dict[str, tuple[int, set[int]]] = {}
+    with loop_disk(where, 64) as disk:
+        buffer = await SqliteBuffer.open(disk.path / "data", SMALL, gateway="g", boot="b", lanes=LANES)
+        publisher = asyncio.ensure_future(keep_on(buffer))
+        enough = rng.randint(2000, 6000)
+        while sum(acked.values()) < enough:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0)
+        disk.cut_power()
+        await asyncio.sleep(0.3)
+        await buffer.close()
+        with contextlib.suppress(Unavailable):
+            await publisher
+        disk.unmount()
+        disk.mount()
+        buffer = await SqliteBuffer.open(disk.path / "data", SMALL, gateway="g", boot="b", lanes=LANES)
+        for lane in lanes:
+            numbers = [int(message.payload) for message in messages(await drain(buffer, lane))]
+            assert numbers == list(range(len(numbers)))
+            found[lane] = acked[lane], set(numbers)
+        await buffer.close()
+    return found
+
+
+@pytest.mark.parametrize("seed", range(CUTS))
+async def test_b1_a_relaxed_lane_takes_nothing_from_the_others_in_a_power_cut(tmp_path: Path, seed: int) -> None:
+    acked, found = (await acknowledged_and_found(tmp_path, (TELEMETRY_LANE, BULK), seed))[TELEMETRY_LANE]
+    assert set(range(acked)) <= found
+
+
+async def test_a_relaxed_lane_alone_loses_what_a_power_cut_takes(tmp_path: Path) -> None:
+    """What it is called is what it is."""
+    acked, found = (await acknowledged_and_found(tmp_path, (BULK,), 1))[BULK]
+    assert acked - len(found) > 100
