@@ -22,8 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-START_FRAME: Final = 4 << 10
-START_WINDOW: Final = 16 << 10
+START_FRAME: Final = 2 << 10
+START_WINDOW: Final = 8 << 10
 """Bytes before anything is known of the link, and at least while it was never filled."""
 
 SMALLEST: Final = 1 << 10

@@ -282,7 +282,7 @@ async def test_a_frame_in_columns_carries_what_a_plain_one_does() -> None:
     wires: dict[Body, Wire] = {"plain": Wire(), "columns": Wire()}
     for body, wire in wires.items():
         buffer = MemoryBuffer("gw1")
-        await buffer.commit(chunk(telemetry(200)))
+        await buffer.commit(chunk(telemetry(100)))
         made = forwarder(buffer, body=body)
         async with sending(made, wire):
             await until(lambda wire=wire: wire.frames)  # type: ignore[misc]
@@ -370,7 +370,7 @@ async def test_a_slow_encoder_holds_up_nobody_and_what_a_lost_link_cuts_off_is_s
 
 async def test_u4_columns_that_are_refused_come_again_as_plain_and_no_more_until_the_next_connection() -> None:
     buffer, wire = MemoryBuffer("gw1"), Wire()
-    await buffer.commit(chunk(telemetry(200)))
+    await buffer.commit(chunk(telemetry(100)))
     made = forwarder(buffer, body="columns")
     async with sending(made, wire):
         await until(lambda: wire.frames)
@@ -378,15 +378,15 @@ async def test_u4_columns_that_are_refused_come_again_as_plain_and_no_more_until
         span = RefusedSpan(header.epoch, header.lane, header.first, header.last, "body codec 2 is not known")
         await made.on_ack(Ack(refused=(span,)))
         await until(lambda: len(wire.frames) == 2)
-        await buffer.commit(chunk(telemetry(200, 200)))
+        await buffer.commit(chunk(telemetry(100, 100)))
         await until(lambda: len(wire.frames) == 3)
     assert [(frame.header.codec, frame.header.first) for frame in wire.frames] == [
         (COLUMNS, 1),
         (PLAIN, 1),
-        (PLAIN, 201),
+        (PLAIN, 101),
     ]
     assert wire.frames[1].rows == wire.frames[0].rows
-    await buffer.commit(chunk(telemetry(200, 400)))
+    await buffer.commit(chunk(telemetry(100, 200)))
     wire = Wire()
     async with sending(made, wire):
         await until(lambda: len(wire.frames) == 3)

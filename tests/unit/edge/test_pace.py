@@ -176,4 +176,4 @@ def test_what_trickles_says_nothing_of_the_rate() -> None:
         now += 0.9
     assert not pace.filled
     assert pace.base == pytest.approx(0.1)
-    assert pace.frame >= 4096
+    assert pace.frame >= 2048

@@ -336,3 +336,25 @@ def test_nothing_of_a_lane_that_is_shut_goes_not_even_again() -> None:
     assert w.next(FIRST_TIMEOUT * 10) is None
     w.shut(())
     assert w.next(FIRST_TIMEOUT * 10) is sent
+
+
+def test_u2_a_journal_that_is_away_for_an_hour_costs_a_frame_a_minute_and_then_all_goes_at_once() -> None:
+    w = window(limit=1 << 30, credit=1 << 30)
+    for first in range(1, 1001, 10):
+        w.add(frame(first))
+    now, sent = 0.0, 0
+    while now < 3600:
+        while flight := w.next(now):
+            sent += 1
+            w.left(flight, now)
+            w.on_ack(Ack(retry=(Span(EPOCH, "telemetry", flight.first, flight.last),)), now)
+        now = max(now + 0.001, w.wake_at() or now)
+    assert 60 <= sent <= 70
+    before, began = w.resent, now
+    while w.frames("telemetry"):
+        while flight := w.next(now):
+            w.left(flight, now)
+            ack(w, flight.first, flight.last, now)
+        now = max(now + 0.01, w.wake_at() or now)
+    assert now - began <= MAX_TIMEOUT + 1
+    assert w.resent - before <= 2

@@ -1,0 +1,149 @@
+"""Agent and ingest over links that are slow, long, lossy, or change: all arrives, and commands are quick."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from fleet_simulator.processes import waybill
+from tests.bench.test_frames import rows
+from tests.support.emulated_site import Site, site
+from tests.support.link_emulator import EmulatedLink, emulated_link
+from waybill import snapshot
+
+pytestmark = pytest.mark.system
+
+FRAME = 1.0
+"""Seconds of other bytes that what is urgent finds before it, about (:mod:`edge_agent.pace`)."""
+
+OURS = 1.0
+"""Seconds that the processes at both ends may take for a command besides the link, on a machine with other work."""
+
+
+def messages(count: int) -> Iterator[tuple[bytes, bytes]]:
+    made = [(f"vehicles/V{source:06d}/telemetry".encode(), payload) for source, _, _, payload, _ in rows()]
+    return itertools.islice(itertools.cycle(made), count)
+
+
+@asynccontextmanager
+async def draining(
+    directory: Path, count: int, *, keepalive: int = 20, **values: float
+) -> AsyncIterator[tuple[Site, EmulatedLink]]:
+    """An agent that has ``count`` messages and is connected since just now."""
+    async with emulated_link(**values) as link, site(directory, link, keepalive=keepalive) as ends:
+        await ends.buffer(messages(count))
+        await ends.cloud.start()
+        await ends.start_agent()
+        await ends.until_online(60)
+        yield ends, link
+
+
+async def until_sent(ends: Site, frames: int) -> None:
+    async with asyncio.timeout(60):
+        while (await ends.snapshot())["counters"]["forwarder_sent_frames"] < frames:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def all_routed(ends: Site, count: int, patience: float) -> dict[str, float]:
+    """Wait until the cloud has routed every message, each once; return the agent's counters."""
+    await ends.drained(patience)
+    async with asyncio.timeout(30):
+        while True:
+            cloud = await snapshot.request(ends.directory / "cloud" / "cloud.sock", "snapshot")
+            routed = sum(int(partition["routed"]) for partition in cloud["partitions"])
+            if routed >= count:
+                break
+            await asyncio.sleep(0.1)
+    assert routed == count
+    counters: dict[str, float] = (await ends.snapshot())["counters"]
+    return counters
+
+
+async def command(ends: Site, name: str) -> float:
+    """Send a command; return the seconds from its record until its ``delivered`` status is in the cloud."""
+    config = ["--config", str(ends.directory / "cloud.toml")]
+    watching = await asyncio.create_subprocess_exec(
+        *waybill("command", "watch", name, "--json", *config), stdout=asyncio.subprocess.PIPE
+    )
+    assert watching.stdout is not None
+    sending = await asyncio.create_subprocess_exec(
+        *waybill("command", "send", "--gateway", "gw1", "--device", "V1", "--name", "ping", "--id", name, *config),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert sending.stdout is not None
+    try:
+        async with asyncio.timeout(60):
+            await sending.stdout.readline()
+            began = time.monotonic()
+            while json.loads(await watching.stdout.readline())["state"] != "delivered":
+                pass
+            return time.monotonic() - began
+    finally:
+        watching.terminate()
+        await watching.wait()
+        await sending.wait()
+
+
+@pytest.mark.parametrize(
+    ("values", "count"),
+    [
+        pytest.param({"rate": 32e3, "delay": 0.05}, 8000, id="32 kbit/s"),
+        pytest.param({"rate": 1e6, "delay": 1.0}, 200_000, id="2 s round trip"),
+        pytest.param({"rate": 1e6, "delay": 0.05, "loss": 0.05}, 200_000, id="5 % loss"),
+        pytest.param({"rate": 256e3, "delay": 0.1, "jitter": 0.2}, 60_000, id="jitter"),
+    ],
+)
+async def test_a_backlog_drains_over_one_connection_and_commands_pass_it(
+    values: dict[str, float], count: int, tmp_path: Path
+) -> None:
+    async with draining(tmp_path, count, keepalive=20, **values) as (ends, _):
+        await until_sent(ends, 10)
+        trip = 2 * (values["delay"] + values.get("jitter", 0.0))
+        took = sorted([await command(ends, f"c{number}") for number in range(3)])
+        assert await ends.waiting(), "the backlog was gone too soon for this to say anything"
+        # With loss a retransmission may hit any of them.
+        assert took[1 if values.get("loss") else -1] < 2 * trip + FRAME + OURS
+        counters = await all_routed(ends, count, 200)
+        assert counters["uplink_connects"] == 1
+        assert counters["forwarder_resent"] == 0
+
+
+async def test_u2_a_rate_that_falls_wastes_nothing_and_the_connection_stays(tmp_path: Path) -> None:
+    count = 100_000
+    async with draining(tmp_path, count, rate=1e6, delay=0.05) as (ends, link):
+        await until_sent(ends, 20)
+        await link.set("both", rate=32e3)
+        before = await ends.waiting()
+        async with asyncio.timeout(120):
+            while await ends.waiting() > before - 15_000:  # noqa: ASYNC110 - another process's
+                await asyncio.sleep(0.2)
+        took = await command(ends, "while-slow")
+        assert took < 2 * 0.1 + FRAME + OURS
+        await link.set("both", rate=1e6)
+        counters = await all_routed(ends, count, 120)
+        assert counters["uplink_connects"] == 1
+        assert counters["forwarder_resent"] == 0
+        up = (await link.count())["up"]
+        assert up["bytes"] < 1.1 * counters["forwarder_sent_bytes"] + 50_000
+
+
+async def test_a_link_on_which_everything_vanishes_is_known_to_be_dead_within_1_5_keepalives(tmp_path: Path) -> None:
+    count, keepalive = 100_000, 6
+    async with draining(tmp_path, count, rate=1e6, delay=0.05, keepalive=keepalive) as (ends, link):
+        await until_sent(ends, 5)
+        await link.set("both", hole=1)
+        began = time.monotonic()
+        async with asyncio.timeout(60):
+            while (await ends.snapshot())["link"]["state"] == "online":  # noqa: ASYNC110 - another process's
+                await asyncio.sleep(0.05)
+        assert time.monotonic() - began < 1.5 * keepalive + OURS
+        await link.set("both", hole=0)
+        counters = await all_routed(ends, count, 120)
+        assert counters["forwarder_resent"] < counters["forwarder_sent_frames"] / 2
