@@ -103,11 +103,12 @@ class Uplinks:
 
         A better link ends ``serve`` on the other one, by cancelling it, and begins it anew.
         """
+        again: _Way | None = None
         while True:
-            way = await self._next()
-            link = await self._connect(way)
+            way = again or await self._next()
+            link, again = await self._connect(way), None
             if link is not None:
-                await self._use(way, link, serve)
+                again = await self._use(way, link, serve)
 
     async def _next(self) -> _Way:
         """Wait for the first uplink, in order of preference, whose delay is over."""
@@ -131,8 +132,11 @@ class Uplinks:
         self.connects += 1
         return link
 
-    async def _use(self, way: _Way, link: Link, serve: Callable[[Link], Awaitable[None]]) -> None:
-        """Serve ``link``, and each better one that comes meanwhile, until one is lost."""
+    async def _use(self, way: _Way, link: Link, serve: Callable[[Link], Awaitable[None]]) -> _Way | None:
+        """Serve ``link``, and each better one that comes meanwhile, until one is lost.
+
+        Returns the uplink that is to be tried before all others now, its delay being over; None: none is.
+        """
         since = self._online(way)
         serving = asyncio.create_task(self._serve(link, serve), name="uplink serve")
         try:
@@ -163,10 +167,14 @@ class Uplinks:
             raise
         link.close()
         self._used = None
-        delay = self._lost(way, since, await _reason(serving))
-        if delay:
-            await asyncio.sleep(delay)
-            way.next = 0.0
+        reason = await _reason(serving)
+        stable = self._settle(way, since)
+        way.flaps += not stable
+        delay = self._failed(way, reason)
+        if not stable:
+            return None
+        await asyncio.sleep(delay)
+        return way
 
     async def _serve(self, link: Link, serve: Callable[[Link], Awaitable[None]]) -> None:
         async with asyncio.TaskGroup() as group:
@@ -197,13 +205,6 @@ class Uplinks:
         if stable:
             way.failures = way.flaps = 0
         return stable
-
-    def _lost(self, way: _Way, since: float, reason: str) -> float:
-        """A connection is gone; returns the seconds after which the same uplink is to be tried before all others."""
-        stable = self._settle(way, since)
-        way.flaps += not stable
-        delay = self._failed(way, reason)
-        return delay if stable else 0.0
 
     def _failed(self, way: _Way, reason: str) -> float:
         """Begin an uplink's delay; returns it, seconds."""

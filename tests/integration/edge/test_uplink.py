@@ -78,6 +78,19 @@ async def test_it_says_online_and_offline_and_brings_what_the_cloud_sends() -> N
     assert cloud.reasons == [""]  # it said goodbye, so no will
 
 
+async def test_what_comes_in_one_piece_over_a_websocket_is_all_read() -> None:
+    got = Got()
+    commands = [Envelope(f"{number}", "command", "V7", "lock", bytes(number), 99) for number in range(200)]
+    async with listening(Cloud()) as cloud:
+        host, port = await cloud.server.listen("127.0.0.1", 0, websocket=True)
+        async with running(UplinkSettings(f"ws://{host}:{port}/any/path?a=b", keepalive=60), got.serve):
+            await until(lambda: got.messages)
+            for command in commands:
+                cloud.command(command)
+            await until(lambda: len(got.messages) > len(commands))
+            assert got.messages[1:] == commands
+
+
 async def test_u1_what_the_client_library_had_queued_dies_with_its_connection() -> None:
     got = Got()
     async with (

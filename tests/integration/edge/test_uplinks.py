@@ -174,6 +174,24 @@ def test_a_return_is_later_for_what_does_not_hold_and_differs_between_gateways()
         assert 360 * times < max(delays) <= 375 * times
 
 
+async def test_what_is_lost_after_a_stable_time_is_tried_again_before_all_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "STABLE", 0.0)
+    served = Served()
+    async with listening(Cloud()) as cloud, Relay(cloud.address) as dead, Relay(cloud.address) as late:
+        await dead.cut()
+        settings = [named("a", dead.address, return_s=3600), named("b", late.address), named("c", cloud.address)]
+        async with running(settings, served.serve) as uplinks:
+            await until(lambda: served.now == ["b"])
+            assert uplinks.states[0].error
+            await dead.restore()
+            for number in range(2, 5):
+                cloud.server.disconnect(GATEWAY)
+                await until(lambda n=number: served.names == ["b"] * n)  # type: ignore[misc]
+            assert dead.connections == 0
+
+
 async def test_a_lane_goes_only_over_the_uplinks_that_it_may_use(tmp_path: Path) -> None:
     lanes = (Lane("bulk", filters=("bulk/#",), only_on=("wifi",)),)
     async with (
