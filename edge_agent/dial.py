@@ -47,6 +47,12 @@ UNSENT_BYTES: Final = 64 << 10
 SIOCGIFADDR: Final = 0x8915
 IFREQ: Final = struct.Struct("=16s2x2x4s16x")
 
+REFUSED: Final = (
+    "certificate refused by the cloud, most likely: it closed the connection right after the handshake; "
+    "check [[uplink]] certificate and key"
+)
+"""Under TLS 1.3 this side's handshake is done before the other side has looked at the certificate."""
+
 Address = tuple[int, int, int, str, Any]
 """As ``getaddrinfo`` has it."""
 
@@ -126,7 +132,8 @@ class Dialer:
             if settings.websocket:
                 from edge_agent import web_socket  # only where it is used
 
-                async with _step(f"{settings.host}:{settings.port}", "answer the WebSocket's request"):
+                who = f"{settings.host}:{settings.port}"
+                async with _step(who, "answer the WebSocket's request", judged=self._context is not None):
                     return await web_socket.upgrade(stream, _with_path(settings.url))
         except BaseException:
             _close(stream.socket, spent)
@@ -230,8 +237,11 @@ def _look_up(host: str, port: int) -> asyncio.Future[list[Address]]:
 
 
 @contextlib.asynccontextmanager
-async def _step(who: str, does_not: str) -> AsyncIterator[None]:
-    """Bound a step, and say in its words how it failed. Raises LinkLost."""
+async def _step(who: str, does_not: str, *, judged: bool = False) -> AsyncIterator[None]:
+    """Bound a step, and say in its words how it failed. Raises LinkLost.
+
+    ``judged``: the other side may not have looked at our certificate before.
+    """
     try:
         async with asyncio.timeout(PATIENCE):
             yield
@@ -244,7 +254,11 @@ async def _step(who: str, does_not: str) -> AsyncIterator[None]:
         raise LinkLost(
             f"the cloud's certificate is not trusted: {why}; check [[uplink]] ca, and the host in url"
         ) from error
-    except ssl.SSLError as error:
+    except (ssl.SSLError, ConnectionError) as error:
+        if judged:
+            raise LinkLost(REFUSED) from error
+        if not isinstance(error, ssl.SSLError):
+            raise LinkLost(f"{who} does not {does_not}: {_words(error)}") from error
         raise LinkLost(f"no TLS with {who}: {error.reason or error}; check the port in [[uplink]] url") from error
     except OSError as error:
         raise LinkLost(f"{who} does not {does_not}: {_words(error)}") from error

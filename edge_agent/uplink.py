@@ -32,7 +32,7 @@ import aiomqtt
 import msgspec
 
 from edge_agent import traffic
-from edge_agent.dial import PATIENCE, Dialer, LinkLost
+from edge_agent.dial import PATIENCE, REFUSED, Dialer, LinkLost
 from edge_agent.traffic import Traffic
 from edge_agent.uplink_config import UplinkSettings
 from waybill import wire
@@ -251,11 +251,7 @@ class _Client(aiomqtt.Client):
     def why(self, error: BaseException) -> str:
         """Return the reason of a failure in one line."""
         if self._closed_early and self._tls and "ALERT" not in self._words.last:
-            # TLS 1.3: this side's handshake is done before the other side has looked at the certificate.
-            return (
-                "certificate refused by the cloud, most likely: it closed the connection right after the handshake; "
-                "check [[uplink]] certificate and key"
-            )
+            return REFUSED
         return explain(self._words.last or str(error.__cause__ or error))
 
     def abort(self) -> None:
@@ -308,4 +304,6 @@ def explain(text: str) -> str:
         return f"the cloud does not accept the connection within {PATIENCE:.0f} s"
     if "code:5" in lower or "not authorized" in lower or "code:135" in lower:
         return "the cloud refuses this gateway: not authorized"
+    if "code:2" in lower or "identifier" in lower:
+        return "the cloud refuses this gateway: its certificate names another; check gateway and [[uplink]] certificate"
     return short.removeprefix("failed to receive on socket: ")

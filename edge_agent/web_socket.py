@@ -6,6 +6,7 @@ Python; here that is done by ``websockets``, whose protocol does no I/O of its o
 
 from __future__ import annotations
 
+import errno
 import logging
 import ssl
 from typing import TYPE_CHECKING, Final
@@ -122,12 +123,16 @@ async def upgrade(stream: Stream, url: str) -> WebSocket:
     protocol = ClientProtocol(parse_uri(url), subprotocols=[Subprotocol("mqtt")], max_size=LARGEST, logger=_logger)
     protocol.send_request(protocol.connect())
     await stream.send(b"".join(protocol.data_to_send()))
+    said = False
     while protocol.state is not OPEN:
         data = await stream.read(READ)
         if data:
             protocol.receive_data(data)
-        else:
+        elif said:
             protocol.receive_eof()
+        else:
+            raise ConnectionResetError(errno.ECONNRESET, "the connection was closed")
+        said = True
         error = protocol.handshake_exc
         if isinstance(error, InvalidStatus):
             answer = error.response
@@ -139,8 +144,6 @@ async def upgrade(stream: Stream, url: str) -> WebSocket:
             raise UpgradeRefused(
                 f"no WebSocket: {error}; is there a WebSocket listener of the ingest at [[uplink]] url?"
             )
-        if not data:
-            raise ConnectionResetError("the connection was closed")
     if protocol.subprotocol != "mqtt":
         raise UpgradeRefused("no WebSocket: what answers speaks no MQTT; check host, port and path of [[uplink]] url")
     made = WebSocket(stream.socket, protocol)

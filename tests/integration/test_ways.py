@@ -43,9 +43,16 @@ async def test_on_a_websocket_too_a_gateway_is_who_its_certificate_says(
     certificates.gateway("another")
     bundle = certificates.directory / "another"
     async with ingest_at(tmp_path / "cloud", certificates) as (ingest, make):
-        uplink = make("wss", certificate=bundle / "gateway.pem", key=bundle / "gateway.key")
-        async with agents.running(tmp_path / "edge", uplink) as agent:
-            await until(lambda: agent.agent.status().link.state == "offline")
+        for uplink, said in (
+            (
+                make("wss", certificate=bundle / "gateway.pem", key=bundle / "gateway.key"),
+                "its certificate names another",
+            ),
+            (make("wss", certificate=None, key=None), "certificate refused by the cloud, most likely"),
+        ):
+            async with agents.running(tmp_path / "edge", uplink) as agent:
+                await until(lambda: agent.agent.status().link.state == "offline")
+                assert said in agent.agent.status().link.error
         assert not ingest.listener.connected
 
 
