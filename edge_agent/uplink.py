@@ -175,7 +175,7 @@ class Uplink:
         link = Link(client, self._gateway, self.label, metered=self.settings.metered)
         try:
             try:
-                await client.__aenter__()
+                await client.open()
             except (aiomqtt.MqttError, ValueError) as error:
                 raise LinkLost(client.why(error)) from error
             await link.subscribe()
@@ -223,6 +223,28 @@ class _Client(aiomqtt.Client):
     def _take(self) -> Any:  # noqa: ANN401 - what paho calls a SocketLike
         sock, self._unused = self._unused, None
         return sock
+
+    async def open(self) -> None:
+        """Send CONNECT and wait until it is accepted. Raises MqttError.
+
+        Not aiomqtt's way to enter: that is a thread's work, because sockets are made there.
+        """
+        try:
+            self._client_connect()
+        except OSError as error:
+            raise aiomqtt.MqttError(str(error)) from None
+        await self._wait_for(self._connected, timeout=None)
+
+    def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ANN401, ARG002 - paho's
+        # At once: aiomqtt puts it off, and by then the socket may be closed, and its number another's.
+        self._loop.add_writer(sock.fileno(), self._write)
+
+    def _write(self) -> None:
+        try:
+            self._client.loop_write()
+        except Exception as error:  # noqa: BLE001 - as aiomqtt has it
+            if not self._disconnected.done():
+                self._disconnected.set_exception(error)
 
     def _on_disconnect(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
         # aiomqtt would wait for the CONNACK until its time-out, although the connection is closed.
