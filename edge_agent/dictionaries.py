@@ -176,8 +176,9 @@ class Dictionaries:
         return taken
 
     def announced(self, now: float) -> None:
-        """A trained one was put into the control lane."""
+        """One was put into the control lane: trained, or kept from the last start. It is waited for before the next."""
         self._sent_at.append(now)
+        self._next_at = max(self._next_at, now + FIRST_PAUSE)
         self.counters.sent += 1
 
     def _begin(self) -> None:

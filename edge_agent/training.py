@@ -47,9 +47,10 @@ class Training:
         try:
             while True:
                 await asyncio.sleep(LOOK)
-                if kept is not None and not said and found.connections:
+                if self._kept is not None and not said and found.connections:
                     said = True
-                    await self._send(kept)
+                    found.announced(self._clock.mono())
+                    await self._send(self._kept)
                 if found.current is not None and (kept is None or kept.id != found.current.id):
                     kept = found.current
                     self._keep(kept)

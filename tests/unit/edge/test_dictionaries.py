@@ -193,11 +193,21 @@ def test_a_day_has_few_dictionaries() -> None:
         one.sent(TELEMETRY_LANE, each, now)
         if one.due(now):
             one.sample(now)
-            one._pause = 1.0  # as if the next were due at once
             one.announced(now)
+            one._pause, one._next_at = 1.0, now  # as if the next were due at once
             sent.append(now)
     assert len(sent) > 2 * A_DAY
     assert all(later - before >= DAY for before, later in zip(sent, sent[A_DAY:], strict=False))
+
+
+def test_while_one_is_on_its_way_no_other_is_trained() -> None:
+    """After a start that is the one that was kept: what it gains is not to be seen before the cloud has it."""
+    one = Dictionaries()
+    one.announced(0.0)
+    for each in like(100):
+        one.sent(TELEMETRY_LANE, each, 100.0)
+    assert not one.due(100.0)
+    assert one.due(module.FIRST_PAUSE)
 
 
 def test_the_pace_is_measured_and_a_burst_is_none() -> None:
