@@ -3,6 +3,7 @@
 ::
 
     gateways ──▶ Listener ──▶ Intake ──▶ Log.append_frame          (journal; then the ack)
+    devices ───▶ Devices ──▶ NodeFrames ─────┘│
                     ▲                         │
                     │ envelopes               ▼ Log.own_partitions
                 Dispatcher ◀── Log.follow   Router.route ──▶ topics, dead letters, ledger, command-status
@@ -26,10 +27,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from cloud_ingest.command_record import DIRECT
 from cloud_ingest.commands import Dispatcher
 from cloud_ingest.config import Kafka, Settings
+from cloud_ingest.devices import Devices
 from cloud_ingest.listener import Listener
 from cloud_ingest.logs import from_fields, open_log
+from cloud_ingest.node_frames import NodeFrames
 from cloud_ingest.router.routes import Routes
 from cloud_ingest.router.worker import Router, Status
 from cloud_ingest.status import (
@@ -37,6 +41,7 @@ from cloud_ingest.status import (
     AlarmSnapshot,
     CloudSnapshot,
     CommandsSnapshot,
+    DevicesSnapshot,
     FramesSnapshot,
     GatewaySnapshot,
     PartitionSnapshot,
@@ -71,6 +76,8 @@ async def main(settings: Settings) -> int:
             say(f"listening on {ingest.listener.address}")
             if ingest.listener.websocket_address:
                 say(f"listening on {ingest.listener.websocket_address} (WebSocket)")
+            if ingest.devices is not None:
+                say(f"listening on {ingest.devices.address} (devices)")
             await ingest.tasks.until_stopped()
         finally:
             await ingest.stop()
@@ -98,6 +105,16 @@ class Ingest:
             attached=self.dispatcher.attach,
             detached=self.dispatcher.detach,
         )
+        self.frames = NodeFrames(self.log, self._closed)
+        self.devices: Devices | None = None
+        if config.devices is not None:
+            self.devices = Devices(
+                config.devices,
+                config.acl,
+                self.frames,
+                attached=self.dispatcher.attach,
+                detached=self.dispatcher.detach,
+            )
         self.router = Router(self.log, config.topics, routes)
         self.lag = Lag(retention_ms)
         self.rates = Rates()
@@ -117,6 +134,11 @@ class Ingest:
         if self.failure:
             raise self.failure
         await self.listener.start()
+        if self.devices is not None:
+            await self.devices.start()
+            self.tasks.start("devices: mqtt", self.devices.server.died())
+            self.tasks.start("devices: passwords", self.devices.auth.watch(self.devices.server.disconnect))
+            self.tasks.start("devices: report", self.devices.report())
         await self._stack.enter_async_context(
             snapshot.serve(self._settings.socket, self.snapshot, {"append": self._append})
         )
@@ -128,7 +150,11 @@ class Ingest:
     async def stop(self) -> None:
         """Stop everything, in the order of the data; bounded."""
         await self.listener.close(PATIENCE)
-        for name in ("mqtt", "commands: send", "credit", "sampling", "commands: read", "routing"):
+        if self.devices is not None:
+            await self.devices.close()
+        for name in ("mqtt", "devices: mqtt", "devices: passwords", "devices: report"):
+            await self.tasks.cancel(name)
+        for name in ("commands: send", "credit", "sampling", "commands: read", "routing"):
             await self.tasks.cancel(name)
         await self._stack.aclose()
         await self.log.close()
@@ -161,8 +187,11 @@ class Ingest:
                 log.warning("routing waits: %s", error)
             await asyncio.sleep(LONGEST_PAUSE)
 
-    def _send(self, gateway: str, envelope: Envelope) -> None:
-        self.listener.send_envelope(gateway, envelope)
+    def _send(self, recipient: str, envelope: Envelope) -> None:
+        if not recipient.startswith(DIRECT):
+            self.listener.send_envelope(recipient, envelope)
+        elif self.devices is not None:
+            self.devices.send(envelope)
 
     def _closed(self) -> str:
         return self._fault or self.lag.reason(self.router.partitions, time.monotonic())
@@ -237,6 +266,24 @@ class Ingest:
                 commands.fault,
             ),
             alarms=tuple(alarms[-MAX_ALARMS:]),
+            devices=self._devices(),
+        )
+
+    def _devices(self) -> DevicesSnapshot | None:
+        devices, frames = self.devices, self.frames
+        if devices is None:
+            return None
+        mine = devices.server.counters
+        return DevicesSnapshot(
+            devices.address,
+            devices.connected,
+            frames.counters.messages,
+            frames.counters.frames,
+            devices.commands,
+            mine.refused,
+            mine.denied,
+            mine.handshakes_failed,
+            frames.fault,
         )
 
 

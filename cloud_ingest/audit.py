@@ -20,6 +20,7 @@ from cloud_ingest.following import Readable, following
 from cloud_ingest.journal.port import CaughtUp
 from cloud_ingest.router.entry import Alarm, Entry, Key, Offsets, decode_key, is_partition_key
 from cloud_ingest.router.intervals import Interval
+from waybill.wire import is_node
 
 SHOWN_GAPS = 4
 
@@ -110,7 +111,7 @@ def _lanes(entries: Mapping[Key, Entry]) -> Iterable[LaneAudit]:
     for key in sorted(entries, key=lambda key: (key.gateway, key.lane, entries[key].last_offset, key.epoch)):
         entry = entries[key]
         last = max(entry.end, entry.covered.last)
-        gaps = entry.covered.missing(1, last)
+        gaps = [] if is_node(key.gateway) else entry.covered.missing(1, last)  # a node's holes are no loss
         if key in settled:
             missing = gaps
         else:  # the gateway may still hold what was not given up

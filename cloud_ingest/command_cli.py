@@ -47,15 +47,16 @@ def record_of(fields: dict[str, Any], topics: Topics) -> OutRecord:
         command = command_record.parse(value)
     except command_record.MalformedCommand as error:
         raise ConfigError(str(error)) from error
-    return OutRecord(topics.commands, command.gateway.encode(), value, [("content-type", b"application/json")])
+    key = command.gateway or command.device
+    return OutRecord(topics.commands, key.encode(), value, [("content-type", b"application/json")])
 
 
 @app.command()
 def send(  # noqa: PLR0913 - a command's fields, each an option
-    gateway: Annotated[str, typer.Option("--gateway", help="The gateway that the device is behind.")],
     device: Annotated[str, typer.Option("--device", help="The device, as in cmd/DEVICE/…")],
     name: Annotated[str, typer.Option("--name", help="What is to be done.")],
     *,
+    gateway: Annotated[str, typer.Option("--gateway", help="What the device is behind; without, the cloud.")] = "",
     payload: Annotated[str | None, typer.Option("--payload", help="Any JSON value.")] = None,
     payload_file: Annotated[Path | None, typer.Option("--payload-file", help="A file whose bytes are sent.")] = None,
     expires: Annotated[str, typer.Option("--expires", help="Not carried out later than this from now.")] = "60s",

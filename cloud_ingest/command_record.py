@@ -5,6 +5,7 @@
     {"id": "c-17", "gateway": "depot-4", "device": "V7", "name": "unlock",
      "payload": {"door": 2}, "expires_at": "2026-11-21T10:00:00Z"}
 
+Without ``gateway`` the command is for a device that connects to the cloud itself, and the record's key is the device.
 ``payload`` is any JSON value and reaches the device as it is written here; ``payload_base64`` holds bytes instead;
 without both the device gets an empty payload. ``expires_at``: RFC 3339 with its offset from UTC, or milliseconds since
 1970 UTC. Unknown fields are ignored.
@@ -28,9 +29,18 @@ MAX_PAYLOAD: Final = 128 << 10
 """Bytes; a command is sent whole in one MQTT packet, to gateways with little memory."""
 
 _MAX_MS: Final = 253_402_300_799_999  # the end of the year 9999, the last that RFC 3339 can write
-_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+COMMAND_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _DEVICE = re.compile(r"[^/+#\x00-\x1f\x7f]{1,128}")
 _NAME = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
+
+
+DIRECT: Final = "device:"
+"""Stands before the name of a device without a gateway, where it receives for itself: no gateway's id has a colon."""
+
+
+def recipient(gateway: str, device: str) -> str:
+    """Return who receives a command: its gateway, or the device itself."""
+    return gateway or f"{DIRECT}{device}"
 
 
 class MalformedCommand(Refused):
@@ -46,7 +56,7 @@ class MalformedCommand(Refused):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A well-formed command. ``expires_ms``: milliseconds since 1970 UTC."""
+    """A well-formed command. ``gateway``: empty for a device without one. ``expires_ms``: since 1970 UTC."""
 
     id: str
     gateway: str
@@ -62,12 +72,12 @@ class Command:
 
 class _Json(msgspec.Struct, frozen=True):
     id: str
-    gateway: str
     device: str
     name: str
     expires_at: str | int
     payload: msgspec.Raw = msgspec.Raw()
     payload_base64: str | None = None
+    gateway: str = ""
 
 
 class _Ids(msgspec.Struct, frozen=True):
@@ -88,8 +98,8 @@ def parse(value: bytes | None) -> Command:
     try:
         record = _decode(data)
         return Command(
-            _match(_ID, record.id, "id", "1 to 64 letters, digits, '.', '_', ':' or '-'"),
-            _match(GATEWAY_ID, record.gateway, "gateway", "1 to 64 letters, digits, '.', '_' or '-'"),
+            _match(COMMAND_ID, record.id, "id", "1 to 64 letters, digits, '.', '_', ':' or '-'"),
+            _gateway(record.gateway),
             _match(_DEVICE, record.device, "device", "1 to 128 characters, none of them '/', '+' or '#'"),
             _match(_NAME, record.name, "name", "1 to 128 characters"),
             _payload(record),
@@ -112,6 +122,10 @@ def expiry_ms(value: str | int) -> int:
     if not 0 < value <= _MAX_MS:
         raise ValueError(f"expires_at {value} is out of range: milliseconds since 1970 UTC")
     return value
+
+
+def _gateway(text: str) -> str:
+    return _match(GATEWAY_ID, text, "gateway", "1 to 64 letters, digits, '.', '_' or '-'") if text else ""
 
 
 def _payload(record: _Json) -> bytes:

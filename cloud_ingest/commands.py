@@ -1,5 +1,7 @@
 """From ``waybill.commands`` to the gateways that are connected to this node (C1).
 
+A device that connects to the cloud itself is a recipient as gateways are, under the name ``device:`` and its own.
+
 Every node reads commands and their states whole, holds the open ones, and sends them to the gateways whose ``down``
 topic is subscribed here: in the order of the log, again after 5 s, 10 s, … up to 60 s, until ``delivered`` or another
 state is read, or the command has expired. Nodes write no state: ``rejected`` and ``expired`` are written by the router
@@ -25,7 +27,7 @@ from typing import Final
 
 import msgspec
 
-from cloud_ingest.command_record import Command, MalformedCommand, parse
+from cloud_ingest.command_record import Command, MalformedCommand, parse, recipient
 from cloud_ingest.config import Topics
 from cloud_ingest.following import Readable, following
 from cloud_ingest.journal.port import CaughtUp, TopicRecord
@@ -107,18 +109,19 @@ class Dispatch:
             self.counters.repeated += 1
             return
         self._seen[command.id] = command.expires_ms + ID_MARGIN_MS
-        if self._early.pop(command.id, None) in {"", command.gateway}:
+        to = recipient(command.gateway, command.device)
+        if self._early.pop(command.id, None) in {"", to}:
             return
         if command.expires_ms <= now_ms:
             return
-        held = self._open.get(command.gateway, {})
+        held = self._open.get(to, {})
         size = len(command.payload)
         if len(held) >= self.limits.per_gateway or self._bytes + size > self.limits.memory:
             self.counters.postponed += 1
-            self._left_out.add(command.gateway)
+            self._left_out.add(to)
             return
-        self._open.setdefault(command.gateway, held)[command.id] = _Open(command.envelope())
-        self._gateway_of[command.id] = command.gateway
+        self._open.setdefault(to, held)[command.id] = _Open(command.envelope())
+        self._gateway_of[command.id] = to
         self._bytes += size
 
     def status(self, status: CommandStatus) -> None:
@@ -126,7 +129,7 @@ class Dispatch:
 
         But where a gateway reported it, it is only about that gateway's own command.
         """
-        by = status.gateway if status.state in REPORTED else ""
+        by = recipient(status.gateway, status.device) if status.state in REPORTED else ""
         if status.id in self._gateway_of:
             if by in {"", self._gateway_of[status.id]}:
                 self._close(status.id)

@@ -7,6 +7,7 @@
 
     [listener]                      # where gateways connect
     [websocket]                     # where else: those that nothing but port 443 is open to
+    [devices]                       # where devices without a gateway connect; with [[acl]]
     [log]                           # kind = "embedded" or "kafka"
     [topics]                        # names and partitions of the internal topics
     [[route]]                       # MQTT filter -> Kafka topic and key; the first that matches wins
@@ -16,7 +17,6 @@ Relative paths are relative to the directory of the file.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,9 @@ from typing import Any, Final
 
 import msgspec
 
-from waybill.config import address, convert, load
+from cloud_ingest.device_config import Devices, check_devices
+from waybill.acl import AclRule
+from waybill.config import address, convert, is_loopback, load
 from waybill.errors import ConfigError
 
 MIB: Final = 1 << 20
@@ -135,6 +137,8 @@ DEFAULT_ROUTES: Final = (Route(topic="fleet.telemetry"),)
 class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file. ``websocket``: None where there is no such listener.
 
+    ``devices``: None where none may connect without a gateway; ``acl``: what they may do.
+
     ``log``: ``kind`` and the keys of that kind; its keys are checked by the log that reads them.
     """
 
@@ -142,6 +146,8 @@ class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deployment: str = "waybill"
     listener: Listener = Listener()
     websocket: WebSocket | None = None
+    devices: Devices | None = None
+    acl: tuple[AclRule, ...] = ()
     log: dict[str, Any] = {}
     topics: Topics = Topics()
     route: tuple[Route, ...] = DEFAULT_ROUTES
@@ -237,7 +243,8 @@ def check(config: CloudConfig, base: Path, where: str) -> Settings:
             key=str(base / listener.key),
             ca=str(base / listener.ca),
         )
-    config = msgspec.structs.replace(config, listener=listener, websocket=websocket)
+    devices = check_devices(config.devices, config.acl, base, where)
+    config = msgspec.structs.replace(config, listener=listener, websocket=websocket, devices=devices)
     return Settings(config, data, _log(config.log, base, data, where), where)
 
 
@@ -302,13 +309,3 @@ def _log(table: dict[str, Any], base: Path, data: Path, where: str) -> Embedded 
     if embedded.max_bytes < 16 * MIB:
         raise ConfigError(f"{where}: [log] max_bytes {embedded.max_bytes}: use at least {16 * MIB}")
     return Embedded(base / embedded.path if embedded.path else data / "log.db", embedded.max_bytes)
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether ``host`` (an address, or ``localhost``) can be reached from this machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -72,6 +72,23 @@ class CommandsSnapshot(msgspec.Struct, frozen=True):
     fault: str = ""
 
 
+class DevicesSnapshot(msgspec.Struct, frozen=True):
+    """Devices without a gateway. ``messages``, ``frames``: journaled since the start; ``commands``: sent to them.
+
+    ``refused``, ``denied``, ``handshakes``: as of gateways. ``fault``: why nothing is journaled, or empty.
+    """
+
+    address: str
+    connected: int = 0
+    messages: int = 0
+    frames: int = 0
+    commands: int = 0
+    refused: int = 0
+    denied: int = 0
+    handshakes: int = 0
+    fault: str = ""
+
+
 class AlarmSnapshot(msgspec.Struct, frozen=True):
     """Something a person should look at. ``at_ms``: milliseconds since 1970 UTC."""
 
@@ -106,6 +123,7 @@ class CloudSnapshot(msgspec.Struct, frozen=True):
     commands: CommandsSnapshot = CommandsSnapshot()
     alarms: tuple[AlarmSnapshot, ...] = ()
     websocket: str = ""
+    devices: DevicesSnapshot | None = None
 
 
 class Rates:
@@ -155,11 +173,22 @@ def render(shot: CloudSnapshot) -> RenderableType:
             f"turned away: {shot.refused:,} connections, {shot.handshakes:,} handshakes, {shot.denied:,} denied"
         )
     )
+    if shot.devices is not None:
+        parts.append(_devices(shot.devices))
     parts.append(_gateways(shot))
     if shot.partitions:
         parts.append(_partitions(shot))
     parts += [Text(f"{_time(alarm.at_ms)} {alarm.text}", style="red") for alarm in shot.alarms[-5:]]
     return Group(*parts)
+
+
+def _devices(one: DevicesSnapshot) -> Text:
+    fault = f"; {one.fault}" if one.fault else ""
+    return Text(
+        f"devices {one.connected:,} connected on {one.address}, {one.messages:,} messages journaled, "
+        f"{one.commands:,} commands sent; turned away: {one.refused:,} connections, {one.handshakes:,} handshakes, "
+        f"{one.denied:,} denied{fault}"
+    )
 
 
 def _gateways(shot: CloudSnapshot) -> Table:

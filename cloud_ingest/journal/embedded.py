@@ -121,11 +121,11 @@ class EmbeddedLog:
 
     # --- writing ---
 
-    async def append_frame(self, gateway: str, frame: bytes) -> None:
+    async def append_frame(self, gateway: str, frame: bytes, partition: int | None = None) -> None:
         """Journal a frame; durable on return. Raises Unavailable, Refused."""
         if len(frame) > MAX_FRAME:
             raise Refused(f"a frame of {len(frame)} bytes; the journal takes {MAX_FRAME}")
-        await self.submit(Job([Row(self.topics.frames, None, gateway.encode(), frame, file.NO_HEADERS)]))
+        await self.submit(Job([Row(self.topics.frames, partition, gateway.encode(), frame, file.NO_HEADERS)]))
 
     async def append(self, record: OutRecord) -> None:
         """Append one record to a topic; durable on return. Raises Unavailable, Refused."""

@@ -136,10 +136,11 @@ class KafkaLog:
 
     # --- append ---
 
-    async def append_frame(self, gateway: str, frame: bytes) -> None:
+    async def append_frame(self, gateway: str, frame: bytes, partition: int | None = None) -> None:
         """Journal a frame; durable on return. Raises Unavailable (say ``retry``), Refused (too large for the topic)."""
         key = gateway.encode()
-        partition = partition_of(key, self.partitions)
+        if partition is None:
+            partition = partition_of(key, self.partitions)
         try:
             await self._appender.append(self.frames, (key, frame, []), partition, self._limit(self.frames))
         except TopicRefused as error:

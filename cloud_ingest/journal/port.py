@@ -129,8 +129,11 @@ class Log(Protocol):
     async def start(self) -> None:
         """Connect; create the topics with the right settings, or check them. Raises ConfigError, Unavailable."""
 
-    async def append_frame(self, gateway: str, frame: bytes) -> None:
-        """Journal a frame; durable on return. Raises Unavailable (say ``retry``), Refused (too large for the topic)."""
+    async def append_frame(self, gateway: str, frame: bytes, partition: int | None = None) -> None:
+        """Journal a frame; durable on return. Raises Unavailable (say ``retry``), Refused (too large for the topic).
+
+        ``partition``: where the gateway's own does not decide.
+        """
 
     async def append(self, record: OutRecord) -> None:
         """Append one record to a topic; durable on return. Raises Unavailable, Refused."""

@@ -48,7 +48,10 @@ class Commands:
     """The commands of this partition's gateways, as of the last commit."""
 
     def __init__(self, owns: Callable[[str], bool]) -> None:
-        """Start with none. ``owns(gateway)``: whether its frames are in this partition."""
+        """Start with none.
+
+        ``owns(name)``: whether frames of this gateway, or of this device without one, are in this partition.
+        """
         self._owns = owns
         self._open: dict[str, Open] = {}
         self._states: dict[str, str] = {}
@@ -78,7 +81,7 @@ class Commands:
         except MalformedCommand as error:
             command = error
         key = (record.key or b"").decode(errors="replace")
-        if not self._owns(command.gateway or key):
+        if not self._owns(command.gateway or (key if isinstance(command, MalformedCommand) else command.device)):
             return
         name = command.id or f"{record.topic}/{record.partition}/{record.offset}"
         if name in self._open or name in self._rejected or self._states.get(name) in TERMINAL:
@@ -100,7 +103,7 @@ class Commands:
             status = _decode_status(record.value or b"")
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return
-        if self._owns(status.gateway):
+        if self._owns(status.gateway or status.device):
             self.note(status)
 
     def note(self, status: CommandStatus) -> None:
@@ -124,6 +127,8 @@ class Commands:
         known = self._open.get(status.id)
         if known and known.gateway != status.gateway:
             return "the command is of another gateway"
+        if known and not known.gateway and known.device != status.device:
+            return "the command is of another device"
         seen = fresh.get(status.id) or self._states.get(status.id)
         if seen == status.state or (seen == "done" and status.state == "delivered"):
             return "copy"

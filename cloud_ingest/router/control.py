@@ -10,7 +10,7 @@ import msgspec
 from waybill.errors import Corrupt, UnknownVersion
 from waybill.frames import decode
 from waybill.frames.header import MAX_EPOCH
-from waybill.wire import DICTIONARY_TOPIC, LANE_NAME, CommandStatus, Receipt
+from waybill.wire import DICTIONARY_TOPIC, LANE_NAME, CommandStatus, Receipt, is_node
 
 _decode_receipt = msgspec.json.Decoder(Receipt).decode
 _decode_status = msgspec.json.Decoder(CommandStatus).decode
@@ -43,7 +43,7 @@ def parse_receipt(payload: bytes) -> Receipt:
 def parse_status(payload: bytes, gateway: str) -> CommandStatus:
     """Return the state of a command that ``gateway`` reports (C1). Raises Rejected, MALFORMED."""
     status = _decode_status(payload)
-    if status.gateway != gateway:
+    if status.gateway != ("" if is_node(gateway) else gateway):
         raise Rejected(f"the state of a command of gateway {status.gateway[:64]!r}, sent by {gateway!r}")
     if status.state not in {"delivered", "done"}:
         raise Rejected(f"the state {status.state!r} is not a gateway's to report")

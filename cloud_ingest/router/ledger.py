@@ -23,6 +23,7 @@ from cloud_ingest.router.entry import (
     is_partition_key,
 )
 from cloud_ingest.router.intervals import Interval
+from waybill.wire import is_node
 
 Children = tuple[int, ...]
 
@@ -274,10 +275,14 @@ class Draft:
     def forget(self, log_start: int) -> None:
         """Forget epochs older than the oldest unsettled one on each branch and wholly before ``log_start`` (E4).
 
-        An epoch with an undeclared gap is kept: the audit must go on to say so.
+        An epoch with an undeclared gap is kept: the audit must go on to say so. A node has one epoch and no gaps.
         """
         for key, entry in self._ledger.entries.items():
             if entry.last_offset >= log_start or key in self.changed:
+                continue
+            if is_node(key.gateway):  # what comes after so long is nobody's copy, and nobody waits for its holes
+                self.changed[key] = None
+                self.forgotten.append(key)
                 continue
             successors = self._children(key)
             settled = all(e.begins for e in self._successors(key))

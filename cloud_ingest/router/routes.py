@@ -15,6 +15,7 @@ from urllib.parse import quote
 from cloud_ingest.config import Route
 from waybill.errors import ConfigError
 from waybill.mqtt.topics import matcher, valid_filter
+from waybill.wire import is_node
 
 MAX_LEVELS: Final = 128
 KNOWN_SOURCES: Final = 65_536
@@ -74,7 +75,8 @@ class Routes:
         name = topic.encode()
         levels = topic.split("/")
         device = levels[1] if len(levels) > 1 else client
-        source = f"/gateways/{quote(gateway, safe='')}/devices/{quote(device, safe='')}"
+        behind = "" if is_node(gateway) else f"/gateways/{quote(gateway, safe='')}"
+        source = f"{behind}/devices/{quote(device, safe='')}"
         shared: tuple[Header, Header] = (("ce_source", source.encode()), ("mqtt_topic", name))
         route = next((route for route in self._routes if route.match.fullmatch(name)), None)
         if route is None:

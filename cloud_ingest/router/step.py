@@ -29,7 +29,7 @@ from cloud_ingest.router.routes import Target
 from cloud_ingest.router.state import Partition, Plan
 from waybill.errors import Corrupt
 from waybill.frames import Frame, FrameHeader, decode, read_header
-from waybill.wire import COMMAND_STATUS_TOPIC, CONTROL_LANE, DICTIONARY_TOPIC, RECEIPT_TOPIC, CommandStatus
+from waybill.wire import COMMAND_STATUS_TOPIC, CONTROL_LANE, DICTIONARY_TOPIC, RECEIPT_TOPIC, CommandStatus, is_control
 
 MAX_REASON = 64
 
@@ -210,7 +210,7 @@ class _Planner:
 
     def _messages(self, record: JournalRecord, frame: Frame, key: Key, first: int, last: int) -> None:
         """Write the new messages ``first..last`` of a frame."""
-        if frame.header.lane == CONTROL_LANE:
+        if is_control(record.gateway, frame.header.lane):
             for seq in range(first, last + 1):
                 self._control(record, frame, key, seq)
             return

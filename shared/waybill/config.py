@@ -6,6 +6,7 @@ Every error is a ConfigError that names file, line or key, and the mend. Values 
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import tomllib
 from collections.abc import Collection
@@ -129,3 +130,13 @@ def address(text: str, what: str = "address") -> tuple[str, int]:
         msg = f"{what} {text!r}: write HOST:PORT, for example 127.0.0.1:1883"
         raise ConfigError(msg)
     return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether ``host`` (an address, or ``localhost``) can be reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -35,10 +35,22 @@ COMMAND_STATUS_TOPIC: Final = "$waybill/command-status"
 
 DICTIONARY_TOPIC: Final = "$waybill/dictionary"
 """Topic of a zstd dictionary (:class:`waybill.frames.Dictionary`), its bytes as they are, within the control lane."""
+NODE: Final = "node:"
+"""What the names begin with under which the cloud's nodes journal what devices without a gateway sent: one a start."""
 
 LANE_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 GATEWAY_ID: Final = re.compile(r"(?!node:)[A-Za-z0-9._-]{1,64}")
 """What a gateway may be called; ``node:`` is reserved for the cloud's own nodes."""
+
+
+def is_node(gateway: str) -> bool:
+    """Tell whether frames of ``gateway`` were made by a node: a hole in their seqs is no loss."""
+    return gateway.startswith(NODE)
+
+
+def is_control(gateway: str, lane: str) -> bool:
+    """Tell whether ``lane`` holds control messages; a node has such a lane for each frames partition."""
+    return lane == CONTROL_LANE or (is_node(gateway) and lane.startswith(f"{CONTROL_LANE}."))
 
 
 def up_topic(gateway: str) -> str:
@@ -140,6 +152,7 @@ class Receipt(msgspec.Struct, frozen=True):
 class CommandStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     """One state of one command, JSON: on the control lane, and as a record of ``waybill.command-status``.
 
+    ``gateway``: empty for a device without one.
     ``state``: ``delivered`` (durable in the gateway's outbox), ``done`` (the device answered: ``result`` is its
     payload, base64 in JSON), ``expired`` (written by the cloud), ``rejected`` (the command record itself was
     malformed).

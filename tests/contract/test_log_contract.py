@@ -42,6 +42,15 @@ async def test_frames_are_read_in_order_in_the_partition_of_their_gateway(log: L
             assert await partition.log_start() == 0
 
 
+async def test_a_frame_may_name_its_partition(log: Log) -> None:
+    other = (partition_of(b"node:1", PARTITIONS) + 1) % PARTITIONS
+    await log.append_frame("node:1", b"frame", other)
+    async with owned(log) as partitions:
+        await partitions[other].load()
+        (found,) = await frames(partitions[other], 1)
+        assert (found.gateway, found.frame, found.partition) == ("node:1", b"frame", other)
+
+
 async def test_frames_appended_together_are_all_there_and_a_reader_is_woken(log: Log) -> None:
     async with owned(log) as partitions:
         number = partition_of(b"gw", PARTITIONS)

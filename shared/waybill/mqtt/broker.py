@@ -251,8 +251,13 @@ class Broker(Sessions):
         if out is not None:
             if session.persistent:
                 self.touch().batch.changes.append(Dequeued(session.client_id, out.n))
-            if session.waiting and session.connection is not None:
-                session.connection.due = True
+            connection = session.connection
+            if connection is None:
+                return
+            if session.waiting:
+                connection.due = True
+            if self.hooks.on_acknowledged is not None and connection.client is not None:
+                self._tell(self.hooks.on_acknowledged, connection.client, out.topic)
 
     def received(self, session: Session, out: Outgoing | None) -> None:
         """A client answered QoS 2 with PUBREC; PUBREL must wait until that is durable."""

@@ -191,9 +191,9 @@ class MqttServer:
         await done
         return count
 
-    def send(self, topic: str, payload: bytes) -> int:
-        """Publish with QoS 0 at once, from a callback; returns how many sessions have a matching subscription."""
-        return self.broker.publish(topic, payload, 0, retain=False, after=lambda _: None)
+    def send(self, topic: str, payload: bytes, qos: int = 0) -> int:
+        """Publish from a callback, QoS 0 at once; returns how many sessions have a matching subscription."""
+        return self.broker.publish(topic, payload, qos, retain=False, after=lambda _: None)
 
     def subscribe(self, pattern: str, callback: OnMessage) -> Callable[[], None]:
         """Subscribe the program itself; ``callback`` hears each matching message after its commit.

@@ -145,10 +145,11 @@ class Sessions(Exchange):
             code = ConnackCode.NOT_AUTHORIZED
         terms = PLAIN if packet.version < MQTT_5 else Terms(packet, self.settings.topic_aliases)
         expiry = min(packet.expiry, self.settings.max_session_expiry) if packet.version == MQTT_5 else packet.expiry
+        expiry = 0 if self.settings.ephemeral else expiry
         keepalive, said = self._answer(packet, client_id, expiry, connection.limits)
         if not code:
             known = self.sessions.get(client_id)
-            new = packet.expiry > 0 and (known is None or not known.persistent)
+            new = expiry > 0 and (known is None or not known.persistent)
             full = will is not None and not self.wills.fits(_cost(will))
             if full or (new and self._persistent >= self.settings.max_sessions):
                 self.counters.over_quota += 1

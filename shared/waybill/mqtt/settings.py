@@ -31,6 +31,7 @@ class Settings(Limits):
     (O3); at most ``dup_window``. More ends the connection with 0x93.
     ``topic_aliases``: of one connection of MQTT 5, in each direction. A higher one ends it with 0x94.
     ``max_session_expiry``: seconds; a client of MQTT 5 that wants more is told this.
+    ``ephemeral``: every session ends with its connection, whatever its client asks for.
     ``queue_messages``, ``queue_bytes``: of QoS 1 and 2 waiting for one session; what comes when they are full is
     dropped, counted (``dropped``) and logged. ``queue_bytes_all``: of all sessions together, with what a message costs
     besides its bytes; no session may have more than is left of it.
@@ -65,6 +66,7 @@ class Settings(Limits):
     receive_maximum: int = DUP_WINDOW
     topic_aliases: int = 32
     max_session_expiry: int = NEVER
+    ephemeral: bool = False
     queue_messages: int = 50_000
     queue_bytes: int = 16 * MIB
     queue_bytes_all: int = 256 * MIB
@@ -192,7 +194,7 @@ class Hooks:
     asked for the filter behind the share name.
     ``on_connected``: just after CONNACK was written. ``on_disconnected(client, reason)``: after the connection ended;
     the reason is empty where the client sent DISCONNECT. ``on_subscribed(client, filter, qos)``: just after SUBACK
-    was written.
+    was written. ``on_acknowledged(client, topic)``: the client has acknowledged a message of QoS 1 or 2 for good.
     ``on_no_room(client, topic)``: a PUBLISH was not taken because the program had no room for it
     (``MqttServer.refuse``).
     ``on_turned_away(address, reason)``: a connection was closed before it was accepted (refused, not MQTT, a version
@@ -207,6 +209,7 @@ class Hooks:
     on_disconnected: Callable[[Client, str], None] | None = None
     on_subscribed: Callable[[Client, str, int], None] | None = None
     on_no_room: Callable[[Client, str], None] | None = None
+    on_acknowledged: Callable[[Client, bytes], None] | None = None
     on_turned_away: Callable[[str, str], None] | None = None
     on_commit_failed: Callable[[Exception], None] | None = None
 

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from cloud_ingest import config
+from cloud_ingest.device_config import Devices
+from waybill.config import is_loopback
 from waybill.errors import ConfigError
 
 PLAIN = '[listener]\naddress = "[::1]:1"\n'
+DEVICES = 'data = "d"\nlistener = {address = "[::1]:1"}\n[devices]\naddress = "[::1]:2"\n'
 TLS = 'certificate = "s.pem"\nkey = "s.key"\nca = "ca.pem"\n'
 
 
@@ -84,6 +87,16 @@ def test_kafka_settings_are_handed_on_under_kafkas_own_names(tmp_path: Path) -> 
         ('data = "d"\nroute = []\n[listener]\naddress = "[::1]:1"\n', ("no [[route]]",)),
         ('data = "d"\n[listener]\naddress = "[::1]:1"\n[[route]]\ntopic = "a b"\n', ("[[route]] 1", "topic 'a b'")),
         ('data = "d"\n[[route]]\nfilter = "a"\n', ("'topic' is missing",)),
+        (DEVICES, ("[devices]: nobody could connect", "passwords", "client_ca")),
+        (f'{DEVICES}passwords = "p"\n', ("no [[acl]]", "cmd/%u/+/req")),
+        (DEVICES.replace("[::1]:2", "0.0.0.0:1") + 'passwords = "p"\n', ("[devices] address", "without certificate")),
+        (f'{DEVICES}client_ca = "p"\n', ("client_ca needs certificate",)),
+        (f'{DEVICES}key = "p"\n', ("certificate and key go together",)),
+        (f'{DEVICES}passwords = "p"\nmemory = 5\n', ("memory must hold two packets",)),
+        (f'{DEVICES}passwords = "p"\nmax_packet = 5\n', ("max_packet", ">= 1024")),
+        (f'{DEVICES}passwords = "p"\n[[acl]]\npublish = ["a+"]\n', ("[[acl]] 1: publish", "'a+'")),
+        (f'{DEVICES}passwords = "p"\n[[acl]]\nlistener = "x"\npublish = ["a"]\n', ("[[acl]] 1: listener",)),
+        ('data = "d"\n[listener]\naddress = "[::1]:1"\n[[acl]]\npublish = ["a"]\n', ("[[acl]] is for devices",)),
         *(
             (
                 f'data = "d"\n[listener]\n{TLS}[topics]\nprefix = "x."\n[[route]]\ntopic = "x.waybill.{name}"\n',
@@ -123,7 +136,7 @@ def test_a_first_look_is_plain_on_loopback_alone(tmp_path: Path) -> None:
     ],
 )
 def test_loopback(host: str, *, expected: bool) -> None:
-    assert config.is_loopback(host) is expected
+    assert is_loopback(host) is expected
 
 
 def test_the_documentation_shows_the_defaults(tmp_path: Path) -> None:
@@ -140,3 +153,6 @@ def test_the_documentation_shows_the_defaults(tmp_path: Path) -> None:
     for field in config.Listener.__struct_fields__:
         if field not in {"certificate", "key", "ca"}:
             assert getattr(ours, field) == getattr(theirs, field), field
+    assert shown.config.devices == Devices(
+        certificate=tmp_path / "server.pem", key=tmp_path / "server.key", passwords=tmp_path / "users"
+    )

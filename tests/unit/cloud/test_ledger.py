@@ -2,6 +2,7 @@
 
 import pytest
 
+from cloud_ingest import audit
 from cloud_ingest.journal.port import JournalRecord
 from cloud_ingest.router import entry as entries
 from cloud_ingest.router.dictionaries import Dictionaries
@@ -183,6 +184,19 @@ def test_e4_forgetting_survives_a_restart_and_a_forgotten_epoch_is_not_expected_
     bench.restart()
     assert values(bench.feed(Epoch(3, prev=2, prev_last=4, oldest=3).frame(5, 6))) == expected(3, 5, 6)
     assert {key.epoch for key in bench.state.ledger.entries} == {3}
+
+
+def test_e4_of_a_node_what_the_journal_is_past_is_forgotten_and_its_holes_are_no_loss() -> None:
+    """It has no successor that could settle it, and a seq that it left out was acknowledged to nobody."""
+    bench = Bench()
+    node = Epoch(1, lane="devices.0", order="arrival")
+    bench.feed(node.frame(1, 3), node.frame(7, 9), gateway="node:a")
+    (lane,) = audit.report(bench.ledger).lanes
+    assert (lane.delivered, lane.pending, lane.missing_count) == (6, 0, 0)
+    assert forgotten(bench, 1) == set()
+    assert forgotten(bench, 2) == {1}
+    assert bench.ledger == {}
+    assert values(bench.feed(node.frame(10, 11), gateway="node:a")) == expected(1, 10, 11)
 
 
 def test_e4_an_undeclared_gap_is_not_forgotten() -> None:
