@@ -28,6 +28,7 @@ from cloud_ingest.device_config import Devices, check_devices
 from waybill.acl import AclRule
 from waybill.config import address, convert, is_loopback, load
 from waybill.errors import ConfigError
+from waybill.mqtt import proxy
 
 MIB: Final = 1 << 20
 
@@ -41,6 +42,7 @@ class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``max_frame``: bytes; a larger frame is refused. ``memory``: bytes of frames of all gateways that are not journaled
     yet; beyond it nothing more is read. ``credit``: bytes that one gateway may have in flight when there is room.
     ``connections``: how many at once; more are turned away. ``connect_timeout``: seconds until CONNECT.
+    ``proxies``: addresses and networks of load balancers, whose connections begin with a header of the PROXY protocol.
     """
 
     address: str = "0.0.0.0:8883"
@@ -52,6 +54,7 @@ class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     credit: int = 4 * MIB
     connections: int = 10_000
     connect_timeout: float = 10.0
+    proxies: tuple[str, ...] = ()
 
     @property
     def tls(self) -> bool:
@@ -263,6 +266,7 @@ def _check_listener(listener: Listener, where: str) -> None:
         raise ConfigError(f"{where}: [listener] memory must hold two frames: at least {2 * listener.max_frame} bytes")
     if listener.connect_timeout <= 0:
         raise ConfigError(f"{where}: [listener] connect_timeout must be more than 0 seconds")
+    proxy.networks(listener.proxies, f"{where}: [listener] proxies")
 
 
 def _check_websocket(websocket: WebSocket, listener: Listener, where: str) -> None:

@@ -11,6 +11,7 @@ from waybill import acl
 from waybill.acl import AclRule
 from waybill.config import address, is_loopback, relative_to
 from waybill.errors import ConfigError
+from waybill.mqtt import proxy
 
 MAX_LEVELS: Final = 64
 
@@ -27,6 +28,7 @@ class Devices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``max_packet``: bytes of an MQTT packet at most. ``memory``: bytes of messages of all devices that are not journaled
     yet; beyond it nothing is read. ``publish_rate``: messages a second of one device, 0 for any. ``connections``,
     ``connections_per_address`` (0: any number): more are turned away. ``connect_timeout``: seconds until CONNECT.
+    ``proxies``: as of gateways.
     """
 
     address: str = "0.0.0.0:8884"
@@ -42,6 +44,7 @@ class Devices(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connections: _Count = 10_000
     connections_per_address: Annotated[int, msgspec.Meta(ge=0)] = 0
     connect_timeout: Annotated[float, msgspec.Meta(ge=0.1, le=3600)] = 10.0
+    proxies: tuple[str, ...] = ()
 
     @property
     def certificates(self) -> Literal["", "optional", "required"]:
@@ -56,6 +59,7 @@ def check_devices(devices: Devices | None, rules: tuple[AclRule, ...], base: Pat
             raise ConfigError(f"{where}: [[acl]] is for devices without a gateway; add [devices], or leave it out")
         return None
     _check_listener(devices, f"{where}: [devices]")
+    proxy.networks(devices.proxies, f"{where}: [devices] proxies")
     if not rules:
         raise ConfigError(
             f"{where}: [devices]: no [[acl]]: say what devices may publish and subscribe to, for example "

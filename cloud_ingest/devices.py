@@ -28,6 +28,7 @@ from waybill.acl import Acl, AclRule
 from waybill.auth import Auth, Door
 from waybill.config import address
 from waybill.errors import Unavailable
+from waybill.mqtt.proxy import networks
 from waybill.mqtt.server import MqttServer
 from waybill.mqtt.settings import Client, Hooks, Settings
 from waybill.mqtt.state import Arrival, Batch, Publish, SavedState
@@ -118,7 +119,8 @@ class Devices:
         await self.server.start()
         self._running = True
         host, port = address(settings.address)
-        bound, port = await self.server.listen(host, port, context, name=NAME)
+        proxies = networks(settings.proxies, "[devices] proxies")
+        bound, port = await self.server.listen(host, port, context, name=NAME, proxies=proxies)
         self.address = f"[{bound}]:{port}" if ":" in bound else f"{bound}:{port}"
 
     async def close(self) -> None:

@@ -26,6 +26,7 @@ from waybill import pki, wire
 from waybill.config import address
 from waybill.errors import Refused
 from waybill.mqtt.codec import ConnackCode
+from waybill.mqtt.proxy import networks
 from waybill.mqtt.server import MqttServer
 from waybill.mqtt.settings import Client, ConnectInfo, Hooks, Message, Settings
 from waybill.notices import Notices
@@ -142,7 +143,8 @@ class Listener:
 
     async def _listen(self, where: str, context: ssl.SSLContext | None, *, websocket: bool = False) -> str:
         host, port = address(where)
-        bound, port = await self.server.listen(host, port, context, websocket=websocket)
+        proxies = networks(self._settings.proxies, "[listener] proxies")
+        bound, port = await self.server.listen(host, port, context, websocket=websocket, proxies=proxies)
         return f"[{bound}]:{port}" if ":" in bound else f"{bound}:{port}"
 
     async def close(self, patience: float) -> None:

@@ -13,10 +13,12 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from waybill.errors import Unavailable
+from waybill.mqtt import greeting, proxy
 from waybill.mqtt.transport import Wire, address_of, ip_of
 
 if TYPE_CHECKING:
     from waybill.mqtt.limits import Limits
+    from waybill.mqtt.proxy import Network
     from waybill.mqtt.server import MqttServer
 
 logger = logging.getLogger(__name__)
@@ -30,14 +32,23 @@ RETRY: Final = 1.0
 class Listener:
     """One address that connections come to. ``wire``: what they are there.
 
+    ``proxies``: whose connections begin with a header of the PROXY protocol, which says who the client is.
     ``connections``: those of now, also by IP address (``addresses``).
     """
 
-    def __init__(self, name: str, limits: Limits, wire: type[Wire] = Wire, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        limits: Limits,
+        wire: type[Wire] = Wire,
+        tls: ssl.SSLContext | None = None,
+        proxies: tuple[Network, ...] = (),
+    ) -> None:
         self.name = name
         self.limits = limits
         self.wire = wire
         self.tls = tls
+        self.proxies = proxies
         self.connections = 0
         self.addresses: dict[str, int] = {}
         self.server: asyncio.Server | None = None
@@ -67,7 +78,7 @@ class Listener:
         """Accept connections on an address; returns the one bound. Raises Unavailable where it is taken."""
         loop = asyncio.get_running_loop()
         try:
-            if self.tls is None:
+            if self.tls is None and not self.proxies:
                 self.server = await loop.create_server(lambda: self.wire(server, self), host, port, backlog=BACKLOG)
                 bound = self.server.sockets[0].getsockname()
             else:
@@ -80,8 +91,11 @@ class Listener:
             raise Unavailable(f"cannot listen on {host}:{port}: {why}; free it or choose another") from error
         return bound[0], bound[1]
 
-    async def _accept(self, server: MqttServer, sock: socket.socket, tls: ssl.SSLContext) -> None:
-        """Accept connections that are to speak TLS: counted, or closed at a limit, before that costs anything."""
+    async def _accept(self, server: MqttServer, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
+        """Accept connections that are to speak TLS, or may come through a proxy.
+
+        They are counted, or closed at a limit, before that costs anything: behind a proxy as the client that it names.
+        """
         loop = asyncio.get_running_loop()
         with sock:
             while True:
@@ -93,26 +107,63 @@ class Listener:
                     logger.error("cannot accept connections: %s; trying again", error)  # noqa: TRY400 - that says it
                     await asyncio.sleep(RETRY)
                     continue
-                if not server.admit(self, name):
+                behind = proxy.trusts(self.proxies, name)
+                if len(server.handshakes) >= self.limits.max_connections if behind else not server.admit(self, name):
                     peer.close()
                     continue
-                task = loop.create_task(self._handshake(server, peer, name, tls), name="mqtt-tls")
+                make = self._behind if behind else self._handshake
+                task = loop.create_task(make(server, peer, name, tls), name="mqtt-handshake")
                 server.handshakes.add(task)
                 task.add_done_callback(server.handshakes.discard)
 
-    async def _handshake(self, server: MqttServer, peer: socket.socket, name: object, tls: ssl.SSLContext) -> None:
+    async def _behind(self, server: MqttServer, peer: socket.socket, name: object, tls: ssl.SSLContext | None) -> None:
+        """Begin a connection of a proxy: its header first."""
+        admitted, client = False, name
+        try:
+            async with asyncio.timeout(self.limits.connect_timeout):
+                client = await greeting.client_of(peer, name)
+            admitted = server.admit(self, client)
+        except greeting.NoByteError:
+            server.counters.probes += 1
+        except (OSError, TimeoutError) as error:
+            server.handshake_failed(address_of(name), str(error) or "no PROXY header in time")
+        finally:
+            if not admitted:
+                peer.close()
+        if admitted:
+            await self._handshake(server, peer, client, tls)
+
+    async def _handshake(
+        self, server: MqttServer, peer: socket.socket, name: object, tls: ssl.SSLContext | None
+    ) -> None:
+        """Begin a connection that was counted; ``name``: the client, as a socket names its peer."""
         wire = self.wire(server, self)
         wire.admitted = ip_of(name)
+        wire.client_name = name
         try:
+            if tls is not None:
+                await self._begun(peer)
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: wire, peer, ssl=tls, ssl_handshake_timeout=self.limits.connect_timeout
+                lambda: wire, peer, ssl=tls, ssl_handshake_timeout=self.limits.connect_timeout if tls else None
             )
-        except (OSError, EOFError) as error:  # an SSLError is an OSError
+        except greeting.NoByteError:
+            server.counters.probes += 1
+        except (OSError, EOFError, TimeoutError) as error:  # an SSLError is an OSError
             if not wire.begun:
-                server.handshake_failed(address_of(name), error)
+                why = getattr(error, "reason", None) or str(error) or "connection lost"
+                server.handshake_failed(address_of(name), f"the TLS handshake failed: {why}")
         finally:
             if not wire.begun:
                 server.leave(self, wire.admitted)
+
+    async def _begun(self, peer: socket.socket) -> None:
+        """Wait for the first byte of a handshake; close where none comes. Raises NoByteError, TimeoutError, OSError."""
+        try:
+            async with asyncio.timeout(self.limits.connect_timeout):
+                await greeting.first_byte(peer)
+        except BaseException:
+            peer.close()
+            raise
 
     async def open_unix(self, server: MqttServer, path: str, mode: int) -> None:
         """Accept connections on a Unix socket. Raises Unavailable where the path is taken or cannot be."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from waybill.mqtt.limits import Limits
+    from waybill.mqtt.proxy import Network
     from waybill.mqtt.settings import OnMessage
     from waybill.mqtt.state import Sink
 
@@ -116,10 +117,12 @@ class MqttServer:
         name: str = "",
         websocket: bool = False,
         limits: Limits | None = None,
+        proxies: tuple[Network, ...] = (),
     ) -> tuple[str, int]:
         """Accept connections on an address (port 0: any), with ``ssl_context`` over TLS, with ``websocket`` over that.
 
         ``name``: what hooks hear as ``listener``. ``limits``: of this listener; without them those of the settings.
+        ``proxies``: who says in a header of the PROXY protocol which client a connection is of.
         Returns the address bound. Raises Unavailable where it is taken.
         """
         wire: type[Wire] = Wire
@@ -127,7 +130,7 @@ class MqttServer:
             from waybill.mqtt.websocket import WebSocketWire  # only where it is used: it takes memory
 
             wire = WebSocketWire
-        listener = Listener(name, limits or self.settings, wire, ssl_context)
+        listener = Listener(name, limits or self.settings, wire, ssl_context, proxies)
         bound = await listener.open(self, host, port)
         self.listeners.append(listener)
         return bound
@@ -163,11 +166,10 @@ class MqttServer:
         listener.leaves(address)
         self.broker.counters.connections -= 1
 
-    def handshake_failed(self, address: str, error: Exception | None) -> None:
-        """A TLS handshake failed, or the peer went away during it."""
+    def handshake_failed(self, address: str, why: str) -> None:
+        """A connection ended before MQTT could begin."""
         self.broker.counters.handshakes_failed += 1
-        why = getattr(error, "reason", None) or error or "connection lost"
-        self.broker.turned_away(address, f"the TLS handshake failed: {why}")
+        self.broker.turned_away(address, why)
 
     async def publish(self, topic: str, payload: bytes, qos: int = 0, *, retain: bool = False) -> int:
         """Publish for the program itself, to local subscribers; returns how many sessions have a matching subscription.

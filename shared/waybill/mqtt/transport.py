@@ -88,6 +88,7 @@ class Wire(Reader, asyncio.Protocol):
         "_transport",
         "admitted",
         "begun",
+        "client_name",
         "close_at",
     )
 
@@ -98,6 +99,7 @@ class Wire(Reader, asyncio.Protocol):
         self._listener = listener
         self._transport: asyncio.Transport
         self.admitted = ""  # the address that counts in its listener, where it was counted already
+        self.client_name: object = None  # as a socket names its peer, where something stands in between
         self.begun = False
         self._answer: asyncio.Task[None] | None = None
         self._socket: socket.socket | None = None
@@ -126,6 +128,7 @@ class Wire(Reader, asyncio.Protocol):
             transport.max_size = READ
         sock = transport.get_extra_info("socket")
         self._local = sock.family == socket.AF_UNIX
+        behind = self.client_name not in {None, transport.get_extra_info("peername")}  # whose TCP is not the client's
         if not self._local:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if sys.platform == "linux":
@@ -134,7 +137,7 @@ class Wire(Reader, asyncio.Protocol):
                     (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT), KEEPALIVE, strict=True
                 ):
                     sock.setsockopt(socket.IPPROTO_TCP, option, value)
-                if transport.get_extra_info("ssl_object") is None:
+                if transport.get_extra_info("ssl_object") is None and not behind:
                     # asyncio's and uvloop's own make a new one for each question, or ask for the address too
                     real = socket.socket(sock.family, socket.SOCK_STREAM, sock.proto, sock.fileno())
                     base = bytes_acked(real)
@@ -206,7 +209,8 @@ class Wire(Reader, asyncio.Protocol):
     def peer(self) -> tuple[bytes | None, str]:
         """Return certificate and address."""
         tls, name = map(self._transport.get_extra_info, ("ssl_object", "peername"))
-        return (tls.getpeercert(binary_form=True) if tls is not None else None), address_of(name)
+        certificate = tls.getpeercert(binary_form=True) if tls is not None else None
+        return certificate, address_of(self.client_name or name)
 
     def write(self, data: bytes) -> None:
         """Send; a connection that leaves more than its share unread is cut off."""

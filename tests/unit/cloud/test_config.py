@@ -87,6 +87,11 @@ def test_kafka_settings_are_handed_on_under_kafkas_own_names(tmp_path: Path) -> 
         ('data = "d"\nroute = []\n[listener]\naddress = "[::1]:1"\n', ("no [[route]]",)),
         ('data = "d"\n[listener]\naddress = "[::1]:1"\n[[route]]\ntopic = "a b"\n', ("[[route]] 1", "topic 'a b'")),
         ('data = "d"\n[[route]]\nfilter = "a"\n', ("'topic' is missing",)),
+        (
+            f'data = "d"\n{PLAIN}proxies = ["10.0.0.1/8"]\n',
+            ("[listener] proxies", "10.0.0.1/8", "10.0.0.0/8"),
+        ),
+        (f'{DEVICES}passwords = "p"\nproxies = ["lb"]\n', ("[devices] proxies", "'lb'")),
         (DEVICES, ("[devices]: nobody could connect", "passwords", "client_ca")),
         (f'{DEVICES}passwords = "p"\n', ("no [[acl]]", "cmd/%u/+/req")),
         (DEVICES.replace("[::1]:2", "0.0.0.0:1") + 'passwords = "p"\n', ("[devices] address", "without certificate")),
