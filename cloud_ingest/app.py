@@ -25,12 +25,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cloud_ingest.command_record import DIRECT
 from cloud_ingest.commands import Dispatcher
 from cloud_ingest.config import Kafka, Settings
 from cloud_ingest.devices import Devices
+from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.listener import Listener
 from cloud_ingest.logs import from_fields, open_log
 from cloud_ingest.node_frames import NodeFrames
@@ -51,6 +52,9 @@ from waybill import snapshot
 from waybill.errors import ConfigError, Locked, Refused, Unavailable
 from waybill.lifecycle import Tasks, say
 from waybill.wire import Envelope
+
+if TYPE_CHECKING:
+    from cloud_ingest.external import External
 
 log = logging.getLogger(__name__)
 
@@ -97,15 +101,8 @@ class Ingest:
         routes = Routes(config.route, settings.where)
         self.log, retention_ms = open_log(settings)
         self.dispatcher = Dispatcher(self.log, config.topics, self._send)
-        self.listener = Listener(
-            config.listener,
-            self.log,
-            websocket=config.websocket,
-            closed=self._closed,
-            attached=self.dispatcher.attach,
-            detached=self.dispatcher.detach,
-        )
         self.frames = NodeFrames(self.log, self._closed)
+        self.listener = self._front()
         self.devices: Devices | None = None
         if config.devices is not None:
             self.devices = Devices(
@@ -123,6 +120,33 @@ class Ingest:
         self._fault = "the log is not connected yet"
         self._connected = asyncio.Event()
         self._stack = contextlib.AsyncExitStack()
+
+    def _front(self) -> Listener | External:
+        """Return where gateways come in. Raises ConfigError."""
+        config = self._settings.config
+        attached, detached = self.dispatcher.attach, self.dispatcher.detach
+        if config.listener.broker is None:
+            websocket = config.websocket
+            return Listener(
+                config.listener,
+                self.log,
+                websocket=websocket,
+                closed=self._closed,
+                attached=attached,
+                detached=detached,
+            )
+        from cloud_ingest.external import External
+
+        return External(
+            config.listener,
+            config.listener.broker,
+            self.log,
+            self.frames,
+            closed=self._closed,
+            owns=lambda gateway: partition_of(gateway.encode(), self.log.partitions) in self.router.partitions,
+            attached=attached,
+            detached=detached,
+        )
 
     async def start(self) -> None:
         """Start everything; returns when gateways can connect. Raises ConfigError, Unavailable."""
@@ -142,7 +166,11 @@ class Ingest:
         await self._stack.enter_async_context(
             snapshot.serve(self._settings.socket, self.snapshot, {"append": self._append})
         )
-        self.tasks.start("mqtt", self.listener.server.died())
+        if isinstance(self.listener, Listener):
+            self.tasks.start("mqtt", self.listener.server.died())
+        else:
+            self.tasks.start("external: look around", self.listener.look_around())
+            self.tasks.start("external: plain", self.listener.journal_plain())
         self.tasks.start("credit", self.listener.intake.renew_credit())
         self.tasks.start("commands: send", self.dispatcher.send())
         self.tasks.start("sampling", self._sample())
@@ -152,9 +180,19 @@ class Ingest:
         await self.listener.close(PATIENCE)
         if self.devices is not None:
             await self.devices.close()
-        for name in ("mqtt", "devices: mqtt", "devices: passwords", "devices: report"):
-            await self.tasks.cancel(name)
-        for name in ("commands: send", "credit", "sampling", "commands: read", "routing"):
+        for name in (
+            "mqtt",
+            "external: look around",
+            "external: plain",
+            "devices: mqtt",
+            "devices: passwords",
+            "devices: report",
+            "commands: send",
+            "credit",
+            "sampling",
+            "commands: read",
+            "routing",
+        ):
             await self.tasks.cancel(name)
         await self._stack.aclose()
         await self.log.close()
@@ -215,7 +253,7 @@ class Ingest:
 
     def snapshot(self) -> CloudSnapshot:
         """Return the state of the process as of now."""
-        intake, server, commands = self.listener.intake, self.listener.server, self.dispatcher
+        intake, server, commands = self.listener.intake, self.listener.counters, self.dispatcher
         frames = intake.counters
         gateways = sorted(self.listener.connected.items())
         statuses = [self.router.partitions[number] for number in sorted(self.router.partitions)]
@@ -229,11 +267,11 @@ class Ingest:
             started_ms=self._started_ms,
             now_ms=_now_ms(),
             state="waiting" if self._fault else "running",
-            fault=self._fault,
+            fault=self._fault or self.listener.fault,
             connected=len(gateways),
-            denied=server.counters.denied,
-            refused=server.counters.refused,
-            handshakes=self.listener.server.counters.handshakes_failed,
+            denied=server.denied,
+            refused=server.refused,
+            handshakes=server.handshakes_failed,
             gateways=tuple(
                 GatewaySnapshot(
                     name,

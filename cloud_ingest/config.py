@@ -20,11 +20,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
 from cloud_ingest.device_config import Devices, check_devices
+from cloud_ingest.external_config import Broker, check_broker
 from waybill.acl import AclRule
 from waybill.config import address, convert, is_loopback, load
 from waybill.errors import ConfigError
@@ -42,6 +43,8 @@ class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``max_frame``: bytes; a larger frame is refused. ``memory``: bytes of frames of all gateways that are not journaled
     yet; beyond it nothing more is read. ``credit``: bytes that one gateway may have in flight when there is room.
     ``connections``: how many at once; more are turned away. ``connect_timeout``: seconds until CONNECT.
+    ``mode`` ``external``: not here but at a broker that others run, ``broker``; ``plain``: filters of topics there
+    whose messages are of devices without a gateway. Then ``max_frame``, ``memory`` and ``credit`` count as well.
     ``proxies``: addresses and networks of load balancers, whose connections begin with a header of the PROXY protocol.
     """
 
@@ -55,6 +58,9 @@ class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connections: int = 10_000
     connect_timeout: float = 10.0
     proxies: tuple[str, ...] = ()
+    mode: Literal["own", "external"] = "own"
+    plain: tuple[str, ...] = ()
+    broker: Broker | None = None
 
     @property
     def tls(self) -> bool:
@@ -246,6 +252,13 @@ def check(config: CloudConfig, base: Path, where: str) -> Settings:
             key=str(base / listener.key),
             ca=str(base / listener.ca),
         )
+    if listener.mode == "external":
+        broker = check_broker(listener.broker, listener.plain, base, where)
+        listener = msgspec.structs.replace(listener, broker=broker)
+        if websocket is not None:
+            raise ConfigError(f'{where}: [websocket] means nothing with [listener] mode = "external"; leave it out')
+    elif listener.broker is not None or listener.plain:
+        raise ConfigError(f'{where}: [listener] broker and plain are for mode = "external"; say so, or leave them out')
     devices = check_devices(config.devices, config.acl, base, where)
     config = msgspec.structs.replace(config, listener=listener, websocket=websocket, devices=devices)
     return Settings(config, data, _log(config.log, base, data, where), where)
@@ -257,7 +270,7 @@ def _check_listener(listener: Listener, where: str) -> None:
     if given and len(given) < 3:  # noqa: PLR2004 - the three of them
         missing = ", ".join(sorted({"certificate", "key", "ca"} - set(given)))
         raise ConfigError(f"{where}: [listener] {missing} is missing: TLS needs certificate, key and ca together")
-    if not given and not is_loopback(host):
+    if not given and not is_loopback(host) and listener.mode == "own":
         raise ConfigError(f"{where}: [listener] address {listener.address!r} {_OPEN}")
     for name in ("max_frame", "memory", "credit", "connections"):
         if getattr(listener, name) < 1:

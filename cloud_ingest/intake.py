@@ -135,26 +135,30 @@ class Intake:
         so that no PUBACK leaves for it, and the others are not harmed.
         """
         acknowledged: list[tuple[str, asyncio.Future[bool]]] = []
-        loop = asyncio.get_running_loop()
         for arrival in batch.arrivals:
             topic = up_topic(arrival.client_id).encode()
             for message in arrival.publishes:
                 if message[0] != topic:
                     continue
-                done = loop.create_future() if message[2] & 0x06 else None
-                if done:
-                    acknowledged.append((arrival.client_id, done))
-                    if self._closing:
-                        done.set_result(False)
-                if self._closing:
-                    continue
-                self._enqueue(arrival.client_id, _Waiting(bytes(message[1]), done))
+                if message[2] & 0x06:
+                    acknowledged.append((arrival.client_id, self.take(arrival.client_id, bytes(message[1]))))
+                elif not self._closing:
+                    self._enqueue(arrival.client_id, _Waiting(bytes(message[1]), None))
         for gateway, done in acknowledged:
             if not await done:
                 self._hang_up(gateway)
         while self.pending > self._memory:
             self._room.clear()
             await self._room.wait()
+
+    def take(self, gateway: str, frame: bytes) -> asyncio.Future[bool]:
+        """Queue a frame; the result says whether it may be acknowledged."""
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if self._closing:
+            done.set_result(False)
+        else:
+            self._enqueue(gateway, _Waiting(frame, done))
+        return done
 
     def _enqueue(self, gateway: str, item: _Waiting) -> None:
         queue = self._queues.setdefault(gateway, _Queue())

@@ -28,7 +28,7 @@ from waybill.errors import Refused
 from waybill.mqtt.codec import ConnackCode
 from waybill.mqtt.proxy import networks
 from waybill.mqtt.server import MqttServer
-from waybill.mqtt.settings import Client, ConnectInfo, Hooks, Message, Settings
+from waybill.mqtt.settings import Client, ConnectInfo, Counters, Hooks, Message, Settings
 from waybill.notices import Notices
 from waybill.wire import Ack, Envelope, State
 
@@ -146,6 +146,16 @@ class Listener:
         proxies = networks(self._settings.proxies, "[listener] proxies")
         bound, port = await self.server.listen(host, port, context, websocket=websocket, proxies=proxies)
         return f"[{bound}]:{port}" if ":" in bound else f"{bound}:{port}"
+
+    @property
+    def counters(self) -> Counters:
+        """The server's, live."""
+        return self.server.counters
+
+    @property
+    def fault(self) -> str:
+        """Why nobody can connect, or empty."""
+        return ""
 
     async def close(self, patience: float) -> None:
         """Answer what was taken, within ``patience`` seconds, then stop. What is not answered is sent again."""

@@ -21,7 +21,7 @@ from cloud_ingest.app import Ingest
 from cloud_ingest.intake import ONE_FRAME
 from cloud_ingest.journal.embedded import EmbeddedLog
 from cloud_ingest.journal.port import OutRecord
-from cloud_ingest.listener import STATE_BYTES
+from cloud_ingest.listener import STATE_BYTES, Listener
 from tests.integration.cloud.gateway import (
     Pki,
     connected,
@@ -87,7 +87,7 @@ async def test_a_gateway_that_publishes_under_anothers_topic_is_cut_off(ingest: 
             await gateway.client.publish(topic, frame(), qos=0)
             async with asyncio.timeout(10):
                 await gateway.closed.wait()
-    assert ingest.listener.server.counters.denied == 4
+    assert ingest.listener.counters.denied == 4
     assert journal(ingest) == 0
 
 
@@ -103,13 +103,13 @@ async def test_a_gateway_that_subscribes_under_anothers_topics_is_refused(ingest
             assert [getattr(code, "value", code) for code in codes] == [0x80], pattern
         codes = await one.subscribe(wire.ack_topic("g1"))
         assert [getattr(code, "value", code) for code in codes] == [0]
-    assert ingest.listener.server.counters.denied == 5
+    assert ingest.listener.counters.denied == 5
 
 
 async def test_the_client_id_must_be_the_certificates(ingest: Ingest, certificates: Pki) -> None:
     assert "identifier" in (await refusal(ingest, "g2", certificates.gateway("g1"))).lower()
     assert ingest.listener.connected == {}
-    assert ingest.listener.server.counters.refused == 1
+    assert ingest.listener.counters.refused == 1
 
 
 async def test_a_session_that_outlives_its_connection_is_refused(ingest: Ingest, certificates: Pki) -> None:
@@ -125,7 +125,7 @@ async def test_another_cas_certificate_or_none_fails_the_handshake_and_is_counte
     ours = certificates.server.ca
     await refusal(ingest, "g1", pki.client_context(ours, made.certificate, made.key))
     await refusal(ingest, "g1", pki.client_context(ours))
-    await until(lambda: ingest.listener.server.counters.handshakes_failed == 2)
+    await until(lambda: ingest.listener.counters.handshakes_failed == 2)
     assert caplog.text.count("the TLS handshake failed") >= 1
     assert "Traceback" not in caplog.text
     async with connected(ingest, "g1", certificates.gateway("g1")) as gateway:
@@ -204,6 +204,7 @@ async def test_the_will_of_a_connection_that_was_taken_over_is_not_the_gateways_
     context, topic = certificates.gateway("g1"), wire.state_topic("g1")
     will = aiomqtt.Will(topic, b'{"state":"offline","reason":"connection lost"}', qos=1, retain=True)
     heard: list[bytes] = []
+    assert isinstance(ingest.listener, Listener)
     ingest.listener.server.subscribe(topic, lambda message: heard.append(bytes(message.payload)))
     with contextlib.suppress(aiomqtt.MqttError):  # it is taken over
         async with client(ingest, "g1", context, will=will) as first:
@@ -336,7 +337,7 @@ async def test_frames_taken_before_a_shutdown_are_answered(tmp_path: Path, certi
     settings, context = embedded(tmp_path / "data", certificates.listener()), certificates.gateway("g1")
     async with running(settings) as ingest, connected(ingest, "g1", context) as gateway:
         await gateway.send(*[frame(n) for n in range(1, 51)], qos=0)
-        await until(lambda: ingest.listener.server.counters.received_0 == 50)
+        await until(lambda: ingest.listener.counters.received_0 == 50)
         await ingest.stop()
         await gateway.journaled(1, 50)
 

@@ -13,6 +13,7 @@ from waybill.errors import ConfigError
 
 PLAIN = '[listener]\naddress = "[::1]:1"\n'
 DEVICES = 'data = "d"\nlistener = {address = "[::1]:1"}\n[devices]\naddress = "[::1]:2"\n'
+EXTERNAL = 'data = "d"\n[listener]\nmode = "external"\n'
 TLS = 'certificate = "s.pem"\nkey = "s.key"\nca = "ca.pem"\n'
 
 
@@ -92,6 +93,15 @@ def test_kafka_settings_are_handed_on_under_kafkas_own_names(tmp_path: Path) -> 
             ("[listener] proxies", "10.0.0.1/8", "10.0.0.0/8"),
         ),
         (f'{DEVICES}passwords = "p"\nproxies = ["lb"]\n', ("[devices] proxies", "'lb'")),
+        (EXTERNAL, ("needs [listener.broker]",)),
+        (f'{EXTERNAL}[listener.broker]\nurl = "http://x"\n', ("[listener.broker] url", "mqtts://HOST:PORT")),
+        (f'{EXTERNAL}[listener.broker]\nurl = "mqtt://x:99999"\n', ("[listener.broker] url",)),
+        (f'{EXTERNAL}[listener.broker]\nurl = "mqtt://x"\nshare = "a/b"\n', ("share 'a/b'",)),
+        (f'{EXTERNAL}[listener.broker]\nurl = "mqtt://x"\nca = "c"\n', ("ca and certificate are for mqtts://",)),
+        (f'{EXTERNAL}[listener.broker]\nurl = "mqtts://x"\nkey = "c"\n', ("certificate and key go together",)),
+        (f'{EXTERNAL}plain = ["#"]\n[listener.broker]\nurl = "mqtt://x"\n', ("plain '#'", "first level")),
+        (f'{EXTERNAL}plain = ["a/#"]\n[listener.broker]\nurl = "mqtt://x"\n', ("plain needs client_id",)),
+        (f'data = "d"\n{PLAIN}plain = ["a"]\n', ('broker and plain are for mode = "external"',)),
         (DEVICES, ("[devices]: nobody could connect", "passwords", "client_ca")),
         (f'{DEVICES}passwords = "p"\n', ("no [[acl]]", "cmd/%u/+/req")),
         (DEVICES.replace("[::1]:2", "0.0.0.0:1") + 'passwords = "p"\n', ("[devices] address", "without certificate")),

@@ -1,0 +1,197 @@
+"""One connection to an MQTT broker that others run, by paho in a thread of its own: received by hand, acked by hand.
+
+What was received is acknowledged when its handler says so, and never before. How much may be received and not
+acknowledged is told to the broker (Receive Maximum); messages of QoS 0 know no such limit and are dropped beyond
+``memory`` bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from cloud_ingest.external_config import Broker
+from waybill.pki import client_context
+
+log = logging.getLogger(__name__)
+
+SESSION: Final = 86_400
+"""Seconds that the broker keeps the session of a node with a client id of its own."""
+
+PAUSES: Final = (1, 30)
+"""Seconds between two attempts to connect: at first, and at most."""
+
+ASK_AGAIN: Final = 10.0
+
+WAITING: Final = 10_000
+"""Messages that wait to be sent; more are dropped."""
+
+
+class Received(NamedTuple):
+    """A message. ``ack``: says that it is done with. ``properties``: the block of MQTT 5 without its length."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    dup: bool
+    properties: bytes
+    ack: Callable[[], None]
+
+
+class BrokerClient:
+    """A connection that is made again whenever it is lost."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        name: str,
+        filters: list[str],
+        *,
+        window: int,
+        memory: int,
+        received: Callable[[Received], None],
+    ) -> None:
+        """``name``: the client id, empty for a random one. ``window``: messages received and not acknowledged.
+
+        ``received`` is called in the event loop. Raises ConfigError (files).
+        """
+        self.fault = "not connected yet"
+        self.connects = 0
+        self.dropped = 0
+        self._broker = broker
+        self._filters = filters
+        self._received = received
+        self._memory = memory
+        self._waiting = 0
+        self._refused = 0.0  # when a subscription was; 0: none
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop
+        self._properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        self._properties.ReceiveMaximum = window
+        self._properties.SessionExpiryInterval = SESSION if name else 0
+        self._clean = not name
+        self._client = client = paho.Client(
+            CallbackAPIVersion.VERSION2, client_id=name, protocol=paho.MQTTv5, manual_ack=True
+        )
+        if broker.user:
+            client.username_pw_set(broker.user, broker.password())
+        if broker.tls:
+            client.tls_set_context(client_context(broker.ca, broker.certificate, broker.key))
+        client.reconnect_delay_set(*PAUSES)
+        client.max_inflight_messages_set(20)  # what a broker takes that does not say
+        client.max_queued_messages_set(WAITING)
+        client.on_connect = self._on_connect
+        client.on_connect_fail = lambda *_: self._say("cannot be reached")
+        client.on_disconnect = self._on_disconnect
+        client.on_subscribe = self._on_subscribe
+        client.on_message = self._on_message
+
+    def start(self) -> None:
+        """Connect, in the background, again and again."""
+        self._loop = asyncio.get_running_loop()
+        broker = self._broker
+        self._client.connect_async(
+            broker.host, broker.port, broker.keepalive, clean_start=self._clean, properties=self._properties
+        )
+        self._client.loop_start()
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        """Send with QoS 1; while there is no connection, or too much waits, it is dropped."""
+        if self._client.is_connected():
+            self._client.publish(topic, payload, 1)
+
+    def ask_again(self) -> None:
+        """Ask again for subscriptions that the broker refused ``ASK_AGAIN`` ago: its ACL may have been mended."""
+        if self._refused and time.monotonic() - self._refused > ASK_AGAIN and self._client.is_connected():
+            self._refused = time.monotonic()
+            self._subscribe(self._client)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        self._client.disconnect()
+        await asyncio.to_thread(self._client.loop_stop)
+
+    # --- in paho's thread ---
+
+    def _on_connect(self, client: paho.Client, _u: object, _f: object, code: Any, _p: object) -> None:  # noqa: ANN401
+        if code.is_failure:
+            self._say(f"refuses this node: {code}; look at user, password and certificate in [listener.broker]")
+            return
+        self._subscribe(client)
+
+    def _subscribe(self, client: paho.Client) -> None:
+        options = SubscribeOptions(1, retainAsPublished=True)
+        client.subscribe([(each, options) for each in self._filters])
+
+    def _on_subscribe(self, _c: object, _u: object, _m: object, codes: list[Any], _p: object) -> None:
+        refused = [name for name, code in zip(self._filters, codes, strict=False) if code.is_failure]
+        self._refused = time.monotonic() if refused else 0.0
+        if refused:
+            self._say(f"refuses the subscription to {', '.join(refused)}; allow it in the broker's ACL")
+        else:
+            self.connects += 1
+            self._say("")
+
+    def _on_disconnect(self, _c: object, _u: object, _f: object, code: Any, _p: object) -> None:  # noqa: ANN401
+        self._say(f"connection lost: {code}")
+
+    def _on_message(self, client: paho.Client, _: object, message: paho.MQTTMessage) -> None:
+        size = len(message.payload)
+        with self._lock:
+            if not message.qos and self._waiting + size > self._memory:
+                self.dropped += 1
+                return
+            self._waiting += size
+        self._loop.call_soon_threadsafe(
+            self._hand,
+            Received(
+                message.topic,
+                bytes(message.payload),
+                message.qos,
+                message.retain,
+                message.dup,
+                _block(message.properties),
+                lambda: self._ack(client, message.mid, message.qos, size),
+            ),
+        )
+
+    def _say(self, fault: str) -> None:
+        if fault != self.fault:
+            where = f"{self._broker.host}:{self._broker.port}"
+            if fault:
+                log.warning("the broker %s %s", where, fault)
+            else:
+                log.info("the broker %s has this node's subscriptions", where)
+        self.fault = fault
+
+    # --- in the event loop ---
+
+    def _hand(self, message: Received) -> None:
+        try:
+            self._received(message)
+        except Exception:
+            log.exception("a message on %r could not be handled", message.topic)
+
+    def _ack(self, client: paho.Client, mid: int, qos: int, size: int) -> None:
+        with self._lock:
+            self._waiting -= size
+        if qos:
+            client.ack(mid, qos)
+
+
+def _block(properties: Properties | None) -> bytes:
+    """Return a message's properties without their length (OASIS MQTT 5.0, 2.2.2)."""
+    packed: bytes = properties.pack() if properties is not None else b"\0"  # type: ignore[no-untyped-call]
+    start = next(at for at, byte in enumerate(packed) if byte < 128) + 1  # noqa: PLR2004 - the last byte of a length
+    return bytes(packed[start:])

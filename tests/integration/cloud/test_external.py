@@ -1,0 +1,168 @@
+"""The ingest as a client of a broker that it does not run; here that is this project's MQTT server, alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiomqtt
+import msgspec
+import pytest
+
+from cloud_ingest.app import Ingest
+from cloud_ingest.journal.port import OutRecord
+from tests.integration.cloud.gateway import frame, records, running, span, status_frame, until
+from tests.support.external import V5, behind, external, gateway, settings
+from waybill import wire
+from waybill.errors import Unavailable
+from waybill.mqtt.server import MqttServer
+from waybill.mqtt.settings import Client, Hooks
+from waybill.mqtt.testing import MemorySink
+from waybill.wire import CommandStatus
+
+
+class Front:
+    """A broker. ``denied``: a filter that nobody may have."""
+
+    def __init__(self) -> None:
+        self.denied = ""
+        self.server = MqttServer(MemorySink(), hooks=Hooks(authorize_subscribe=self._may))
+        self.port = 0
+
+    def _may(self, _: Client, pattern: str) -> bool:
+        return pattern != self.denied
+
+    async def start(self) -> None:
+        await self.server.start()
+        _, self.port = await self.server.listen("127.0.0.1", self.port)
+
+
+@pytest.fixture
+async def front() -> AsyncIterator[Front]:
+    one = Front()
+    await one.start()
+    yield one
+    await one.server.close()
+
+
+async def values(ingest: Ingest, count: int) -> list[bytes | None]:
+    return [one.value for one in await records(ingest, "fleet.telemetry", count)]
+
+
+async def test_a_frame_is_journaled_acked_and_routed(front: Front, tmp_path: Path) -> None:
+    async with behind(settings(tmp_path, front.port)) as ingest, gateway(front.port) as one:
+        await one.send(frame(1, 3), qos=1)
+        async with asyncio.timeout(20):
+            assert (await one.acks.get()).credit == 4 << 20
+        assert (await one.ack()).journaled == (span(1, 3),)
+        assert await values(ingest, 3) == [b'{"n":%d}' % n for n in (1, 2, 3)]
+        (shown,) = ingest.snapshot().gateways
+        assert (shown.gateway, shown.state, shown.version) == ("g1", "online", "9")
+        await one.send(b"nonsense", qos=1)
+        assert "not a frame" in (await one.ack()).refused[0].reason
+    async with behind(settings(tmp_path, front.port)) as ingest:
+        await until(lambda: not ingest.listener.connected)
+
+
+async def test_nodes_share_the_frames_and_each_message_is_a_record_once(front: Front, tmp_path: Path) -> None:
+    """Two nodes with logs of their own: what each journaled adds up."""
+    async with (
+        behind(settings(tmp_path / "1", front.port)) as first,
+        behind(settings(tmp_path / "2", front.port, client_id="node-2")) as second,
+        gateway(front.port) as one,
+    ):
+        for n in range(1, 21):
+            await one.send(frame(n), qos=1)
+        await one.journaled(1, 20)
+        shares = [each.listener.intake.counters.journaled for each in (first, second)]
+        assert sum(shares) == 20
+        assert all(shares)
+
+
+async def test_a_frame_that_cannot_be_journaled_is_answered_retry(
+    front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with behind(settings(tmp_path, front.port)) as ingest, gateway(front.port) as one:
+
+        async def append_frame(*_: object) -> None:
+            raise Unavailable("away")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ingest.log, "append_frame", append_frame)
+            await one.send(frame(), qos=1)
+            assert (await one.ack()).retry == (span(1, 1),)
+        await one.send(frame(), qos=1)
+        await one.journaled(1, 1)
+
+
+async def test_c1_a_command_goes_through_the_broker_and_its_states_come_back(front: Front, tmp_path: Path) -> None:
+    async with behind(settings(tmp_path, front.port)) as ingest:
+        expires = time.time_ns() // 1_000_000 + 60_000
+        value = {"id": "c1", "gateway": "g1", "device": "V1", "name": "lock", "expires_at": expires}
+        await ingest.log.append(OutRecord("waybill.commands", b"g1", json.dumps(value).encode(), []))
+        await until(lambda: ingest.dispatcher.open == 1)
+        async with gateway(front.port) as one:
+            assert (await one.envelope()).id == "c1"
+            await one.send(status_frame(1, CommandStatus("c1", "g1", "V1", "delivered", 5)), qos=1)
+            (state,) = await records(ingest, "waybill.command-status", 1)
+            assert msgspec.json.decode(state.value or b"", type=CommandStatus).state == "delivered"
+
+
+async def test_plain_topics_become_records_and_are_acked_when_they_are_journaled(
+    front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that is cut off before has not acknowledged: the broker keeps the message for it."""
+    asked = settings(tmp_path, front.port, plain=["vehicles/#"])
+    async with aiomqtt.Client("127.0.0.1", front.port, identifier="V7", protocol=V5) as device:
+        async with behind(asked) as ingest:
+            for n, qos in enumerate((0, 1, 2)):
+                await device.publish("vehicles/V7/t", b"%d" % n, qos=qos)
+            assert sorted(await values(ingest, 3)) == [b"0", b"1", b"2"]  # type: ignore[type-var]
+            found = await records(ingest, "fleet.telemetry", 3)
+            assert {one.key for one in found} == {b"V7"}
+            assert dict(found[0].headers)["ce_source"] == b"/devices/V7"
+        async with behind(asked) as ingest:
+
+            async def append_frame(*_: object) -> None:
+                raise Unavailable("away")
+
+            monkeypatch.setattr(ingest.log, "append_frame", append_frame)
+            await device.publish("vehicles/V7/t", b"kept", qos=1)
+            await until(lambda: ingest.frames.counters.retried)
+            monkeypatch.undo()
+            external(ingest)._frames.end()
+        await device.publish("vehicles/V7/t", b"while away", qos=1)
+        async with behind(asked) as ingest:
+            assert set(await values(ingest, 5)) == {b"0", b"1", b"2", b"kept", b"while away"}
+
+
+async def test_a_broker_that_is_away_or_refuses_is_said_and_asked_again(
+    front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloud_ingest.broker_client.ASK_AGAIN", 0.0)
+    front.denied = wire.up_topic("+")
+    async with running(settings(tmp_path, front.port)) as ingest:
+        await until(lambda: "refuses the subscription" in ingest.listener.fault)
+        assert "wb/v1/+/up" in ingest.snapshot().fault
+        front.denied = ""
+        await until(lambda: not ingest.listener.fault)
+        await front.server.close()
+        await until(lambda: ingest.listener.fault)
+        front.server = MqttServer(MemorySink())
+        await front.start()
+        await until(lambda: not ingest.listener.fault)
+        async with gateway(front.port) as one:
+            await one.send(frame(), qos=1)
+            await one.journaled(1, 1)
+
+
+async def test_topics_that_name_no_gateway_are_counted(front: Front, tmp_path: Path) -> None:
+    async with behind(settings(tmp_path, front.port)) as ingest:
+        async with aiomqtt.Client("127.0.0.1", front.port) as client:
+            for topic in ("wb/v1/node:x/up", "wb/v1/a b/up", "wb/v1//up"):
+                await client.publish(topic, frame(), qos=1)
+        await until(lambda: external(ingest).own.nameless == 3)
+        assert ingest.listener.intake.counters.journaled == 0
