@@ -28,7 +28,7 @@ from edge_agent.buffer.mark import MarkFile
 from edge_agent.buffer.opening import Opened
 from edge_agent.buffer.reader import Damaged, Missing, Reader, Run
 from edge_agent.buffer.relief import Part, Policy, Relief
-from edge_agent.buffer.room import NoRoom, Room
+from edge_agent.buffer.room import LOG_BYTES, NoRoom, Room
 from edge_agent.buffer.settings import BufferSettings
 from edge_agent.buffer.upkeep import Upkeep
 from edge_agent.buffer.writer import Transaction
@@ -103,7 +103,8 @@ class Engine:
         self._settings = settings
         self._db: Connection | None = opened.db
         self._context = opened.started.context
-        self._upkeep = Upkeep(self, mark)
+        # The room of the ballast is enough to move the log into the database, even where all of it makes that longer.
+        self._upkeep = Upkeep(self, mark, min(LOG_BYTES, settings.ballast_bytes or LOG_BYTES))
         self._room = Room(directory, settings)
         self._held_back = False
         self._relaxed = False
@@ -346,15 +347,19 @@ class Engine:
 
         ``need``: bytes for which the disk had no room; lanes that drop then give as much.
         """
-        if makes:
+        gives = bool(need) and any(lane.when_full == "drop-oldest" for lane in self.policy.drops)
+        if makes or gives:
             self._directory.drop_ballast()
         if self._db is None:
             return
         with contextlib.suppress(sqlite3.OperationalError):
-            await self._db.run(checkpoint, "TRUNCATE")
-        if need and any(lane.when_full == "drop-oldest" for lane in self.policy.drops):
-            self._directory.drop_ballast()
-            with contextlib.suppress(sqlite3.OperationalError):
+            try:
+                await self._db.run(checkpoint, "TRUNCATE")
+            except sqlite3.OperationalError:  # the database would become longer by what is in the log
+                if not self._directory.drop_ballast():
+                    raise
+                await self._db.run(checkpoint, "TRUNCATE")
+            if gives:
                 await self._transact(self._db, Job(lambda transaction: transaction.free(need)))
                 await self._db.run(checkpoint, "TRUNCATE")
 

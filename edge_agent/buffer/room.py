@@ -50,10 +50,13 @@ class Room:
         if over > 0:
             return over, f"the buffer is at its cap of {_mib(self._max)} (max_bytes)"
         grows = max(0, need - free * page)
-        if grows and self._floor:
-            left = self._directory.free() - grows - max(0, need - size(log_of(path)))
+        if grows:
+            # what the log holds already has to fit into the database as well, or it could never be shortened again
+            whole = used + free * page + grows
+            left = self._directory.free() - max(0, whole - size(path)) - max(0, need - size(log_of(path)))
             if left < self._floor:
-                return grows, f"less than {_mib(self._floor)} free on the disk of {path.parent} (min_free_bytes)"
+                floor = f"less than {_mib(self._floor)} free on the disk of {path.parent} (min_free_bytes)"
+                return grows, floor if self._floor else f"disk full: {path}"
         return 0, ""
 
     def check_log(self, db: sqlite3.Connection, path: Path, need: int) -> None:
@@ -61,8 +64,11 @@ class Room:
         need += _OVERHEAD
         page, free, used = _pages(db)
         log = size(log_of(path))
-        if log > max(self._log, need) and max(used + free * page, used + need) + log > self._max:
+        whole = max(used + free * page, used + need)
+        if log > max(self._log, need) and whole + log > self._max:
             raise NoRoom(f"the buffer is at its cap of {_mib(self._max)} (max_bytes)")
+        if log and self._directory.free() < need + max(0, whole - size(path)):  # soon it could not any more
+            raise NoRoom(f"disk full: {path}")
 
 
 def free_bytes(db: sqlite3.Connection) -> int:

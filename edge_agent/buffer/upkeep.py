@@ -11,7 +11,6 @@ from edge_agent.buffer import vacuum
 from edge_agent.buffer.connection import checkpoint
 from edge_agent.buffer.index import Index, Outcome
 from edge_agent.buffer.mark import MarkFile, mark_of
-from edge_agent.buffer.room import LOG_BYTES
 
 MARK_EVERY: Final = 1.0
 """Seconds between two writings of the mark, at least."""
@@ -49,8 +48,10 @@ class Host(Protocol):
 class Upkeep:
     """Told what each transaction did, it starts what is due; each kind runs once at a time."""
 
-    def __init__(self, host: Host, mark: MarkFile) -> None:
+    def __init__(self, host: Host, mark: MarkFile, log_bytes: int) -> None:
+        """``log_bytes``: written to the log after which it is moved into the database."""
         self._host = host
+        self._log_bytes = log_bytes
         self._mark = mark
         self._logged = 0
         self._freed = vacuum.KEEP  # what an earlier run left is looked at, too
@@ -63,7 +64,7 @@ class Upkeep:
 
     def start(self) -> None:
         """Start what is due."""
-        if self._logged >= LOG_BYTES:
+        if self._logged >= self._log_bytes:
             self._logged = 0
             self._host.spawn("buffer: checkpoint", self._host.tend(checkpoint, "PASSIVE"))
         if not self._marking:

@@ -6,13 +6,17 @@ import asyncio
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edge_agent.buffer import sqlite
 from edge_agent.buffer.settings import MIB, BufferSettings
+from edge_agent.buffer.sqlite import SqliteBuffer
+from edge_agent.lanes import Lane, complete
 from tests.support.buffer import commit, drain, messages, open_sqlite, payloads, span_of, until
 from tests.support.loop_disk import loop_disk
 from waybill.errors import Unavailable
+from waybill.wire import CONTROL_LANE, Receipt
 
 pytestmark = pytest.mark.system
 
@@ -26,6 +30,37 @@ def fill(path: Path) -> None:
                     file.write(b"x" * size)
             except OSError:
                 os.fsync(file.fileno())
+
+
+async def test_a_lane_that_drops_goes_on_on_a_full_disk_and_declares_what_that_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "PAUSES", (0.01, 0.05))
+    settings = BufferSettings(ballast_bytes=2 * MIB, min_free_bytes=0)
+    lanes = complete([Lane("fresh", 20, ("f",), when_full="drop-oldest")])
+    with loop_disk(tmp_path, 32) as disk:
+        data = disk.path / "data"
+        buffer = await SqliteBuffer.open(data, settings, gateway="g", boot="b", lanes=lanes)
+        sent = [b"%06d" % number + b"x" * 20_000 for number in range(600)]
+        for payload in sent[:100]:
+            await buffer.commit(commit(payload, lane="fresh"))
+        fill(disk.path / "theirs")
+        for payload in sent[100:]:
+            await asyncio.wait_for(buffer.commit(commit(payload, lane="fresh")), 20)
+        assert buffer.fault == ""
+        kept = await payloads(buffer, "fresh")
+        assert 50 < len(kept) < 500
+        assert kept == sent[-len(kept) :]
+        await until(lambda: not buffer._index.losses)  # said, on a disk as full as before
+        losses = [msgspec.json.decode(payload, type=Receipt) for payload in await payloads(buffer, CONTROL_LANE)]
+        assert [loss.first for loss in losses] == [1, *(loss.last + 1 for loss in losses[:-1])]
+        assert losses[-1].last == len(sent) - len(kept)
+        await buffer.close()
+
+        buffer = await SqliteBuffer.open(data, settings, gateway="g", boot="b", lanes=lanes)
+        assert await payloads(buffer, "fresh") == kept
+        assert len(await payloads(buffer, CONTROL_LANE)) == len(losses)
+        await buffer.close()
 
 
 async def test_a_full_disk_holds_commits_and_settling_makes_room_again(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.buffer import reader, sqlite, upkeep, vacuum
+from edge_agent.buffer import reader, sqlite, vacuum
 from edge_agent.buffer.blocks import BLOCK_BYTES, parse
 from edge_agent.buffer.index import Tail
 from edge_agent.buffer.port import Commit
@@ -128,7 +128,7 @@ async def test_a_block_settled_in_pieces_and_out_of_order_goes_with_its_last_pie
 async def test_the_log_is_moved_into_the_database_before_it_grows(
     buffer: SqliteBuffer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upkeep, "LOG_BYTES", 200_000)
+    monkeypatch.setattr(buffer._engine._upkeep, "_log_bytes", 200_000)
     for number in range(60):
         await buffer.commit(commit(b"%d" % number + b"x" * 20_000))
     assert (tmp_path / "buffer.db-wal").stat().st_size < 600_000
