@@ -106,6 +106,32 @@ async def test_b1_what_was_acknowledged_outlives_a_power_cut(tmp_path: Path, see
     assert await lost_in_a_cut(tmp_path, SqliteBuffer, seed) == set()
 
 
+async def test_a_relaxed_lane_may_lose_its_end_and_takes_nothing_of_others_along(tmp_path: Path) -> None:
+    """What it loses are its last seconds; a commit of another lane makes all before it durable."""
+    lanes = complete([Lane("relaxed", 20, ("r",), durability="relaxed")])
+
+    async def opened() -> SqliteBuffer:
+        return await SqliteBuffer.open(disk.path / "data", SMALL, gateway="g", boot="b", lanes=lanes)
+
+    with loop_disk(tmp_path, 64) as disk:
+        buffer = await opened()
+        acked: dict[str, list[bytes]] = {"relaxed": [], TELEMETRY_LANE: []}
+        for number in range(2000):
+            lane = TELEMETRY_LANE if number in {100, 500, 1000} else "relaxed"
+            await buffer.commit(Commit([chunk(b"%d" % number, lane=lane)]))
+            acked[lane].append(b"%d" % number)
+        disk.cut_power()
+        await buffer.close()
+        disk.unmount()
+        disk.mount()
+        buffer = await opened()
+        found = {lane: [message.payload for message in messages(await drain(buffer, lane))] for lane in acked}
+        await buffer.close()
+    assert found[TELEMETRY_LANE] == acked[TELEMETRY_LANE]
+    assert found["relaxed"] == acked["relaxed"][: len(found["relaxed"])]
+    assert 998 <= len(found["relaxed"]) < 1997
+
+
 async def test_the_control_with_synchronous_normal_loses(tmp_path: Path) -> None:
     """The same check turns red where the log is not synced at each commit."""
     assert len(await lost_in_a_cut(tmp_path, NormalBuffer, 1)) > 100
