@@ -68,6 +68,28 @@ async def test_a_commit_that_gathers_takes_along_what_comes_meanwhile(start: Sta
     assert site.sink.batches - before < 8  # twenty without
 
 
+async def test_what_there_is_no_room_for_waits_and_nobody_else(site: Site) -> None:
+    site.engine.refuse(lambda topic: topic == b"full")
+    reader, _ = await site.accepted(rig.connect("a"), rig.publish("full", b"1", 1, 1), rig.publish("full", b"2", 2, 2))
+    await until(lambda: site.engine.counters.no_room > 0)
+    other, _ = await site.accepted(rig.connect("b"), rig.publish("free", b"3", 1, 3))
+    assert await asyncio.wait_for(other.readexactly(4), 10) == rig.puback(3)
+    assert site.stored == [b"3"]
+    assert not reader._buffer  # type: ignore[attr-defined] # what came and was not asked for
+    site.engine.refuse(None)
+    assert await asyncio.wait_for(reader.readexactly(8), 10) == rig.puback(1) + rig.pubrec(2)
+    assert site.stored == [b"3", b"1", b"2"]
+
+
+async def test_who_waits_for_room_too_long_is_cut_off(start: Start) -> None:
+    site = await start(settings=Settings(full_timeout=0.2))
+    site.engine.refuse(lambda topic: topic == b"full")
+    reader, _ = await site.accepted(rig.connect("a"), rig.publish("full", b"1", 1, 1))
+    assert await asyncio.wait_for(reader.read(), 15) == b""
+    assert site.stored == []
+    await until(lambda: site.gone == ["a: no room for full"])
+
+
 async def test_every_qos_is_stored_once_in_order(site: Site) -> None:
     async with Device(site.port, "p") as device:
         for n in range(60):
