@@ -122,6 +122,17 @@ def unpack_head(head: bytes) -> list[ChunkHead]:
     return chunks
 
 
+def sole_chunk(head: bytes) -> tuple[bytes, int] | None:
+    """Return the client id and ``start + remembered`` of a block of one chunk; None where it has more, or is damaged.
+
+    What a start needs of most blocks, and quicker than ``unpack_head``.
+    """
+    if len(head) < _CHUNK.size:
+        return None
+    length, _, _, _, _, _, start, remembered, _ = _CHUNK.unpack_from(head)
+    return (head[_CHUNK.size :], start + remembered) if len(head) == _CHUNK.size + length else None
+
+
 def parse(chunk: ChunkHead, raw: bytes, topics: dict[bytes, str]) -> list[Stored]:
     """Parse a chunk's PUBLISH packets (OASIS MQTT 3.1.1 and 5.0, section 3.3). ``topics``: decoded so far.
 

@@ -227,6 +227,7 @@ class Engine:
                     await self._transact(db, job)
                     break
                 except (sqlite3.Error, OSError, NoRoom) as error:
+                    self._bad_reads += trouble_of(error) == "corrupt"
                     await self._trouble(error, job, again=attempt == 1)
             if job.size or not self._held_back:
                 self._note("")

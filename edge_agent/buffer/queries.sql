@@ -78,7 +78,7 @@ INSERT INTO damaged (lane, epoch, first, count, crc, head, body)
 SELECT lane, ?, first, count, crc, head, body FROM blocks WHERE id = ?
 
 -- name: heads_of_epoch
-SELECT id, head FROM blocks WHERE ordinal = ? ORDER BY id
+SELECT id, head FROM blocks WHERE ordinal = ? ORDER BY id DESC
 
 -- name: block
 SELECT lane, first, count, crc, head, body FROM blocks WHERE id = ?
@@ -201,3 +201,6 @@ SELECT id, lane, ordinal, first, count FROM blocks
 
 -- name: ensure_epoch
 INSERT INTO epochs VALUES (?, ?, ?) ON CONFLICT DO NOTHING
+
+-- name: prove_epoch
+INSERT OR IGNORE INTO epochs VALUES (?, ?, '') ON CONFLICT (ordinal) DO UPDATE SET epoch = excluded.epoch

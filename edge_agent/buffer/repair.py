@@ -25,6 +25,7 @@ from edge_agent.buffer.index import Index
 from edge_agent.buffer.salvage import Row
 from edge_agent.buffer.spans import SpanSet
 from edge_agent.buffer.sql import SQL
+from waybill.errors import Corrupt
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,14 @@ def transactions(db: sqlite3.Connection) -> int:
     """Return how many transactions the file has seen."""
     row = db.execute(SQL["transactions"]).fetchone()
     return int(row[0]) if row else 0
+
+
+def check(db: sqlite3.Connection) -> None:
+    """Raise Corrupt where a table that the agent will read later is damaged; the blocks have their own checksums."""
+    for table in _TABLES:
+        (found,) = db.execute(f"PRAGMA quick_check({table})").fetchone()
+        if found != "ok":
+            raise Corrupt(f"{table}: {found}")
 
 
 def align(db: sqlite3.Connection, index: Index) -> None:
@@ -126,7 +135,8 @@ def save(
     """Copy what can be read of ``source`` into ``target``, a new and empty buffer file; return how many blocks.
 
     Blocks come page by page (:mod:`edge_agent.buffer.salvage`), the rest as far as SQLite gets. ``epochs``: by
-    ordinal, as far as known. Raises sqlite3.Error where the target cannot be written.
+    ordinal, as far as known; with those that blocks prove they are the file's. Raises sqlite3.Error where the target
+    cannot be written.
     """
     with closing(read_only(source)) as db:
         unreadable = [said for table in _TABLES if (said := _copy_table(db, target, table))]
@@ -142,26 +152,38 @@ def save(
             _write(target, step)
             step.clear()
     _write(target, step)
+    with transaction(target):
+        target.executemany(SQL["prove_epoch"], epochs.items())
     return count
 
 
+_KINDS: Final = {"INTEGER": int, "TEXT": str, "BLOB": bytes}
+
+
 def _copy_table(source: sqlite3.Connection, target: sqlite3.Connection, table: str) -> str:
-    """Copy the rows that can be read; return what is wrong with the rest."""
+    """Copy the rows that can be read and are what the columns say; return what is wrong with the rest."""
+    columns = {name: _KINDS[kind] for _, name, kind, *_ in target.execute(f"PRAGMA table_info({table})")}
     rows: list[tuple[object, ...]] = []
-    columns: list[str] = []
+    names: list[str] = []
     wrong = ""
+    odd = 0
     try:
         cursor = source.execute(f"SELECT * FROM {table}")  # noqa: S608 - names of our own
-        columns = [column[0] for column in cursor.description]
+        names = [column[0] for column in cursor.description]
+        kinds = [columns[name] for name in names]
         for row in cursor:
-            rows.append(row)  # noqa: PERF402 - what was read before an error counts
+            if all(isinstance(value, kind) for value, kind in zip(row, kinds, strict=True)):
+                rows.append(row)
+            else:
+                odd += 1
     except sqlite3.Error as error:
         wrong = f"{table} ({len(rows)} rows were): {error}"
     if rows:
         with transaction(target):
-            names, places = ",".join(columns), ",".join("?" * len(columns))
-            target.executemany(f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({places})", rows)  # noqa: S608
-    return wrong
+            places = ",".join("?" * len(names))
+            # what one row says twice, or against another, is as good as unread
+            target.executemany(f"INSERT OR IGNORE INTO {table} ({','.join(names)}) VALUES ({places})", rows)  # noqa: S608
+    return wrong or (f"{table}: {odd} rows are damaged" if odd else "")
 
 
 def _write(target: sqlite3.Connection, blocks: list[Row]) -> None:

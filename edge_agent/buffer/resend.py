@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import sqlite3
 import struct
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from edge_agent.buffer.blocks import ChunkHead, checksum, unpack_head
+from edge_agent.buffer.blocks import ChunkHead, checksum, sole_chunk, unpack_head
 from edge_agent.buffer.sql import SQL
 from waybill.errors import Corrupt
 from waybill.mqtt.resend import entries_of
@@ -30,8 +29,8 @@ def pack_entries(entries: Sequence[ResendEntry]) -> bytes:
 
 
 def unpack_entries(data: bytes) -> list[ResendEntry]:
-    """Decode what ``pack_entries`` made."""
-    return [(pid, digest) for pid, digest in _ENTRY.iter_unpack(data)]
+    """Decode what ``pack_entries`` made; of what a disk has cut, the whole entries."""
+    return [(pid, digest) for pid, digest in _ENTRY.iter_unpack(data[: len(data) // _ENTRY.size * _ENTRY.size])]
 
 
 @dataclass(slots=True)
@@ -40,12 +39,14 @@ class _Memory:
     total: int = 0
     frozen: list[ResendEntry] = field(default_factory=list)
     saved: dict[int, ResendEntry] = field(default_factory=dict)
-    chunks: deque[tuple[ChunkHead, int, int]] = field(default_factory=deque)
+    chunks: list[tuple[ChunkHead, int, int]] = field(default_factory=list)
 
-    def raise_low(self, low: int) -> None:
-        self.low = max(self.low, low)
-        while self.chunks and self.chunks[0][0].start + self.chunks[0][0].remembered <= self.low:
-            self.chunks.popleft()
+    def take(self, chunk: ChunkHead, block: int, at: int, window: int) -> None:
+        """Learn of a chunk, whose packets begin ``at`` bytes into the body of ``block``."""
+        self.total = max(self.total, chunk.start + chunk.remembered)
+        self.low = max(self.low, chunk.start - chunk.keep, self.total - window)
+        if chunk.start + chunk.remembered > self.low:
+            self.chunks.append((chunk, block, at))
 
     def entries(self, window: int) -> list[ResendEntry]:
         tail = [entry for number, entry in sorted(self.saved.items()) if number >= self.low]
@@ -61,15 +62,17 @@ def remembered(db: sqlite3.Connection, ordinal: int, epoch: int, window: int) ->
         memory = memories.setdefault(client, _Memory())
         memory.saved.update(enumerate(unpack_entries(entries), first))
         memory.total = max(memory.total, first + count)
-    for block, head in db.execute(SQL["heads_of_epoch"], (ordinal,)):
+    lows: dict[bytes, int] = {}
+    for block, head in db.execute(SQL["heads_of_epoch"], (ordinal,)):  # newest first: most of the rest is proven
+        sole = sole_chunk(head)
+        if sole is not None and sole[1] <= lows.get(sole[0], -1):
+            continue
         at = 0
         for chunk in readable_heads(head):
             if chunk.remembered or chunk.start:
                 memory = memories.setdefault(chunk.client, _Memory())
-                memory.total = max(memory.total, chunk.start + chunk.remembered)
-                if chunk.remembered:
-                    memory.chunks.append((chunk, block, at))
-                memory.raise_low(max(chunk.start - chunk.keep, memory.total - window))
+                memory.take(chunk, block, at, window)
+                lows[chunk.client.encode()] = memory.low
             at += chunk.size
     _read_chunks(db, epoch, memories)
     found = {client: memory.entries(window) for client, memory in memories.items()}
@@ -81,7 +84,8 @@ def _read_chunks(db: sqlite3.Connection, epoch: int, memories: dict[str, _Memory
     wanted: dict[int, list[tuple[_Memory, ChunkHead, int]]] = {}
     for memory in memories.values():
         for chunk, block, at in memory.chunks:
-            wanted.setdefault(block, []).append((memory, chunk, at))
+            if chunk.start + chunk.remembered > memory.low:
+                wanted.setdefault(block, []).append((memory, chunk, at))
     for block, chunks in sorted(wanted.items()):
         lane, first, count, crc, head, body = db.execute(SQL["block"], (block,)).fetchone()
         if checksum(lane, epoch, first, count, head, body) == crc:  # else the reader sets it aside

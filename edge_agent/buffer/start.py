@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from edge_agent.buffer.connection import transaction
 from edge_agent.buffer.index import Index, LaneIndex, Tail, Track
 from edge_agent.buffer.mark import Mark
-from edge_agent.buffer.repair import Place, transactions
+from edge_agent.buffer.repair import Place, check, transactions
 from edge_agent.buffer.resend import freeze_all, remembered
 from edge_agent.buffer.salvage import Row
 from edge_agent.buffer.sql import SQL
@@ -63,9 +63,10 @@ class Start:
     def run(self, db: sqlite3.Connection, found: Found) -> Started:
         """Mint this start's epoch, declare what is missing, and prune what no frame can name any more.
 
-        Raises sqlite3.Error, and Corrupt where the file's tables contradict each other.
+        Raises sqlite3.Error, and Corrupt where the file's tables are damaged or contradict each other.
         """
         outcome = None
+        check(db)
         with transaction(db):
             count = transactions(db)
             behind = max(0, found.mark.transactions - count) if found.mark else 0

@@ -22,8 +22,8 @@ from edge_agent.buffer.port import Commit
 from edge_agent.buffer.sqlite import SqliteBuffer
 from tests.support.buffer import chunk, commit, drain, messages, open_sqlite, payloads, until
 from waybill.errors import ConfigError, Unavailable
-from waybill.mqtt.state import SessionOpened
-from waybill.wire import CONTROL_LANE, TELEMETRY_LANE, Receipt, Span
+from waybill.mqtt.state import Queued, Retained, SessionOpened
+from waybill.wire import CONTROL_LANE, TELEMETRY_LANE, Envelope, Receipt, Span
 
 DAMAGES = 600 if os.environ.get("WAYBILL_LONG") else 24
 
@@ -41,7 +41,7 @@ class Written:
     delivered: set[tuple[int, int]] = field(default_factory=set)
 
     async def add(self, buffer: SqliteBuffer, *sent: bytes) -> None:
-        await buffer.commit(Commit([chunk(*sent)]))
+        await buffer.commit(Commit([chunk(*sent, client=f"c{len(self.acked) % 3}", pid=1 + len(self.acked))]))
         at = max((seq for epoch, seq in self.acked if epoch == buffer.epoch), default=0)
         self.acked |= {(buffer.epoch, at + number): payload for number, payload in enumerate(sent, 1)}
 
@@ -95,6 +95,11 @@ async def two_starts(data: Path, copy: Path) -> Written:
     written = Written()
     buffer = await open_sqlite(data)
     for number in range(30):
+        if number % 3 == 0:
+            kept = Queued(f"s{number % 6}", number, 1, retain=False, topic=b"t", payload=b"q" * 300)
+            retained = Retained(b"t/%d" % number, 1, b"r" * 100)
+            await buffer.commit(Commit([], [SessionOpened(kept.client, 4), kept, retained]))
+            await buffer.receive(Envelope(f"id-{number}", "command", "V1", "x", b"p" * 200, 1 << 40), 0)
         await written.add(buffer, *[b"a%d.%d " % (number, each) + b"x" * 700 * (number % 9) for each in range(5)])
     await written.deliver(buffer, 1, 42)
     await buffer.close()
@@ -168,6 +173,8 @@ async def test_b6_whatever_happens_to_the_file_nothing_acknowledged_is_missing_u
         damage(data, random.Random(seed))
         caplog.clear()
         buffer = await open_sqlite(data)
+        await buffer.restore()
+        await buffer.outbox(0)
         _, lost = await check(buffer, written)
         assert not lost or buffer.alarm or buffer.counters.damaged
         await buffer.close()

@@ -215,6 +215,16 @@ async def test_b2_blocks_that_cannot_be_read_any_more_are_declared_and_the_rest_
     assert (receipt.first, receipt.last, receipt.reason) == (2, 2, "lost: the buffer's file was damaged")
 
 
+async def test_b2_a_file_that_is_found_damaged_by_a_commit_is_left_for_a_new_one(
+    buffer: SqliteBuffer, disk: Disk, tmp_path: Path
+) -> None:
+    disk.faults.append(Fault("INSERT INTO blocks", sqlite3.SQLITE_CORRUPT, times=1000, file="/buffer.db"))
+    await buffer.commit(commit(b"2"))
+    assert buffer.path == tmp_path / "data" / "buffer.2.db"
+    assert await payloads(buffer) == [b"1", b"2"]
+    assert await receipts(buffer) == []
+
+
 async def test_a_damaged_block_is_set_aside_with_a_receipt(buffer: SqliteBuffer, tmp_path: Path) -> None:
     await buffer.commit(commit(b"payload-2"))
     await buffer.commit(commit(b"payload-3"))
