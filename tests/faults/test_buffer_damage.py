@@ -25,7 +25,7 @@ from waybill.errors import ConfigError, Unavailable
 from waybill.mqtt.state import Queued, Retained, SessionOpened
 from waybill.wire import CONTROL_LANE, TELEMETRY_LANE, Envelope, Receipt, Span
 
-DAMAGES = 600 if os.environ.get("WAYBILL_LONG") else 24
+DAMAGES = 400 if os.environ.get("WAYBILL_LONG") else 24
 
 
 @pytest.fixture(autouse=True)
