@@ -253,6 +253,23 @@ async def test_b6_a_damaged_file_is_left_as_it_is_and_sessions_are_saved_as_far_
     assert not list(tmp_path.glob("*.new*"))
 
 
+async def test_b6_a_file_that_is_gone_is_declared_and_the_agent_goes_on(tmp_path: Path) -> None:
+    written = Written()
+    buffer = await open_sqlite(tmp_path)
+    await written.add(buffer, b"1", b"2", b"3")
+    await written.deliver(buffer, 1, 1)
+    epoch = buffer.epoch
+    await buffer.close()
+    (tmp_path / "buffer.db").unlink()
+    buffer = await open_sqlite(tmp_path)
+    assert "buffer.db is gone" in buffer.alarm
+    assert await check(buffer, written) == (0, 2)
+    assert [(each.epoch, each.first, each.last) for each in await receipts(buffer)] == [(epoch, 2, 3)]
+    await written.add(buffer, b"4")
+    assert await payloads(buffer) == [b"4"]
+    await buffer.close()
+
+
 async def test_b6_a_start_that_was_killed_before_its_first_mark_is_no_loss(tmp_path: Path) -> None:
     """It drops what is settled from the file while the mark still names it."""
     for _ in range(3):
