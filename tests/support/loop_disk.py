@@ -25,6 +25,18 @@ class LoopDisk:
         self.image = image
         self.path = path
 
+    def replug(self) -> None:
+        """Unmount it, and mount what is on it.
+
+        A mount namespace that somebody made meanwhile (for a network namespace, say) still holds the old mount, whose
+        power stays cut; the kernel would give us the same again, unless the image is another file.
+        """
+        self.unmount()
+        copy = self.image.with_name(f"{self.image.name}.copy")
+        subprocess.run(["cp", "--sparse=always", self.image, copy], check=True, timeout=60)
+        self.image = copy
+        self.mount()
+
     def mount(self) -> None:
         subprocess.run(["mount", "-o", "loop", self.image, self.path], check=True, timeout=60)
 

@@ -91,8 +91,7 @@ async def lost_in_a_cut(where: Path, kind: type[SqliteBuffer], seed: int) -> set
     """Cut the power once; return the numbers that were acknowledged and are gone."""
     with loop_disk(where, 64) as disk:
         run = await run_until_the_cut(disk, kind, random.Random(seed))
-        disk.unmount()
-        disk.mount()
+        disk.replug()
         found, memory = await found_after(disk.path / "data")
     lost = set(range(run.acked)) - run.settled - found
     if not lost:  # O3: the unproven entries of the last commit, be it acknowledged or just on the disk
@@ -164,8 +163,7 @@ async def acknowledged_and_found(where: Path, lanes: tuple[str, ...], seed: int)
         await buffer.close()
         with contextlib.suppress(Unavailable):
             await publisher
-        disk.unmount()
-        disk.mount()
+        disk.replug()
         buffer = await SqliteBuffer.open(disk.path / "data", SMALL, gateway="g", boot="b", lanes=LANES)
         for lane in lanes:
             numbers = [int(message.payload) for message in messages(await drain(buffer, lane))]
