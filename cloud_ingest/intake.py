@@ -5,8 +5,8 @@
     Batch ─▶ commit ─▶ a queue a gateway ─▶ judge (U4) ─▶ append_frame ─▶ Ack (journaled, refused, retry, versions)
                 └─ waits for frames of QoS 1 and 2, and while more than ``memory`` bytes are not journaled
 
-The frames of one gateway are journaled one after the other, as they were sent; gateways do not wait for each other.
-Frames that came together are answered in one Ack. Nothing is acked that the log did not say is durable.
+The frames of one gateway are journaled as they were sent; gateways do not wait for each other. Frames that came
+together share the log's next commit, and are answered in one Ack. Nothing is acked that the log did not say is durable.
 """
 
 from __future__ import annotations
@@ -193,30 +193,32 @@ class Intake:
         self._room.set()
 
     async def _answer(self, gateway: str, taken: list[_Waiting]) -> Ack:
-        journaled: list[Span] = []
         refused: list[RefusedSpan] = []
-        retry: list[Span] = []
         versions: tuple[int, ...] = ()
+        fit: list[tuple[_Waiting, Span]] = []
         for item in taken:
-            acknowledge = True
             try:
                 header = judge(item.frame, self._max_frame)
-                span = Span(header.epoch, header.lane, header.first, header.last)
-                # After one that could not be journaled the next would only wait for it in the router.
-                if not retry and await self._append(gateway, item.frame):
-                    journaled.append(span)
-                else:
-                    retry.append(span)
-                    acknowledge = False
+                fit.append((item, Span(header.epoch, header.lane, header.first, header.last)))
             except UnknownVersion as error:
                 self.counters.unknown_versions += 1
                 log.warning("gateway %s: %s", gateway, error)
                 versions = error.spoken
-            except (Corrupt, Refused) as error:
-                log.warning("gateway %s: a frame is refused: %s", gateway, error)
-                refused.append(_refused(item.frame, str(error)))
-            if item.done and not item.done.done():
-                item.done.set_result(acknowledge)
+                _done(item, acknowledge=True)
+            except Corrupt as error:
+                refused.append(_refuse(gateway, item, error))
+        # In order, but without waiting for one before the next: they share the log's next commit.
+        results = await asyncio.gather(*[self._append(gateway, item.frame) for item, _ in fit], return_exceptions=True)
+        journaled: list[Span] = []
+        retry: list[Span] = []
+        for (item, span), result in zip(fit, results, strict=True):
+            if isinstance(result, Refused):
+                refused.append(_refuse(gateway, item, result))
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                (journaled if result else retry).append(span)
+                _done(item, acknowledge=result)
         self.counters.refused += len(refused)
         self.counters.retried += len(retry)
         return Ack(merged(journaled), self._news(gateway), tuple(refused), merged(retry), versions)
@@ -286,6 +288,17 @@ class Intake:
         for task in pending:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _done(item: _Waiting, *, acknowledge: bool) -> None:
+    if item.done and not item.done.done():
+        item.done.set_result(acknowledge)
+
+
+def _refuse(gateway: str, item: _Waiting, error: Exception) -> RefusedSpan:
+    log.warning("gateway %s: a frame is refused: %s", gateway, error)
+    _done(item, acknowledge=True)
+    return _refused(item.frame, str(error))
 
 
 def _refused(frame: bytes, reason: str) -> RefusedSpan:

@@ -197,17 +197,41 @@ async def test_u4_a_journal_that_is_gone_or_forbidden_refuses_no_frame() -> None
     assert bench.intake.fault == "waybill.frames: no such topic"
 
 
-async def test_u4_what_cannot_be_journaled_is_retried_and_what_follows_it_too() -> None:
+async def test_u4_what_cannot_be_journaled_is_retried_and_nothing_else() -> None:
     bench = Bench()
     bench.errors[frame(2)] = Unavailable("no broker")
     ack = await bench.answer(batch(frame(1), frame(2), frame(3), b"?"))
-    assert ack.journaled == (Span(7, "telemetry", 1, 1),)
-    assert ack.retry == (Span(7, "telemetry", 2, 3),)
+    assert ack.journaled == (Span(7, "telemetry", 1, 1), Span(7, "telemetry", 3, 3))
+    assert ack.retry == (Span(7, "telemetry", 2, 2),)
     assert len(ack.refused) == 1
+    assert (await bench.answer(batch(frame(2)))).retry == (Span(7, "telemetry", 2, 2),)
     assert bench.intake.fault == "no broker"
     bench.errors.clear()
-    assert (await bench.answer(batch(frame(2), frame(3)))).journaled == (Span(7, "telemetry", 2, 3),)
+    assert (await bench.answer(batch(frame(2)))).journaled == (Span(7, "telemetry", 2, 2),)
     assert bench.intake.fault == ""
+
+
+async def test_frames_that_came_together_are_journaled_in_order_and_do_not_wait_for_each_other() -> None:
+    bench = Bench()
+    bench.gate.clear()
+    began: list[bytes] = []
+    hold = bench.append_frame
+
+    async def noted(gateway: str, data: bytes) -> None:
+        began.append(data)
+        await hold(gateway, data)
+
+    bench.append_frame = noted  # type: ignore[assignment]
+    frames = [frame(1), frame(2), frame(3)]
+    await bench.intake.commit(batch(*frames))
+    async with asyncio.timeout(5):
+        while len(began) < 3:  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
+    bench.gate.set()
+    await bench.idle()
+    assert began == frames
+    assert [data for _, data in bench.journal] == frames
+    assert bench.acks[-1][1].journaled == (Span(7, "telemetry", 1, 3),)
 
 
 async def test_r8_nothing_is_journaled_while_the_router_lags_too_far() -> None:
