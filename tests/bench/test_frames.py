@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from waybill.frames import Row, decode, encode_plain, in_columns
+from edge_agent.dictionaries import Sample, train
+from waybill.frames import Dictionary, Row, decode, encode_plain, in_columns
 
 pytestmark = pytest.mark.bench
 
@@ -57,7 +58,8 @@ def rows(seed: int = 7) -> Iterator[Row]:
             yield number, at, 1, json.dumps(shown).encode(), b""
 
 
-def frame(part: list[Row], first: int) -> bytes:
+def frame(part: list[Row], first: int, dictionary: Dictionary | None = None) -> bytes:
+    numbers = sorted({row[0] for row in part}) if len(part) < VEHICLES else list(range(VEHICLES))
     return encode_plain(
         epoch=1,
         prev_epoch=0,
@@ -69,8 +71,9 @@ def frame(part: list[Row], first: int) -> bytes:
         clock="synced",
         first=first,
         base_ms=START_MS + part[0][1],
-        sources=[(f"vehicles/{number:04d}/telemetry", f"vehicle-{number:04d}") for number in range(VEHICLES)],
-        rows=[(source, at - part[0][1], flags, payload, b"") for source, at, flags, payload, _ in part],
+        sources=[(f"vehicles/{number:04d}/telemetry", f"vehicle-{number:04d}") for number in numbers],
+        rows=[(numbers.index(number), at - part[0][1], flags, payload, b"") for number, at, flags, payload, _ in part],
+        dictionary=dictionary,
     )
 
 
@@ -97,3 +100,34 @@ def test_frames(count: int) -> None:
     ):
         size = sum(map(len, frames)) / len(made)
         print(f"  {name:8} {size:6.2f} bytes   encode {to:6.2f} µs   decode {out:5.2f} µs   a message")
+
+
+@pytest.mark.parametrize("count", [1, 10, 100])
+def test_frames_with_a_dictionary(count: int) -> None:
+    """Trained as the agent does it, on frames as they were sent; measured on later ones."""
+    made = list(rows())
+    parts = [(made[at : at + count], at + 1) for at in range(0, len(made), count)]
+    some, rest = parts[: len(parts) // 3], parts[len(parts) // 3 :]
+    print(f"\n\nframes of {count} messages, header and topics included:")
+    for name, change in (("plain", _as_it_is), ("columns", in_columns)):
+        clock = [time.process_time()]
+        bare = [change(frame(*part)) for part in rest]
+        clock.append(time.process_time())
+        known = train(Sample([change(frame(*part)) for part in some[-1000:]], 86_400.0, None))
+        clock.append(time.process_time())
+        assert known is not None
+        small = [change(frame(*part, known), known) for part in rest]
+        clock.append(time.process_time())
+        back = [decode(each, dictionary=known) for each in small]
+        clock.append(time.process_time())
+        assert [each.rows for each in back] == [decode(each).rows for each in bare]
+        took = [after - before for before, after in pairwise(clock)]
+        messages = sum(len(part) for part, _ in rest)
+        for kind, frames, seconds in (("", bare, took[0]), ("with a dictionary", small, took[2])):
+            size = sum(map(len, frames)) / messages
+            print(f"  {name:7} {kind:17} {size:6.2f} bytes   encode {1e6 * seconds / messages:6.2f} µs   a message")
+        print(f"  {'':25} decode {1e6 * took[3] / messages:5.2f} µs, training {1e3 * took[1]:.0f} ms")
+
+
+def _as_it_is(data: bytes, _dictionary: Dictionary | None = None) -> bytes:
+    return data

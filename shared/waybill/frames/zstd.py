@@ -25,10 +25,12 @@ MAX_DICTIONARY: Final = 16 << 10
 MAX_WINDOW: Final = 26
 """Largest window of a zstd frame, as a power of two: memory that its header asks for before anything is known."""
 
-SMALL: Final = 16 << 10
+SMALL: Final = 64 << 10
 """Largest body, bytes before compression, that a dictionary gains anything for that is worth the work."""
 
-_SMALL_LEVEL: Final = 6
+_TINY: Final = 16 << 10
+_TINY_LEVEL: Final = 6
+"""Bodies up to this size are compressed at this level with a dictionary: lower and higher ones make them larger."""
 
 _OPTIONS: Final[dict[int, int]] = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW}
 
@@ -81,7 +83,7 @@ def train(samples: Sequence[bytes], size: int) -> Dictionary:
 def compress(raw: bytes, level: int, dictionary: Dictionary | None = None) -> tuple[bytes, int]:
     """Return ``raw`` as one zstd frame, and the id of the dictionary that was used for it: 0 for none."""
     if dictionary is not None and len(raw) <= SMALL:
-        body = dictionary.compress(raw, _SMALL_LEVEL)
+        body = dictionary.compress(raw, _TINY_LEVEL if len(raw) <= _TINY else level)
         # Once a frame is acked nothing but it is left, and zstd has spoilt such bodies before, on 32-bit ARM.
         with contextlib.suppress(Corrupt):
             if dictionary.decompress(body, len(raw)) == raw:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from waybill.errors import Corrupt
-from waybill.frames import Dictionary, Row, body, decode, encode_plain, in_columns, read_header, zstd
+from waybill.frames import Dictionary, Row, body, columns, decode, encode_plain, in_columns, read_header, zstd
 from waybill.frames.header import COLUMNS, body_of, pack_header
 
 SOURCES = [("vehicles/V1/telemetry", "V1"), ("vehicles/V2/telemetry", "V2")]
@@ -75,7 +75,7 @@ def test_a_frame_whose_dictionary_is_not_there_stays_as_it_is() -> None:
 
 
 def test_a_large_frame_does_without_and_decodes_with_any_dictionary_at_hand() -> None:
-    made = rows(1000)
+    made = rows(2000)
     large = frame(made, DICTIONARY)
     assert read_header(large).dictionary == 0
     assert decode(large, dictionary=DICTIONARY).rows == made
@@ -144,3 +144,8 @@ def test_no_changed_byte_of_a_dictionary_gives_another_message() -> None:
 def test_too_few_samples_make_no_dictionary(samples: list[bytes]) -> None:
     with pytest.raises(Corrupt, match="no dictionary"):
         zstd.train(samples, 8192)
+
+
+def test_few_messages_stay_as_they_are() -> None:
+    few = frame(rows(columns.MIN_ROWS - 1))
+    assert in_columns(few) is few
