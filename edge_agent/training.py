@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import os
 import threading
@@ -28,6 +29,9 @@ LOOK: Final = 5.0
 
 NICE: Final = 10
 
+_MMAP_THRESHOLD: Final = -3  # mallopt(3)
+_LARGE: Final = 128 << 10
+
 
 class Training:
     """Trains dictionaries for one agent and hands them on. ``path``: where the newest is kept for the next start."""
@@ -43,7 +47,7 @@ class Training:
         """Do what there is to do. A task of its own, for the life of the agent."""
         found, kept = self._dictionaries, self._kept
         said = False
-        thread = ThreadPoolExecutor(1, "dictionaries", _be_nice)
+        thread = ThreadPoolExecutor(1, "dictionaries", _be_modest)
         try:
             while True:
                 await asyncio.sleep(LOOK)
@@ -88,6 +92,13 @@ def _read(path: Path) -> Dictionary | None:
         return None
 
 
-def _be_nice() -> None:
+def _be_modest() -> None:
+    """Let this thread give way to others, and the memory of its work go back to the system.
+
+    glibc keeps what a large piece took, once one was freed, unless it is told the size from which on it must not: of
+    the 10 MB of a training 7 would stay.
+    """
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+    with contextlib.suppress(OSError, AttributeError):  # another libc
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE)
