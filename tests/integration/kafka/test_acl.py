@@ -24,12 +24,12 @@ from deploy.kafka.cluster import Cluster
 from fleet_simulator.processes import Process, waybill
 from tests.integration.cloud.gateway import EPOCH, Gateway, connected, running, status_frame, until
 from tests.integration.kafka.acls import SETTINGS, Acl, Acls, documented
-from tests.support.gateway import Epoch
+from tests.support.gateway import Epoch, control, trained
 from tests.support.kafka import StartCluster
 from tests.support.kafka_log import make_log, values
 from waybill import wire
 from waybill.errors import ConfigError
-from waybill.wire import CommandStatus
+from waybill.wire import DICTIONARY_TOPIC, CommandStatus
 
 USER = "cloud"
 ONE = Epoch(EPOCH)
@@ -233,6 +233,17 @@ async def ledger_write(site: Site) -> None:
     await site.arrives("other", *sent)
 
 
+async def dictionaries_write(site: Site) -> None:
+    """R10: frames that need it come behind it, so the partition waits for a person; the other one goes on."""
+    async with site.denied(site.topic("waybill.dictionaries", "Write")):
+        await site.one.send(control(9, 1, (DICTIONARY_TOPIC, trained().content)))
+        sent = await site.send(site.one, "other/V1")
+        await site.states("stopped", f"must allow Write on topic {site.name}.waybill.dictionaries")
+        await site.arrives("other", *await site.send(site.two, "other/V1"))
+    await site.arrives("other", *sent)
+    assert len(await values(site._reader, f"{site.name}.waybill.dictionaries")) == 1
+
+
 async def commands_read(site: Site) -> None:
     async with site.denied(site.topic("waybill.commands", "Read")):
         text = f"must allow Read on topic {site.name}.waybill.commands"
@@ -267,6 +278,7 @@ CASES: tuple[Callable[[Site], Coroutine[None, None, None]], ...] = (
     group_read,
     transactional_write,
     ledger_write,
+    dictionaries_write,
     commands_read,
     status_write,
     deployment_letters_write,
