@@ -2,6 +2,7 @@
 
 ::
 
+    a broker ───▶ Source ──────╮
     devices ────▶ Engine ────▶ Intake ──▶ SqliteBuffer ──▶ Forwarder ──▶ Uplink ──▶ cloud
        ▲  PUBACK ◀── commit returned ─────────┘   ▲  settle ◀──┴── ack ◀──┘ │
        └────────── cmd/{device}/{id}/req ◀── Commands ◀──── command ◀───────┘
@@ -16,7 +17,7 @@ import asyncio
 import importlib.metadata
 import logging
 import ssl
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -37,12 +38,14 @@ from waybill.acl import Acl
 from waybill.auth import Auth, Door
 from waybill.errors import ConfigError
 from waybill.lifecycle import Tasks, say
-from waybill.mqtt.settings import Client, Hooks
+from waybill.mqtt.codec import ConnackCode
+from waybill.mqtt.settings import Answer, Client, ConnectInfo, Hooks
 from waybill.notices import Notices
 from waybill.pki import server_context
 from waybill.wire import Ack
 
 if TYPE_CHECKING:
+    from edge_agent.source import Source
     from edge_agent.uplink import Link
     from edge_agent.uplinks import Uplinks
 
@@ -71,6 +74,7 @@ class Agent:
         self._tasks = Tasks()
         self._listening: list[ListenerState] = []
         self._uplinks: Uplinks | None = None
+        self._sources: list[Source] = []
 
     async def run(self) -> int:
         """Run until SIGTERM, SIGINT, ``stop`` or the failure of a task, and return the exit code.
@@ -95,13 +99,13 @@ class Agent:
         )
         try:
             forward = Forward(settings.forward.filters, settings.forward.exclude, settings.lanes)
-            self._intake = intake = Intake(buffer, forward)
+            self._intake = intake = Intake(buffer, forward, [source.name for source in settings.sources])
             self._server = server = engine.make(
                 settings,
                 intake,
                 server_settings(settings, CLOSE_PATIENCE),
                 Hooks(
-                    authorize_connect=auth.authorize_connect,
+                    authorize_connect=self._authorize_connect,
                     authorize_publish=auth.authorize_publish if settings.acl else None,
                     authorize_subscribe=auth.authorize_subscribe if settings.acl else None,
                     on_connected=auth.on_connected,
@@ -112,16 +116,20 @@ class Agent:
                 ),
             )
             await server.start()
-            buffer.on_refusing(lambda names: server.refuse(intake.shut if names else None))
+            if settings.sources:
+                self._make_sources(intake)
+            buffer.on_refusing(self._on_refusing)
             self._lanes = lanes.complete(settings.lanes, [backlog.lane for backlog in buffer.backlog()])
             self._forwarder = Forwarder(buffer, self._lanes, settings.forward, self._clock)
-            self._commands = Commands(buffer, lambda topic, payload: server.publish(topic, payload, 1), self._clock)
+            self._commands = Commands(buffer, self._to_devices, self._clock)
             async with snapshot.serve(settings.data / SOCKET, self.status):
                 try:
                     self._start_tasks()
                     self._tasks.heed_signals()
                     for name, listener, context in zip(doors, settings.listeners, contexts, strict=True):
                         await self._listen(name, listener, context)
+                    for source in self._sources:
+                        self._say(f"subscribing at {source.settings.url} ({source.name})")
                     if self._uplinks is None:
                         self._say("no uplink is configured: messages are buffered and sent nowhere")
                     await self._tasks.until_stopped()
@@ -135,6 +143,32 @@ class Agent:
     def stop(self) -> None:
         """Ask :meth:`run` to end; returns at once."""
         self._tasks.stop()
+
+    def _make_sources(self, intake: Intake) -> None:
+        from edge_agent.source import Source
+        from edge_agent.source_sessions import Sessions
+
+        sessions = Sessions(self._settings.data)
+        for each in self._settings.sources:
+            known = intake.remembered[each.name]
+            self._sources.append(Source(each, intake.commit, known, sessions, floor_ms=self._clock.floor_ms))
+
+    def _authorize_connect(self, info: ConnectInfo) -> Answer | Awaitable[Answer]:
+        if any(source.name == info.client_id for source in self._sources):  # their messages are told apart by that
+            log.warning("a client that calls itself %r is refused: a [[source]] is called so", info.client_id)
+            return ConnackCode.BAD_CLIENT_ID
+        return self._auth.authorize_connect(info)
+
+    def _on_refusing(self, lanes: Collection[str]) -> None:
+        shut = self._intake.shut if lanes else None
+        self._server.refuse(shut)
+        for source in self._sources:
+            source.refuse(shut)
+
+    async def _to_devices(self, topic: str, payload: bytes) -> None:
+        await self._server.publish(topic, payload, 1)
+        for source in self._sources:
+            source.command(topic, payload)
 
     async def _listen(self, name: str, listener: ListenerSettings, context: ssl.SSLContext | None) -> None:
         """Open one listener, and say so."""
@@ -171,6 +205,8 @@ class Agent:
             if self._settings.forward.dictionaries:
                 training = Training(self._forwarder.dictionaries, self._buffer, self._settings.data / FILE, self._clock)
                 self._tasks.start("dictionaries", training.run())
+        for source in self._sources:
+            self._tasks.start(f"source {source.name}", source.run(self._commands.open))
         self._tasks.start("rates", self._sample())
 
     async def _over(self, link: Link) -> None:
@@ -189,8 +225,9 @@ class Agent:
                 await self._commands.receive(message)
 
     async def _stop_tasks(self) -> None:
-        await self._server.close()
-        for name in ("mqtt", "passwords", "commands", "dictionaries", "uplink", "forwarder", "rates"):
+        await asyncio.gather(self._server.close(), *(source.close() for source in self._sources))
+        sources = [f"source {source.name}" for source in self._sources]
+        for name in ("mqtt", *sources, "passwords", "commands", "dictionaries", "uplink", "forwarder", "rates"):
             await self._tasks.cancel(name)
         self._clock.save()
 
@@ -220,6 +257,8 @@ class Agent:
             alarm=self._buffer.alarm,
             flash=self._flash.state(self._clock.mono(), self._buffer.counters.messages),
             left=tuple((str(path), size(path)) for path in self._buffer.left),
+            sources=tuple(source.state for source in self._sources),
+            clock=self._clock.trouble,
         )
 
     def _lane_states(self) -> Iterator[LaneState]:
@@ -252,6 +291,9 @@ class Agent:
             )
             for name, count in one.items()
         }
+        for source in self._sources:
+            for name, count in asdict(source.counters).items():
+                counts[f"source_{name}"] = counts.get(f"source_{name}", 0) + count
         counts["forwarder_resent"] = self._forwarder.window.resent
         counts["uplink_connects"] = self._uplinks.connects if self._uplinks is not None else 0
         return counts
@@ -259,7 +301,8 @@ class Agent:
     async def _sample(self) -> None:
         while True:
             now, received = self._clock.mono(), self._server.counters
-            self._in.sample(now, received.received_0 + received.received_1 + received.received_2)
+            others = sum(source.counters.received for source in self._sources)
+            self._in.sample(now, received.received_0 + received.received_1 + received.received_2 + others)
             self._out.sample(now, self._forwarder.counters.acked)
             self._clock.look()
             if self._clock.is_unsaved:

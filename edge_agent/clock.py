@@ -173,6 +173,15 @@ class Clock:
         """Return :meth:`at_least_ms` where the wall clock :meth:`is_behind`, else None: what TLS asks."""
         return self.at_least_ms() if self.is_behind() else None
 
+    @property
+    def trouble(self) -> str:
+        """Why times are ``unknown`` at present, or an empty string."""
+        if self.synced:
+            return ""
+        if self.is_behind():
+            return f"wrong: it says {_say(self.wall_ms())}; times count on from {_say(self.at_least_ms())}"
+        return "no NTP client vouches for it: times are told as unknown"
+
     def now_ms(self) -> int:
         """Return the time by which things expire, milliseconds since 1970 UTC.
 

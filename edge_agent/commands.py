@@ -111,10 +111,14 @@ class Commands:
                     self._want(pattern)
                 await asyncio.sleep(RETRY_PAUSE)
 
+    async def open(self) -> Sequence[tuple[str, bytes]]:
+        """Return topic and payload of each open command. Raises Unavailable."""
+        found = await self._buffer.outbox(self._clock.now_ms())
+        return [(request_topic(entry.device, entry.id), entry.payload) for entry in found]
+
     async def _publish_matching(self, patterns: Sequence[re.Pattern[bytes]]) -> None:
-        for entry in await self._buffer.outbox(self._clock.now_ms()):
-            topic = request_topic(entry.device, entry.id)
+        for topic, payload in await self.open():
             if any(pattern.fullmatch(topic.encode()) for pattern in patterns):
                 self._filters.discard(topic)  # taken in while the outbox was read: this is its publication
-                await self._to_devices(topic, entry.payload)
+                await self._to_devices(topic, payload)
                 self.counters.published += 1

@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from edge_agent import lanes
+from edge_agent import lanes, source_config
 from edge_agent.bodies import Body
 from edge_agent.buffer.settings import BufferSettings
 from edge_agent.lanes import MAX_LEVELS, Lane
 from edge_agent.listener_config import LimitSettings, ListenerSettings, check_listener
+from edge_agent.source_config import SourceSettings
 from edge_agent.uplink_config import UplinkSettings, check_uplinks
 from waybill import acl, config
 from waybill.acl import AclRule
@@ -61,7 +62,7 @@ class EdgeConfig(
     msgspec.Struct,
     frozen=True,
     forbid_unknown_fields=True,
-    rename={"listeners": "listener", "uplinks": "uplink", "lanes": "lane"},
+    rename={"listeners": "listener", "uplinks": "uplink", "lanes": "lane", "sources": "source"},
 ):
     """All of it. ``gateway``: this gateway's id. ``data``: the data directory.
 
@@ -82,6 +83,7 @@ class EdgeConfig(
     engine: Literal["waybill", "amqtt"] = "waybill"
     amqtt: AmqttSettings = AmqttSettings()
     event_loop: Literal["asyncio", "uvloop"] = "asyncio"
+    sources: tuple[SourceSettings, ...] = ()
 
 
 def server_settings(settings: EdgeConfig, close_timeout: float) -> Settings:
@@ -97,7 +99,9 @@ def memory_ceiling(settings: EdgeConfig) -> int:
     common = server_settings(settings, 0)
     own = [(listener.limits(settings.limits), listener.certificate is not None) for listener in settings.listeners]
     tls = min(common.max_connections, sum(limits.max_connections for limits, encrypted in own if encrypted))
-    return replace(common, max_packet=max(limits.max_packet for limits, _ in own)).ceiling(tls)
+    return replace(common, max_packet=max((limits.max_packet for limits, _ in own), default=common.max_packet)).ceiling(
+        tls
+    )
 
 
 def load(path: Path) -> EdgeConfig:
@@ -123,8 +127,10 @@ def check(settings: EdgeConfig, where: str) -> EdgeConfig:
         raise ConfigError(
             f"{where}: gateway: {settings.gateway!r} cannot name a gateway: use 1 to 64 letters, digits, '.', '_', '-'"
         )
-    if not settings.listeners:
-        raise ConfigError(f"{where}: listener: at least one [[listener]] is needed, or none for 127.0.0.1:1883")
+    if not settings.listeners and not settings.sources:
+        raise ConfigError(
+            f"{where}: listener: without a [[source]] there has to be one; leave it out for 127.0.0.1:1883"
+        )
     for number, listener in enumerate(settings.listeners, 1):
         check_listener(listener, f"{where}: [[listener]] {number}")
     names = [listener.name for listener in settings.listeners if listener.name]
@@ -141,6 +147,9 @@ def check(settings: EdgeConfig, where: str) -> EdgeConfig:
     lanes.check(settings.lanes, where)
     check_uplinks(settings.uplinks, where)
     _check_only_on(settings, where)
+    sources = tuple(source_config.completed(source, settings.gateway) for source in settings.sources)
+    settings = msgspec.structs.replace(settings, sources=sources)
+    source_config.check(sources, where)
     _check_engine(settings, where)
     return settings
 
@@ -196,4 +205,5 @@ def _resolved(settings: EdgeConfig, base: Path) -> EdgeConfig:
         data=base / settings.data.expanduser(),
         listeners=tuple(config.relative_to(one, base) for one in settings.listeners),
         uplinks=tuple(config.relative_to(one, base) for one in settings.uplinks),
+        sources=tuple(config.relative_to(one, base) for one in settings.sources),
     )

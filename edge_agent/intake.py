@@ -7,15 +7,15 @@ What goes up is configured as filters; it goes as whole runs of packets, as they
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import msgspec
 
 from edge_agent.buffer.port import LOCAL, Buffer, Chunk, CommandResult, Commit
 from edge_agent.lanes import Lane
-from waybill.mqtt.state import Arrival, Batch, Change, Publish, ResendFrozen, SavedState
+from waybill.mqtt.state import Arrival, Batch, Change, Publish, ResendEntry, ResendFrozen, SavedState
 from waybill.mqtt.topics import matcher
 from waybill.wire import TELEMETRY_LANE
 
@@ -51,8 +51,11 @@ class Counters:
 class Intake:
     """A :class:`waybill.mqtt.state.Sink` on a buffer."""
 
-    def __init__(self, buffer: Buffer, forward: Forward | None = None) -> None:
+    def __init__(self, buffer: Buffer, forward: Forward | None = None, sources: Iterable[str] = ()) -> None:
+        """``sources``: names of brokers that the agent subscribes to."""
         forward = forward or Forward()
+        self.remembered: dict[str, Sequence[ResendEntry]] = dict.fromkeys(sources, ())
+        """Of each source, the resend memory as of the last commit; :meth:`restore` fills it in."""
         self.counters = Counters()
         self._buffer = buffer
         self._go = [matcher(pattern) for pattern in forward.filters]
@@ -62,8 +65,11 @@ class Intake:
         self._refusing: frozenset[str] = frozenset()
 
     async def restore(self) -> SavedState:
-        """Return the state as of the last commit."""
-        return await self._buffer.restore()
+        """Return the state as of the last commit, without the memories of the sources, which keep their own."""
+        saved = await self._buffer.restore()
+        memories = dict(saved.memories)
+        self.remembered = {name: memories.pop(name, ()) for name in self.remembered}
+        return replace(saved, memories=memories)
 
     async def commit(self, batch: Batch) -> None:
         """Store the batch. Raises Unavailable only when the buffer is closed."""

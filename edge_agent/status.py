@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
@@ -55,6 +56,20 @@ class ListenerState(msgspec.Struct, frozen=True):
     address: str
 
 
+class SourceState(msgspec.Struct, frozen=True):
+    """A broker that the agent subscribes to.
+
+    ``received``, ``forgotten``, ``dropped``: since the start; see :class:`edge_agent.source.Counters`.
+    """
+
+    name: str
+    url: str
+    link: LinkState
+    received: int = 0
+    forgotten: int = 0
+    dropped: int = 0
+
+
 class LaneState(msgspec.Struct, frozen=True):
     """What waits in a lane: messages, bytes as stored, and the wall time of the oldest (None where it is empty).
 
@@ -84,6 +99,7 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     ``error``: what the cloud finds wrong with our frames. ``alarm``: what was lost or damaged at the start.
     ``left``: damaged files that stay for people to look at, with their bytes. ``flash``: what was written to storage.
     ``counters``: since the start, by stage and name.
+    ``clock``: why times are told as unknown, or an empty string (:attr:`edge_agent.clock.Clock.trouble`).
     """
 
     gateway: str
@@ -106,6 +122,8 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     alarm: str = ""
     left: tuple[tuple[str, int], ...] = ()
     flash: FlashState | None = None
+    sources: tuple[SourceState, ...] = ()
+    clock: str = ""
 
 
 class Rate:
@@ -142,8 +160,8 @@ def render(status: EdgeStatus) -> RenderableType:
     since = f"{link.state} for {_age(status.at_ms - link.since_ms)}"
     facts.add_row("gateway", f"{status.gateway}   waybill {status.version}   epoch {status.epoch}")
     facts.add_row("devices", f"{status.counters.get('mqtt_connections', 0):.0f} connected")
-    for each in status.listeners:
-        facts.add_row("", f"{each.kind}   {each.address}   {each.name}".rstrip())
+    for row in _inlets(status):
+        facts.add_row(*row)
     several = len(status.uplinks) > 1
     name = f" on {link.uplink}" if several and link.uplink else ""
     facts.add_row("uplink", Text(f"{since}{name}" if status.uplinks else "none configured", style=style))
@@ -159,9 +177,14 @@ def render(status: EdgeStatus) -> RenderableType:
         a_message = "" if cost is None else f"   {cost:,.0f} B a message"
         a_day = f"   {_size(status.flash.per_day)} a day"
         facts.add_row("written", f"{_size(status.flash.written)}{a_message}{a_day}")
-    for name, text in (("fault", status.fault), ("error", status.error), ("alarm", status.alarm)):
+    for name, text, colour in (
+        ("clock", status.clock, "yellow"),
+        ("fault", status.fault, "red"),
+        ("error", status.error, "red"),
+        ("alarm", status.alarm, "red"),
+    ):
         if text:
-            facts.add_row(Text(name, style="red"), Text(text, style="red"))
+            facts.add_row(Text(name, style=colour), Text(text, style=colour))
     for path, size in status.left:
         facts.add_row("left", f"{path}   {_size(size)}   damaged; remove it when nobody needs it")
     lanes = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -178,10 +201,34 @@ def render(status: EdgeStatus) -> RenderableType:
     return Group(facts, lanes)
 
 
+def _inlets(status: EdgeStatus) -> Iterator[tuple[str, RenderableType]]:
+    """Say where messages come in."""
+    for each in status.listeners:
+        yield "", f"{each.kind}   {each.address}   {each.name}".rstrip()
+    for source in status.sources:
+        yield "source", _source(source, status.at_ms)
+
+
 def _way(uplink: UplinkState, *, several: bool) -> str:
     label = f"{uplink.name}   {uplink.state}   " if several else ""
     metered = " (metered)" if uplink.metered else ""
     return f"{label}{uplink.way}   {_size(uplink.sent)} up, {_size(uplink.received)} down{metered}"
+
+
+def _source(source: SourceState, at_ms: int) -> RenderableType:
+    from rich.text import Text
+
+    link = source.link
+    since = f"{link.state} for {_age(at_ms - link.since_ms)}"
+    lines = [f"{source.name}   {since}   {source.url}", f"{source.received:,} messages"]
+    if link.error and link.state != "online":
+        lines.append(link.error)
+    if source.forgotten:
+        lines.append(f"the broker has forgotten the session {source.forgotten} times: what it had kept may be lost")
+    if source.dropped:
+        lines.append(f"{source.dropped:,} messages not taken: too large, or without a topic")
+    troubled = link.state != "online" or len(lines) > 2  # noqa: PLR2004 - those that are always there
+    return Text("\n".join(lines), style="yellow" if troubled else "green")
 
 
 def _age(milliseconds: int) -> str:

@@ -151,11 +151,12 @@ def test_t3_a_clock_at_1970_counts_on_from_what_has_surely_passed(
     # It never runs backwards over boots.
     assert clock.right(*clock.stamp(), "b3") == (TODAY + 1_200_000, "unknown")
     assert clock.floor_ms() == clock.now_ms() == TODAY + 1_200_000
+    assert clock.trouble == "wrong: it says 1970-01-01 00:10 UTC; times count on from 2027-01-15 08:20 UTC"
     assert "it says 1970-01-01 00:00 UTC, and that has passed" in caplog.text
     machine.set_ms, machine.synced = TODAY + DAY, True
     machine.step(CHECK_EVERY)
     clock.look()
-    assert clock.floor_ms() is None
+    assert (clock.floor_ms(), clock.trouble) == (None, "")
     assert clock.right(1000, 10**9, "b3") == (TODAY + DAY + 1000, "corrected")
     assert clock.right(1000, 10**9, "b2") == (TODAY + 1000, "unknown")
 

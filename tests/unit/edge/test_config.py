@@ -15,6 +15,7 @@ from edge_agent.buffer.settings import BufferSettings
 from edge_agent.config import EdgeConfig, ForwardSettings
 from edge_agent.lanes import Lane
 from edge_agent.listener_config import LimitSettings, ListenerSettings
+from edge_agent.source_config import SourceSettings
 from edge_agent.uplink_config import UplinkSettings
 from waybill.acl import AclRule
 from waybill.errors import ConfigError
@@ -110,7 +111,7 @@ def test_defaults(tmp_path: Path) -> None:
         ('gateway = "node:1"', "cannot name a gateway"),
         ("gateway = 7", "gateway: expected `str`, got `int`"),
         ("data = 7", "data: expected a path, as text, got 7"),
-        ("listener = []", "at least one [[listener]]"),
+        ("listener = []", "without a [[source]] there has to be one"),
         ("[[listener]]\nport = 70000", "listener[0].port"),
         ('[[listener]]\ncertificate = "x"', "[[listener]] 1: certificate and key go together"),
         ('[[listener]]\ncertificate = "no.pem"\nkey = "edge.toml"', "[[listener]] 1 certificate: "),
@@ -228,15 +229,8 @@ def test_the_documentation_shows_every_key_and_its_default(tmp_path: Path) -> No
     text = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
     section = text[text.index("## The gateway's agent") :]
     example = re.sub(r"^# (?=\w+ = )", "", section.split("```toml\n")[1].split("```")[0], flags=re.MULTILINE)
-    for name in (
-        "ca.pem",
-        "gateway.pem",
-        "gateway.key",
-        "listener.pem",
-        "listener.key",
-        "devices.pem",
-        "proxy-password",
-    ):
+    files = "ca.pem gateway.pem gateway.key listener.pem listener.key devices.pem proxy-password"
+    for name in f"{files} broker-ca.pem source.pem source.key source.secret".split():
         (tmp_path / name).touch()
     path = tmp_path / "edge.toml"
     path.write_text(example)
@@ -244,6 +238,9 @@ def test_the_documentation_shows_every_key_and_its_default(tmp_path: Path) -> No
     assert (read.forward, read.buffer, read.limits) == (ForwardSettings(), BufferSettings(), LimitSettings())
     uplink = read.uplinks[0]
     assert (uplink.keepalive, uplink.metered, uplink.return_s) == (20, False, 300)
+    (source,) = read.sources
+    default = SourceSettings("", ())
+    assert (source.version, source.keepalive, source.commands) == (default.version, default.keepalive, default.commands)
     (lane,) = read.lanes
     assert lane == Lane(lane.name, filters=lane.filters)
     first = read.listeners[0]
@@ -253,6 +250,7 @@ def test_the_documentation_shows_every_key_and_its_default(tmp_path: Path) -> No
     for kind, tables in (
         (EdgeConfig, [shown]),
         (ListenerSettings, shown["listener"]),
+        (SourceSettings, shown["source"]),
         (AclRule, shown["acl"]),
         (LimitSettings, [shown["limits"]]),
         (UplinkSettings, shown["uplink"]),

@@ -9,7 +9,17 @@ import pytest
 from rich.console import Console
 
 from edge_agent.flash import FlashState
-from edge_agent.status import SPAN, EdgeStatus, LaneState, LinkState, ListenerState, Rate, UplinkState, render
+from edge_agent.status import (
+    SPAN,
+    EdgeStatus,
+    LaneState,
+    LinkState,
+    ListenerState,
+    Rate,
+    SourceState,
+    UplinkState,
+    render,
+)
 
 NOW = 1_800_000_000_000
 STATUS = EdgeStatus(
@@ -35,6 +45,12 @@ STATUS = EdgeStatus(
     alarm="buffer.db is gone",
     left=(("buffer.db", 4096),),
     flash=FlashState(3 << 30, 512.4, 7 << 20),
+    sources=(
+        SourceState(
+            "plant", "mqtt://10.0.0.1", LinkState("offline", NOW - 7000, "no broker listens there"), 8000, 2, 3
+        ),
+    ),
+    clock="no NTP client vouches for it",
 )
 
 
@@ -55,6 +71,8 @@ def test_a_person_sees_link_backlog_and_fault(width: int) -> None:
     for piece in ("plant-7", "7 connected", "offline for 3 h", "refuses the connection", "disk full", "in 1,234/s",
                   "12,345", "3.0 MiB", "95 s", "2.0 KiB", "credit none yet", "buffer.db is gone", "4.0 KiB",
                   "3.0 GiB", "512 B a message", "7.0 MiB a day",
+                  "plant   offline for 7 s", "8,000 messages", "no broker listens", "2 times",
+                  "3 messages not taken", "no NTP client vouches",
                   "mqtts   0.0.0.0:8883   outside"):  # fmt: skip
         assert piece in text
     assert max(map(len, text.splitlines())) <= width
