@@ -229,13 +229,8 @@ class Forwarder:
             if not self._has_turn(reader) or not self._ready(reader, now):
                 continue
             count, size = self._settings.frame_messages, self._size(reader)
-            if reader.lane.order == "fresh-first":
-                under_way = [(f.at.ordinal, f.first, f.last) for f in self.window.frames(reader.lane.name)]
-                lease = await self._buffer.lease_newest(reader.lane.name, under_way, count, size)
-            else:
-                lease = await self._buffer.lease(reader.lane.name, reader.after, count, size)
+            lease = await self._lease(reader, count, size)
             if lease is None:
-                reader.more = False
                 continue
             flights = self._frames(lease, lease.messages, lease.first)
             for flight in flights:
@@ -251,6 +246,20 @@ class Forwarder:
                 self.window.add(flight)
             return True
         return False
+
+    async def _lease(self, reader: _Reader, count: int, size: int) -> Lease | None:
+        """Read on in a lane. ``more`` is taken back before it is looked: what is appended meanwhile sets it again."""
+        reader.more, found = False, True
+        try:
+            if reader.lane.order == "fresh-first":
+                under_way = [(f.at.ordinal, f.first, f.last) for f in self.window.frames(reader.lane.name)]
+                lease = await self._buffer.lease_newest(reader.lane.name, under_way, count, size)
+            else:
+                lease = await self._buffer.lease(reader.lane.name, reader.after, count, size)
+            found = lease is not None
+        finally:
+            reader.more = reader.more or found
+        return lease
 
     def _size(self, reader: _Reader) -> int:
         """Return the bytes of payload that the lane's next frame should have: what the link takes in half a second."""

@@ -13,7 +13,7 @@ import pytest
 
 from edge_agent import forwarder as module
 from edge_agent.bodies import Body
-from edge_agent.buffer.port import Chunk, Commit, Own
+from edge_agent.buffer.port import Chunk, Commit, Lease, Own, Position
 from edge_agent.buffer.testing import MemoryBuffer
 from edge_agent.clock import Clock
 from edge_agent.config import ForwardSettings
@@ -113,6 +113,24 @@ async def test_a_frame_carries_what_the_lease_says() -> None:
     assert (old.header.clock, old.header.base_ms) == ("unknown", 5000)
     assert old.sources == [("vehicles/V7/t", "V7")]
     assert old.rows == [(0, 0, 0, b"1", b""), (0, 0, 0, b"2", b"")]
+
+
+class Slow(MemoryBuffer):
+    """A buffer whose answer takes a moment; what is appended in that moment is not in it."""
+
+    async def lease(self, lane: str, after: Position | None, count: int, size: int) -> Lease | None:
+        found = await super().lease(lane, after, count, size)
+        if found is None and lane == "telemetry" and not self.backlog()[1].count:
+            await self.commit(chunk([b"late"]))
+            await settled()  # watch() hears of it
+        return found
+
+
+async def test_what_is_appended_while_a_lane_is_found_empty_is_sent() -> None:
+    wire = Wire()
+    async with sending(forwarder(Slow("gw1")), wire):
+        await until(lambda: wire.frames)
+    assert wire.frames[0].rows[0][3] == b"late"
 
 
 async def test_the_control_lane_goes_first_and_does_not_linger() -> None:
