@@ -33,6 +33,7 @@ from edge_agent.intake import Forward, Intake
 from edge_agent.listener_config import ListenerSettings
 from edge_agent.status import SOCKET, EdgeStatus, LaneState, LinkState, ListenerState, Rate
 from edge_agent.training import FILE, Training
+from edge_agent.uplink_config import metered
 from waybill import snapshot
 from waybill.acl import Acl
 from waybill.auth import Auth, Door
@@ -75,6 +76,7 @@ class Agent:
         self._listening: list[ListenerState] = []
         self._uplinks: Uplinks | None = None
         self._sources: list[Source] = []
+        self._metered = metered(settings.uplinks)
 
     async def run(self) -> int:
         """Run until SIGTERM, SIGINT, ``stop`` or the failure of a task, and return the exit code.
@@ -213,8 +215,9 @@ class Agent:
         """Use one connection to the cloud, until it is lost."""
         others = [lane.name for lane in self._lanes if lane.only_on and link.uplink not in lane.only_on]
         self._forwarder.shut("uplink", others)
+        is_metered = link.uplink in self._metered
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._forwarder.send_over(link), name="sender")
+            group.create_task(self._forwarder.send_over(link, metered=is_metered), name="sender")
             group.create_task(self._receive(link), name="receiver")
 
     async def _receive(self, link: Link) -> None:

@@ -7,7 +7,8 @@ the last few frames the waiting is compared with the work that columns are for t
     plain ──▶ columns   it waited for longer than the work would have taken
     columns ──▶ plain   it waits for less than a quarter of the work: bytes do not limit any more, the work does
 
-Waiting for messages counts for a quarter: devices want the processor, too. A new link is taken for a slow one.
+Waiting for messages counts for a quarter: devices want the processor, too. A new link is taken for a slow one. On a
+metered link bytes cost money, and it is columns always.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ class Bodies:
         self._seconds, self._messages = FIRST_WORK, 1.0  # what columns took, for how many
         self.connected()
 
-    def connected(self) -> None:
-        """Begin anew: another connection may be another link, and another receiver."""
+    def connected(self, *, metered: bool = False) -> None:
+        """Begin anew: another connection may be another link, and another receiver. ``metered``: bytes cost money."""
+        self._metered = metered
         self._refused = False
         self._chosen = True
         self._pause = 0.0
@@ -49,7 +51,8 @@ class Bodies:
     @property
     def columns(self) -> bool:
         """Whether the next frame goes in columns."""
-        return not self._refused and (self._wanted == "columns" or (self._wanted == "auto" and self._chosen))
+        wanted = self._wanted == "columns" or (self._wanted == "auto" and (self._chosen or self._metered))
+        return wanted and not self._refused
 
     def waited(self, seconds: float) -> None:
         """The forwarder had something to send, and waited for the link or for credit."""

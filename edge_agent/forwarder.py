@@ -153,11 +153,11 @@ class Forwarder:
                 self.window.drop(reader.lane.name)
                 reader.after, reader.more = None, True
 
-    async def send_over(self, link: Sender) -> None:
-        """Send over one connection, until it raises or this is cancelled."""
+    async def send_over(self, link: Sender, *, metered: bool = False) -> None:
+        """Send over one connection, until it raises or this is cancelled. ``metered``: bytes cost money."""
         self.error = ""
         self._link = link
-        self._bodies.connected()
+        self._bodies.connected(metered=metered)
         self.dictionaries.connected()
         try:
             while True:

@@ -196,8 +196,7 @@ class Uplink:
             settings,
             identifier=self._gateway,
             clean_session=True,
-            # Pings go after so many seconds of silence, and the answer may take as long: 1.5 × keepalive in all.
-            keepalive=max(1, int((1.5 * settings.keepalive - 2) / 2)),
+            keepalive=settings.ping,
             timeout=PATIENCE,
             will=aiomqtt.Will(wire.state_topic(self._gateway), msgspec.json.encode(will), qos=1, retain=True),
             max_queued_incoming_messages=MAX_WAITING,

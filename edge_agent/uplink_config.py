@@ -63,6 +63,11 @@ class UplinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     return_s: _Return = 300
 
     @property
+    def ping(self) -> int:
+        """Seconds of silence after which a ping goes: its answer may take as long, 1.5 × ``keepalive`` in all."""
+        return max(1, int((1.5 * self.keepalive - 2) / 2))
+
+    @property
     def tls(self) -> bool:
         """Whether the link is encrypted."""
         return urlsplit(self.url).scheme in {"mqtts", "wss"}
@@ -106,6 +111,11 @@ class UplinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def labels(uplinks: Sequence[UplinkSettings]) -> list[str]:
     """Return what each is called: its name, or its place in the file."""
     return [uplink.name or f"[[uplink]] {number}" for number, uplink in enumerate(uplinks, 1)]
+
+
+def metered(uplinks: Sequence[UplinkSettings]) -> dict[str, UplinkSettings]:
+    """Return the metered ones by what each is called."""
+    return {label: uplink for label, uplink in zip(labels(uplinks), uplinks, strict=True) if uplink.metered}
 
 
 def with_certificates(uplinks: Sequence[UplinkSettings]) -> list[UplinkSettings]:

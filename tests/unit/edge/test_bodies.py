@@ -95,3 +95,17 @@ def test_u4_after_a_refusal_there_are_none_until_the_next_connection(wanted: Bod
     assert not any(frames(bodies, 20, waited=1.0))
     bodies.connected()
     assert frames(bodies, 20, waited=1.0)[-1]
+
+
+def test_a_metered_link_gets_columns_always_but_where_they_are_refused_or_not_wanted() -> None:
+    bodies = fast()
+    assert not bodies.columns
+    bodies.connected(metered=True)
+    assert all(frames(bodies, 100, waited=0.0))
+    bodies.refused()
+    assert not bodies.columns
+    bodies.connected()
+    assert not all(frames(bodies, 100, waited=0.0))
+    plain = Bodies("plain")
+    plain.connected(metered=True)
+    assert not plain.columns
