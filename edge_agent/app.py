@@ -29,6 +29,7 @@ from edge_agent.commands import Commands
 from edge_agent.config import EdgeConfig, memory_ceiling, server_settings
 from edge_agent.flash import Flash
 from edge_agent.forwarder import Forwarder
+from edge_agent.gauge import Gauge
 from edge_agent.intake import Forward, Intake
 from edge_agent.listener_config import ListenerSettings
 from edge_agent.status import SOCKET, EdgeStatus, LaneState, LinkState, ListenerState, Rate
@@ -123,6 +124,14 @@ class Agent:
             buffer.on_refusing(self._on_refusing)
             self._lanes = lanes.complete(settings.lanes, [backlog.lane for backlog in buffer.backlog()])
             self._forwarder = Forwarder(buffer, self._lanes, settings.forward, self._clock)
+            self._gauge = Gauge(
+                buffer,
+                self._forwarder,
+                self._lanes,
+                self._clock,
+                linger_ms=settings.forward.linger_ms,
+                online=lambda: self._uplinks is not None and self._uplinks.state.state == "online",
+            )
             self._commands = Commands(buffer, self._to_devices, self._clock)
             async with snapshot.serve(settings.data / SOCKET, self.status):
                 try:
@@ -210,6 +219,7 @@ class Agent:
         for source in self._sources:
             self._tasks.start(f"source {source.name}", source.run(self._commands.open))
         self._tasks.start("rates", self._sample())
+        self._tasks.start("gauge", self._gauge.run())
 
     async def _over(self, link: Link) -> None:
         """Use one connection to the cloud, until it is lost."""
@@ -230,7 +240,17 @@ class Agent:
     async def _stop_tasks(self) -> None:
         await asyncio.gather(self._server.close(), *(source.close() for source in self._sources))
         sources = [f"source {source.name}" for source in self._sources]
-        for name in ("mqtt", *sources, "passwords", "commands", "dictionaries", "uplink", "forwarder", "rates"):
+        for name in (
+            "mqtt",
+            *sources,
+            "passwords",
+            "commands",
+            "dictionaries",
+            "uplink",
+            "forwarder",
+            "rates",
+            "gauge",
+        ):
             await self._tasks.cancel(name)
         self._clock.save()
 
@@ -262,6 +282,9 @@ class Agent:
             left=tuple((str(path), size(path)) for path in self._buffer.left),
             sources=tuple(source.state for source in self._sources),
             clock=self._clock.trouble,
+            holds_s=self._gauge.outlook.holds_s,
+            outage_s=self._gauge.outlook.outage_s,
+            drained_s=self._gauge.outlook.drained_s,
         )
 
     def _lane_states(self) -> Iterator[LaneState]:
@@ -279,6 +302,7 @@ class Agent:
                 one.expired,
                 refused[one.lane],
                 one.lane in refusing,
+                *self._gauge.outlook.lane(one.lane),
             )
 
     def _counters(self) -> dict[str, float]:

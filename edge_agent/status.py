@@ -75,7 +75,8 @@ class LaneState(msgspec.Struct, frozen=True):
 
     ``held``: why none of it is sent at present (:meth:`edge_agent.forwarder.Forwarder.shut`). ``cap``: most bytes, 0:
     those of the buffer. ``dropped``, ``expired``: messages since the start that left with a receipt. ``refused``:
-    messages since the start that were not taken for want of room; ``full``: none are now.
+    messages since the start that were not taken for want of room; ``full``: none are now. ``holds_s``: seconds
+    until it is at ``cap``; ``drained_s``: until its backlog is gone. None: never as it goes, or not known yet.
     """
 
     lane: str
@@ -88,6 +89,8 @@ class LaneState(msgspec.Struct, frozen=True):
     expired: int = 0
     refused: int = 0
     full: bool = False
+    holds_s: float | None = None
+    drained_s: float | None = 0.0
 
 
 class EdgeStatus(msgspec.Struct, frozen=True):
@@ -100,6 +103,9 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     ``left``: damaged files that stay for people to look at, with their bytes. ``flash``: what was written to storage.
     ``counters``: since the start, by stage and name.
     ``clock``: why times are told as unknown, or an empty string (:attr:`edge_agent.clock.Clock.trouble`).
+    ``holds_s``: seconds until the buffer is full as it fills now; ``outage_s``: if nothing leaves it from now on;
+    ``drained_s``: until the backlog is gone, but for lanes that are held (0: there is none). None: never as it goes, or
+    not known yet.
     """
 
     gateway: str
@@ -124,6 +130,9 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     flash: FlashState | None = None
     sources: tuple[SourceState, ...] = ()
     clock: str = ""
+    holds_s: float | None = None
+    outage_s: float | None = None
+    drained_s: float | None = 0.0
 
 
 class Rate:
@@ -172,6 +181,7 @@ def render(status: EdgeStatus) -> RenderableType:
     credit = "none yet" if status.credit is None else _size(status.credit)
     facts.add_row("in flight", f"{_size(status.in_flight)}   credit {credit}")
     facts.add_row("rates", f"in {status.rate_in:,.0f}/s   out {status.rate_out:,.0f}/s")
+    facts.add_row("buffer", _lasts(status))
     if status.flash is not None:
         cost = status.flash.per_message
         a_message = "" if cost is None else f"   {cost:,.0f} B a message"
@@ -229,6 +239,33 @@ def _source(source: SourceState, at_ms: int) -> RenderableType:
         lines.append(f"{source.dropped:,} messages not taken: too large, or without a topic")
     troubled = link.state != "online" or len(lines) > 2  # noqa: PLR2004 - those that are always there
     return Text("\n".join(lines), style="yellow" if troubled else "green")
+
+
+def _lasts(status: EdgeStatus) -> str:
+    """Say how long the buffer holds, and when its backlog will be gone."""
+    if status.holds_s is not None and status.drained_s is None:
+        holds = f"holds {_span(status.holds_s)} more"
+    elif status.outage_s is not None:
+        holds = f"holds {_span(status.outage_s)} without the uplink"
+    else:
+        holds = "does not fill"
+    if status.drained_s == 0:
+        return f"{holds}   no backlog"
+    if status.link.state != "online":
+        return holds
+    gone = "not gone at this rate" if status.drained_s is None else f"gone in {_span(status.drained_s)}"
+    return f"{holds}   backlog {gone}"
+
+
+def _span(seconds: float) -> str:
+    """Say a duration in its largest unit and the next smaller one."""
+    rest = int(seconds)
+    for unit, size, smaller, less in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if rest >= size:
+            more = rest % size // less
+            few = rest < 10 * size and more
+            return f"{rest // size} {unit} {more} {smaller}" if few else f"{rest // size} {unit}"
+    return f"{rest} s"
 
 
 def _age(milliseconds: int) -> str:

@@ -130,6 +130,10 @@ class Engine:
         """Run ``read`` in the connection's thread. Raises Unavailable."""
         return await self.guarded("buffer: read", self._read(read))
 
+    async def space(self) -> tuple[int, int]:
+        """Return the bytes of the file that hold something, and how many more it may take. Raises Unavailable."""
+        return await self.read(lambda db: self._room.space(db, self.path))
+
     async def lease(
         self, lane: str, find: Callable[[], tuple[Track, int, int] | None], count: int, size: int
     ) -> tuple[Track, Run | Damaged | Missing] | None:

@@ -70,6 +70,16 @@ class Room:
         if log and self._directory.free() < need + max(0, whole - size(path)):  # soon it could not any more
             raise NoRoom(f"disk full: {path}")
 
+    def space(self, db: sqlite3.Connection, path: Path) -> tuple[int, int]:
+        """Return the bytes of the file that hold something, and how many more fit before just the reserve is left."""
+        need = self.reserve + _OVERHEAD
+        page, free, used = _pages(db)
+        left = self._max - used - need - max(self._log, need) - self._directory.ballast()
+        if self._floor:
+            log = max(0, need - size(log_of(path)))
+            left = min(left, self._directory.free() + free * page - need - log - self._floor)
+        return used, max(0, left)
+
 
 def free_bytes(db: sqlite3.Connection) -> int:
     """Return how many bytes are free within the file, beside what a transaction touches anyway."""

@@ -285,6 +285,10 @@ class SqliteBuffer:
         """Return what waits in every lane, from memory."""
         return self._index.backlog()
 
+    async def space(self) -> tuple[int, int]:
+        """Return the bytes of the file that hold something, and how many more it may take. Raises Unavailable."""
+        return await self._engine.space()
+
     async def close(self) -> None:
         """Delete what is settled, checkpoint, close; waits for the commit under way, ends one that is held."""
         if not self._engine.closing.is_set():

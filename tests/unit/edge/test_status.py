@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Literal
 
 import msgspec
 import pytest
@@ -110,6 +111,31 @@ def test_several_uplinks_are_shown_with_what_each_has_cost_and_why_a_lane_waits(
                   "lte   online   mqtts://b   5.0 MiB up, 2.0 KiB down (metered)", "plan, uplink"):  # fmt: skip
         assert piece in text
     assert "old trouble" not in text
+
+
+@pytest.mark.parametrize(
+    ("link", "holds_s", "outage_s", "drained_s", "says"),
+    [
+        ("offline", 273_700.0, 273_700.0, None, "holds 3 d 4 h more"),
+        ("offline", None, None, None, "does not fill"),
+        ("online", None, 1_000_000.0, 0.0, "holds 11 d without the uplink   no backlog"),
+        ("online", None, 86_400.0, 1500.0, "holds 1 d without the uplink   backlog gone in 25 min"),
+        ("online", None, 86_400.0, 95.0, "holds 1 d without the uplink   backlog gone in 1 min 35 s"),
+        ("online", 4000.0, 86_400.0, None, "holds 1 h 6 min more   backlog not gone at this rate"),
+        ("online", None, None, 7.9, "does not fill   backlog gone in 7 s"),
+    ],
+)
+def test_it_says_how_long_the_buffer_holds_and_when_its_backlog_is_gone(
+    link: Literal["offline", "online"],
+    holds_s: float | None,
+    outage_s: float | None,
+    drained_s: float | None,
+    says: str,
+) -> None:
+    state = LinkState(link, NOW)
+    status = msgspec.structs.replace(STATUS, link=state, holds_s=holds_s, outage_s=outage_s, drained_s=drained_s)
+    lines = [line.strip() for line in drawn(status).splitlines()]
+    assert f"buffer     {says}" in lines
 
 
 def test_a_rate_is_the_mean_of_the_last_seconds() -> None:
