@@ -14,11 +14,13 @@ it, close the devices' connections, say offline, close the uplink, close the buf
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import logging
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 from edge_agent import engine, lanes
@@ -32,6 +34,7 @@ from edge_agent.forwarder import Forwarder
 from edge_agent.gauge import Gauge
 from edge_agent.intake import Forward, Intake
 from edge_agent.listener_config import ListenerSettings
+from edge_agent.meter import Meter
 from edge_agent.status import SOCKET, EdgeStatus, LaneState, LinkState, ListenerState, Rate
 from edge_agent.training import FILE, Training
 from edge_agent.uplink_config import metered
@@ -77,6 +80,7 @@ class Agent:
         self._listening: list[ListenerState] = []
         self._uplinks: Uplinks | None = None
         self._sources: list[Source] = []
+        self._meter: Meter | None = None
         self._metered = metered(settings.uplinks)
 
     async def run(self) -> int:
@@ -132,6 +136,16 @@ class Agent:
                 linger_ms=settings.forward.linger_ms,
                 online=lambda: self._uplinks is not None and self._uplinks.state.state == "online",
             )
+            if settings.plan is not None and self._uplinks is not None:
+                self._meter = Meter(
+                    settings.plan,
+                    self._metered,
+                    [lane.name for lane in self._lanes],
+                    settings.data,
+                    clock=self._clock,
+                    traffic=self._uplinks.traffic,
+                    shut=partial(self._forwarder.shut, "plan"),
+                )
             self._commands = Commands(buffer, self._to_devices, self._clock)
             async with snapshot.serve(settings.data / SOCKET, self.status):
                 try:
@@ -218,6 +232,8 @@ class Agent:
                 self._tasks.start("dictionaries", training.run())
         for source in self._sources:
             self._tasks.start(f"source {source.name}", source.run(self._commands.open))
+        if self._meter is not None:
+            self._tasks.start("plan", self._meter.run())
         self._tasks.start("rates", self._sample())
         self._tasks.start("gauge", self._gauge.run())
 
@@ -226,9 +242,11 @@ class Agent:
         others = [lane.name for lane in self._lanes if lane.only_on and link.uplink not in lane.only_on]
         self._forwarder.shut("uplink", others)
         is_metered = link.uplink in self._metered
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._forwarder.send_over(link, metered=is_metered), name="sender")
-            group.create_task(self._receive(link), name="receiver")
+        over = contextlib.nullcontext(link) if self._meter is None else self._meter.over(link, metered=is_metered)
+        with over as sender:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._forwarder.send_over(sender, metered=is_metered), name="sender")
+                group.create_task(self._receive(link), name="receiver")
 
     async def _receive(self, link: Link) -> None:
         async for message in link.received():
@@ -248,10 +266,13 @@ class Agent:
             "dictionaries",
             "uplink",
             "forwarder",
+            "plan",
             "rates",
             "gauge",
         ):
             await self._tasks.cancel(name)
+        if self._meter is not None:
+            await _patiently(self._meter.close(), "the data plan")
         self._clock.save()
 
     # --- what it says of itself ---
@@ -285,6 +306,7 @@ class Agent:
             holds_s=self._gauge.outlook.holds_s,
             outage_s=self._gauge.outlook.outage_s,
             drained_s=self._gauge.outlook.drained_s,
+            plan=self._meter.state() if self._meter is not None else None,
         )
 
     def _lane_states(self) -> Iterator[LaneState]:
@@ -322,6 +344,7 @@ class Agent:
             for name, count in asdict(source.counters).items():
                 counts[f"source_{name}"] = counts.get(f"source_{name}", 0) + count
         counts["forwarder_resent"] = self._forwarder.window.resent
+        counts |= self._meter.counters() if self._meter is not None else {}
         counts["uplink_connects"] = self._uplinks.connects if self._uplinks is not None else 0
         return counts
 

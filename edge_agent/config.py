@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from edge_agent import lanes, source_config
+from edge_agent import lanes, plan, source_config
 from edge_agent.bodies import Body
 from edge_agent.buffer.settings import BufferSettings
 from edge_agent.lanes import MAX_LEVELS, Lane
 from edge_agent.listener_config import LimitSettings, ListenerSettings, check_listener
+from edge_agent.plan import PlanSettings
 from edge_agent.source_config import SourceSettings
 from edge_agent.uplink_config import UplinkSettings, check_uplinks
 from waybill import acl, config
@@ -66,7 +67,8 @@ class EdgeConfig(
 ):
     """All of it. ``gateway``: this gateway's id. ``data``: the data directory.
 
-    Without ``uplinks`` the agent buffers, and sends nothing. Without ``acl`` who may connect may do everything.
+    Without ``uplinks`` the agent buffers, and sends nothing. Without ``acl`` who may connect may do everything. Without
+    ``plan`` a metered uplink may carry as much as it can.
     ``engine``: whose broker devices connect to; ``amqtt`` is for that of the same name.
     ``event_loop``: ``uvloop`` needs the extra of that name; what it brings is in docs/bench.md.
     """
@@ -82,6 +84,7 @@ class EdgeConfig(
     acl: tuple[AclRule, ...] | None = None
     engine: Literal["waybill", "amqtt"] = "waybill"
     amqtt: AmqttSettings = AmqttSettings()
+    plan: PlanSettings | None = None
     event_loop: Literal["asyncio", "uvloop"] = "asyncio"
     sources: tuple[SourceSettings, ...] = ()
 
@@ -150,6 +153,9 @@ def check(settings: EdgeConfig, where: str) -> EdgeConfig:
     sources = tuple(source_config.completed(source, settings.gateway) for source in settings.sources)
     settings = msgspec.structs.replace(settings, sources=sources)
     source_config.check(sources, where)
+    if settings.plan is not None:
+        metered = any(uplink.metered for uplink in settings.uplinks)
+        plan.check(settings.plan, [lane.name for lane in lanes.complete(settings.lanes)], where, metered=metered)
     _check_engine(settings, where)
     return settings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Literal
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from edge_agent.flash import FlashState
+from edge_agent.plan import PlanState, say_bytes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 SOCKET: Final = "agent.sock"
 """Name of the snapshot's socket within the data directory."""
@@ -105,7 +108,7 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     ``clock``: why times are told as unknown, or an empty string (:attr:`edge_agent.clock.Clock.trouble`).
     ``holds_s``: seconds until the buffer is full as it fills now; ``outage_s``: if nothing leaves it from now on;
     ``drained_s``: until the backlog is gone, but for lanes that are held (0: there is none). None: never as it goes, or
-    not known yet.
+    not known yet. ``plan``: None where none is configured.
     """
 
     gateway: str
@@ -133,6 +136,7 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     holds_s: float | None = None
     outage_s: float | None = None
     drained_s: float | None = 0.0
+    plan: PlanState | None = None
 
 
 class Rate:
@@ -182,6 +186,7 @@ def render(status: EdgeStatus) -> RenderableType:
     facts.add_row("in flight", f"{_size(status.in_flight)}   credit {credit}")
     facts.add_row("rates", f"in {status.rate_in:,.0f}/s   out {status.rate_out:,.0f}/s")
     facts.add_row("buffer", _lasts(status))
+    _draw_plan(facts, status.plan)
     if status.flash is not None:
         cost = status.flash.per_message
         a_message = "" if cost is None else f"   {cost:,.0f} B a message"
@@ -250,11 +255,39 @@ def _lasts(status: EdgeStatus) -> str:
     else:
         holds = "does not fill"
     if status.drained_s == 0:
-        return f"{holds}   no backlog"
+        held = any(lane.held and lane.count for lane in status.lanes)
+        return f"{holds}   no backlog{' but what is held' if held else ''}"
     if status.link.state != "online":
         return holds
     gone = "not gone at this rate" if status.drained_s is None else f"gone in {_span(status.drained_s)}"
     return f"{holds}   backlog {gone}"
+
+
+def _draw_plan(facts: Table, plan: PlanState | None) -> None:
+    """Add the data plan's rows, where there is one."""
+    if plan is None:
+        return
+    from rich.text import Text
+
+    style = "red" if plan.used_up else "yellow" if plan.stage else ""
+    used = f"{say_bytes(plan.used)} of {say_bytes(plan.budget)} used ({plan.used / plan.budget:.0%})"
+    expected = "" if plan.forecast is None else f"   {say_bytes(plan.forecast)} expected by its end"
+    facts.add_row("plan", Text(used + expected, style=style))
+    cycle = "the cycle is not known while the clock is not set"
+    if plan.cycle_ms is not None and plan.ends_ms is not None:
+        since = "" if plan.since_ms is None else f", counted since {_day(plan.since_ms)}"
+        cycle = f"cycle {_day(plan.cycle_ms)} to {_day(plan.ends_ms)}{since}"
+    facts.add_row("", f"{cycle}   idle {say_bytes(plan.idle)} in 30 d")
+    if plan.used_up:
+        facts.add_row("", Text("the budget is used up: over metered uplinks only control goes", style=style))
+    elif plan.held:
+        facts.add_row("", Text(f"not over metered uplinks: {', '.join(plan.held)}", style=style))
+    if plan.error:
+        facts.add_row("", Text(plan.error, style="red"))
+
+
+def _day(milliseconds: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(milliseconds // 1000))
 
 
 def _span(seconds: float) -> str:

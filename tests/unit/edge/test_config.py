@@ -15,6 +15,7 @@ from edge_agent.buffer.settings import BufferSettings
 from edge_agent.config import EdgeConfig, ForwardSettings
 from edge_agent.lanes import Lane
 from edge_agent.listener_config import LimitSettings, ListenerSettings
+from edge_agent.plan import PlanSettings, Shed
 from edge_agent.source_config import SourceSettings
 from edge_agent.uplink_config import UplinkSettings
 from waybill.acl import AclRule
@@ -243,6 +244,9 @@ def test_the_documentation_shows_every_key_and_its_default(tmp_path: Path) -> No
     assert (source.version, source.keepalive, source.commands) == (default.version, default.keepalive, default.commands)
     (lane,) = read.lanes
     assert lane == Lane(lane.name, filters=lane.filters)
+    assert read.plan is not None
+    assert (read.plan.cycle_day, read.plan.count) == (PlanSettings(1).cycle_day, PlanSettings(1).count)
+    assert read.plan.shed == (Shed(0.8, (lane.name,)),)
     first = read.listeners[0]
     assert (first.host, first.port, first.kind, first.client_ids) == ("127.0.0.1", 1883, "mqtt", "any")
     assert first.limits(LimitSettings()) == ListenerSettings().limits(LimitSettings())
@@ -257,5 +261,7 @@ def test_the_documentation_shows_every_key_and_its_default(tmp_path: Path) -> No
         (ForwardSettings, [shown["forward"]]),
         (Lane, shown["lane"]),
         (BufferSettings, [shown["buffer"]]),
+        (PlanSettings, [shown["plan"]]),
+        (Shed, shown["plan"]["shed"]),
     ):
         assert {field.encode_name for field in msgspec.structs.fields(kind)} == {key for one in tables for key in one}

@@ -185,6 +185,23 @@ async def test_what_a_connection_left_unacknowledged_goes_back_while_its_lane_is
     assert [row[3] for row in second.frames[1].rows] == [b"1"]
 
 
+async def test_a_frame_without_an_answer_is_not_sent_again_while_its_lane_is_shut() -> None:
+    buffer, wire, clock = MemoryBuffer("gw"), Wire(), SetClock(synced=lambda: False)
+    made = forwarder(buffer, clock=clock)
+    async with sending(made, wire):
+        await buffer.commit(chunk([b"1"]))
+        await until(lambda: wire.frames)
+        await settled()
+        made.shut("plan", ["telemetry"])
+        clock.now += 60
+        await buffer.commit(Commit(own=[Own("$waybill/note", b"{}")]))
+        await until(lambda: len(wire.frames) == 2)
+        await settled()
+        made.shut("plan", ())
+        await until(lambda: len(wire.frames) == 3)
+    assert [frame.header.lane for frame in wire.frames] == ["telemetry", "control", "telemetry"]
+
+
 async def test_a_frame_waits_for_its_linger_unless_it_is_full() -> None:
     buffer, wire = MemoryBuffer("gw1"), Wire()
     made = forwarder(buffer, linger_ms=60_000, frame_messages=10)

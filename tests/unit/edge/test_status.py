@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from edge_agent.flash import FlashState
+from edge_agent.plan import PlanState
 from edge_agent.status import (
     SPAN,
     EdgeStatus,
@@ -136,6 +137,41 @@ def test_it_says_how_long_the_buffer_holds_and_when_its_backlog_is_gone(
     status = msgspec.structs.replace(STATUS, link=state, holds_s=holds_s, outage_s=outage_s, drained_s=drained_s)
     lines = [line.strip() for line in drawn(status).splitlines()]
     assert f"buffer     {says}" in lines
+
+
+PLAN = PlanState(
+    budget=500_000_000,
+    used=123_400_000,
+    sent=100_000_000,
+    received=23_400_000,
+    forecast=480_000_000,
+    cycle_ms=20_758 * 86_400_000,
+    ends_ms=20_788 * 86_400_000,
+    since_ms=None,
+    last_used=None,
+    stage=0,
+    used_up=False,
+    held=(),
+    idle=2_400_000,
+)
+
+
+def test_a_data_plan_is_shown_with_what_it_holds_back() -> None:
+    assert "used" not in drawn(STATUS)
+    text = drawn(msgspec.structs.replace(STATUS, plan=PLAN))
+    assert "123.4 MB of 500.0 MB used (25%)   480.0 MB expected by its end" in text
+    assert "cycle 2026-11-01 to 2026-12-01   idle 2.4 MB in 30 d" in text
+    lanes = (*STATUS.lanes, LaneState("bulk", 5, 500, NOW, ("plan", "uplink")))
+    waits = drawn(msgspec.structs.replace(STATUS, link=LinkState("online", NOW), lanes=lanes))
+    assert "does not fill   no backlog but what is held" in waits
+    held = msgspec.structs.replace(PLAN, stage=1, held=("bulk",), since_ms=PLAN.ends_ms, error="no disk")
+    text = drawn(msgspec.structs.replace(STATUS, plan=held, lanes=lanes))
+    for piece in ("not over metered uplinks: bulk", "counted since 2026-12-01", "no disk", "plan, uplink"):
+        assert piece in text
+    over = msgspec.structs.replace(PLAN, used_up=True, used=510_000_000, cycle_ms=None, ends_ms=None, forecast=None)
+    text = drawn(msgspec.structs.replace(STATUS, plan=over))
+    for piece in ("(102%)", "only control goes", "the cycle is not known while the clock is not set"):
+        assert piece in text
 
 
 def test_a_rate_is_the_mean_of_the_last_seconds() -> None:
