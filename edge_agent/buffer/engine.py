@@ -252,9 +252,9 @@ class Engine:
             if name in lanes
         }
 
-    def relief(self, db: sqlite3.Connection, parts: dict[str, list[Part]]) -> Relief:
-        """Return what makes room, for use in the connection's thread."""
-        return Relief(db, self.policy, parts, lambda need: self._room.lacking(db, self.path, need))
+    def relief(self, db: sqlite3.Connection, parts: dict[str, list[Part]], *, plenty: bool = False) -> Relief:
+        """Return what makes room, for use in the connection's thread; with ``plenty`` only lanes' own caps count."""
+        return Relief(db, self.policy, parts, None if plenty else lambda need: self._room.lacking(db, self.path, need))
 
     def _work(
         self,
@@ -265,18 +265,19 @@ class Engine:
     ) -> None:
         job.outcome = None
         self._directory.check(self.path)
-        if job.size:
+        plenty = self._room.is_plenty(db, self.path, job.size)
+        if job.size and not plenty:
             self._room.check_log(db, self.path, job.size)
         if job.relaxed is not self._relaxed:
             db.execute(f"PRAGMA synchronous = {'NORMAL' if job.relaxed else self.synchronous}")
             self._relaxed = job.relaxed
         with transaction(db):
-            writer = Transaction(db, self._context, self.relief(db, parts))
+            writer = Transaction(db, self._context, self.relief(db, parts, plenty=plenty))
             for lane, ordinal, first, last in leaving:
                 writer.settle(lane, ordinal, first, last)
             job.result = job.work(writer)
             job.outcome = writer.finish()
-            job.tight = self._is_tight(db)
+            job.tight = not plenty and self._is_tight(db)
 
     def _is_tight(self, db: sqlite3.Connection) -> bool:
         return self._room.lacking(db, self.path, self._room.reserve)[0] > 0

@@ -61,19 +61,20 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Lanes as configured, by name; ``drops``: those that drop, the least urgent first."""
+    """Lanes as configured, by name.
+
+    ``drops``: those that drop, the least urgent first. ``eaten``: names of those of which something stored may go.
+    """
 
     lanes: Mapping[str, Lane]
     drops: Sequence[Lane] = field(init=False)
+    eaten: Sequence[str] = field(init=False)
 
     def __post_init__(self) -> None:
         drops = [lane for lane in self.lanes.values() if lane.when_full != "reject"]
+        eaten = [lane.name for lane in self.lanes.values() if lane.ttl_s or lane.when_full == "drop-oldest"]
         object.__setattr__(self, "drops", sorted(drops, key=lambda lane: -lane.priority))
-
-    @property
-    def eaten(self) -> Sequence[str]:
-        """Names of the lanes of which something stored may go."""
-        return [lane.name for lane in self.lanes.values() if lane.ttl_s or lane.when_full == "drop-oldest"]
+        object.__setattr__(self, "eaten", eaten)
 
     def refusing(self, index: Index, reserve: int, *, tight: bool) -> frozenset[str]:
         """Return the lanes that take nothing at present. ``tight``: the buffer has just its ``reserve`` left."""
@@ -116,12 +117,13 @@ class Relief:
         db: sqlite3.Connection,
         policy: Policy,
         parts: Mapping[str, Sequence[Part]],
-        lacking: Callable[[int], tuple[int, str]],
+        lacking: Callable[[int], tuple[int, str]] | None,
     ) -> None:
+        """Begin. ``lacking`` None: there is room for whatever comes."""
         self._db = db
         self._policy = policy
         self._parts = parts
-        self._lacking = lacking
+        self._lacking = lacking or (lambda _: (0, ""))
 
     def make_room(self, by: Loser, chunks: Sequence[Chunk], need: int) -> dict[str, tuple[int, int]]:
         """Make room for ``chunks``, and ``need`` bytes in all.

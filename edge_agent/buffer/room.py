@@ -39,6 +39,16 @@ class Room:
         self._log = min(LOG_BYTES, self._max // 8)
         self.reserve = min(RESERVE, self._max // 8)
 
+    def is_plenty(self, db: sqlite3.Connection, path: Path, need: int) -> bool:
+        """Tell at once that ``need`` more bytes fit and leave the reserve; what is asked of every commit."""
+        need = max(need, self.reserve) + _OVERHEAD
+        page, free, used = _pages(db)
+        whole = max(used + free * page, used + need)
+        log = max(size(log_of(path)), self._log, need)
+        if whole + log + self._directory.ballast() > self._max:
+            return False
+        return self._directory.free() - max(0, whole - size(path)) - need >= self._floor
+
     def lacking(self, db: sqlite3.Connection, path: Path, need: int) -> tuple[int, str]:
         """Return how many bytes have to leave the file before ``need`` more fit, and which limit says so; 0: none.
 
