@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from edge_agent.buffer import keeper as keeping
-from edge_agent.buffer import sqlite
+from edge_agent.buffer import repair, sqlite
 from edge_agent.buffer.index import Index
 from edge_agent.buffer.keeper import Keeper
 from edge_agent.buffer.losses import MAX_LOSSES, MAX_UNSAID, Losses, declare, due
@@ -126,6 +126,16 @@ async def test_b5_what_was_sent_and_is_not_acknowledged_goes_last(tmp_path: Path
     await buffer.close()
 
 
+async def test_b5_of_a_block_that_goes_only_what_was_not_delivered_is_declared(tmp_path: Path) -> None:
+    buffer = await opened(tmp_path, OLDEST)
+    await buffer.commit(commit(*[numbered(number) for number in range(1, 6)], lane="oldest"))
+    await buffer.settle([Span(buffer.epoch, "oldest", 2, 3)])
+    await fill(buffer, "oldest", 6, 6)
+    assert [(loss.first, loss.last) for loss in owed(buffer)] == [(1, 1), (4, 5)]
+    assert [loss.bytes // 10_000 for loss in owed(buffer)] == [1, 2]
+    await buffer.close()
+
+
 async def test_at_the_limit_of_the_buffer_the_least_urgent_lane_gives_first(tmp_path: Path) -> None:
     some = Lane("some", 20, ("s",), when_full="drop-oldest")
     bulk = Lane("bulk", 90, ("b",), when_full="drop-oldest")
@@ -213,6 +223,19 @@ async def test_what_is_declared_survives_a_move_to_a_new_file(disk: Disk, tmp_pa
     buffer = await opened(tmp_path, OLDEST)
     assert [(loss.first, loss.last) for loss in owed(buffer)] == [(1, before[0].last + 1)]
     assert await said(buffer) == []  # nothing else was lost
+    await buffer.close()
+
+
+async def test_a_file_that_is_mended_says_again_what_is_declared(tmp_path: Path) -> None:
+    buffer = await opened(tmp_path, OLDEST)
+    await fill(buffer, "oldest", 1, 10)
+
+    def mend(db: sqlite3.Connection) -> list[Any]:
+        db.execute("DELETE FROM losses")
+        repair.align(db, buffer._index)
+        return db.execute("SELECT lane, first, last FROM losses").fetchall()
+
+    assert await buffer._engine.read(mend) == [("oldest", 1, 4)]
     await buffer.close()
 
 
