@@ -75,7 +75,10 @@ DELETE FROM blocks WHERE id = ?
 
 -- name: set_aside
 INSERT INTO damaged (lane, epoch, first, count, crc, head, body)
-SELECT lane, ?, first, count, crc, head, body FROM blocks WHERE id = ?
+SELECT lane, ?, first, count, crc, head, body FROM blocks WHERE lane = ? AND ordinal = ? AND first = ?
+
+-- name: delete_place
+DELETE FROM blocks WHERE lane = ? AND ordinal = ? AND first = ?
 
 -- name: heads_of_epoch
 SELECT id, head FROM blocks WHERE ordinal = ? ORDER BY id DESC

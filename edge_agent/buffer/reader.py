@@ -26,9 +26,8 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
-    """A block that fails its checksum: its row, seqs and bytes as the row says."""
+    """A block that fails its checksum: seqs and bytes as its row says."""
 
-    block: int
     first: int
     count: int
     bytes: int
@@ -100,13 +99,13 @@ class Reader:
         return Missing(first, min(last, row[1] - 1) if row else last)
 
     def _load(self, track: Track, row: tuple[int, int, int, int, int, bytes, bytes]) -> _Block | Damaged:
-        block, first, count, size, crc, head, body = row
+        _, first, count, size, crc, head, body = row
         if checksum(self._lane, track.epoch, first, count, head, body) != crc:
-            return Damaged(block, first, count, size)
+            return Damaged(first, count, size)
         try:
             return _Block(track.ordinal, first, count, unpack_head(head), body)
         except Corrupt:
-            return Damaged(block, first, count, size)
+            return Damaged(first, count, size)
 
     def _take(self, block: _Block, messages: list[Stored], seq: int, last: int, room: int) -> tuple[int, int]:
         """Append the block's messages from ``seq`` on; return the next seq and the bytes left."""

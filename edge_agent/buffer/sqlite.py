@@ -198,7 +198,7 @@ class SqliteBuffer:
 
         def work(transaction: Transaction) -> None:
             if isinstance(run, Damaged):
-                transaction.set_aside(lane, track.epoch, run.block, run.bytes)
+                transaction.set_aside(lane, track, run.first, run.bytes)
             self._engine.declare(transaction, lane, track, first, last, size=size, why=why)
 
         await self._engine.write(Job(work))

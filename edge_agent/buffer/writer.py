@@ -316,10 +316,12 @@ class Transaction:
 
     # --- the end ---
 
-    def set_aside(self, lane: str, epoch: int, block: int, size: int) -> None:
-        """Move a damaged block out of its lane."""
-        self._db.execute(SQL["set_aside"], (epoch, block))
-        self._db.execute(SQL["delete_block"], (block,))
+    def set_aside(self, lane: str, track: Track, first: int, size: int) -> None:
+        """Move a damaged block out of its lane, where the file still has it: a repair may have come between."""
+        place = lane, track.ordinal, first
+        self._db.execute(SQL["set_aside"], (track.epoch, *place))
+        if not self._db.execute(SQL["delete_place"], place).rowcount:
+            return
         self.outcome.removed[lane] = self.outcome.removed.get(lane, 0) + size
         self.outcome.oldest[lane] = None
 

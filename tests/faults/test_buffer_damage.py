@@ -77,9 +77,10 @@ async def check(buffer: SqliteBuffer, written: Written) -> tuple[int, int]:
         for lease in await drain(buffer)
         for at, message in enumerate(lease.messages)
     }
+    unsaid = buffer._engine.index.losses.values()  # declared in the file, and to be said within a second
     declared = {
         (each.epoch, seq)
-        for each in await receipts(buffer)
+        for each in [*await receipts(buffer), *unsaid]
         if each.lane == TELEMETRY_LANE
         for seq in range(each.first, each.last + 1)
     }

@@ -20,7 +20,7 @@ from tests.support.buffer import chunk, commit, drain, messages, open_sqlite, pa
 from tests.support.faulty_disk import Disk, Fault, disk
 from waybill.errors import Unavailable
 from waybill.mqtt.state import Queued, SavedMessage, SessionOpened
-from waybill.wire import CONTROL_LANE, TELEMETRY_LANE, Envelope, Receipt
+from waybill.wire import CONTROL_LANE, TELEMETRY_LANE, Envelope, Receipt, Span
 
 __all__ = ["disk"]
 
@@ -256,6 +256,26 @@ async def test_a_damaged_block_is_set_aside_with_a_receipt(buffer: SqliteBuffer,
     with closing(sqlite3.connect(file)) as db:
         ((body,),) = db.execute("SELECT body FROM damaged").fetchall()
         assert b"payload-X" in body
+
+
+async def test_b2_setting_a_block_aside_takes_no_other_where_the_file_is_left_meanwhile(
+    buffer: SqliteBuffer, disk: Disk, tmp_path: Path
+) -> None:
+    """In the new file the blocks have other ids."""
+    for each in (b"2", b"payload-3", b"4", b"5"):
+        await buffer.commit(commit(each))
+    await buffer.settle([Span(buffer.epoch, TELEMETRY_LANE, 1, 1)])
+    await buffer.close()
+    file = tmp_path / "data" / "buffer.db"
+    file.write_bytes(file.read_bytes().replace(b"payload-3", b"payload-X"))
+    buffer = await open_sqlite(tmp_path / "data")
+    disk.faults.append(Fault("INSERT INTO damaged", sqlite3.SQLITE_CORRUPT, times=1000, file="/buffer.db"))
+    assert await payloads(buffer) == [b"2", b"4", b"5"]
+    assert buffer.path.name == "buffer.2.db"
+    await buffer.close()
+    buffer = await open_sqlite(tmp_path / "data")
+    assert await payloads(buffer) == [b"2", b"4", b"5"]
+    await buffer.close()
 
 
 async def test_a_caller_that_is_cancelled_leaves_file_and_index_together(buffer: SqliteBuffer, tmp_path: Path) -> None:
