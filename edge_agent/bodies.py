@@ -64,7 +64,7 @@ class Bodies:
         self.waited(seconds / 4)
 
     def encoded(self, messages: int, seconds: float | None = None) -> None:
-        """A frame is encoded. ``seconds``: what columns took; None where it is plain."""
+        """A frame is encoded. ``seconds``: what columns took of a processor; None where it is plain."""
         if seconds is not None:
             self._seconds = KEPT * self._seconds + seconds
             self._messages = KEPT * self._messages + messages

@@ -155,6 +155,10 @@ class Clock:
         """Seconds of CLOCK_MONOTONIC."""
         return time.monotonic()
 
+    def processor(self) -> float:
+        """Seconds that this thread has had of a processor: what its work costs, however busy the machine is."""
+        return time.thread_time()
+
     def since_boot(self) -> float:
         """Seconds since the boot, those in which the machine was suspended too."""
         return time.clock_gettime(_SINCE_BOOT)

@@ -277,9 +277,14 @@ class Forwarder:
         if not self._bodies.columns:
             self._bodies.encoded(flight.count)
             return
-        began, before = self._clock.mono(), len(flight.data)
-        flight.data = await asyncio.to_thread(in_columns, flight.data, self.dictionaries.usable(flight.lane))
-        self._bodies.encoded(flight.count, self._clock.mono() - began)
+        dictionary, before = self.dictionaries.usable(flight.lane), len(flight.data)
+
+        def work() -> tuple[bytes, float]:
+            began = self._clock.processor()
+            return in_columns(flight.data, dictionary), self._clock.processor() - began
+
+        flight.data, seconds = await asyncio.to_thread(work)
+        self._bodies.encoded(flight.count, seconds)
         self.counters.columns += len(flight.data) < before
 
     def _ready(self, reader: _Reader, now: float) -> bool:

@@ -163,10 +163,13 @@ class Window:
         return self._lanes[lane].flights
 
     def room(self, lane: str) -> bool:
-        """Tell whether a new frame of ``lane`` may be encoded: it could go now, and its bytes may be kept."""
+        """Tell whether a new frame of ``lane`` may be encoded: the cloud would take it, and its bytes may be kept.
+
+        The link need not be ready for it: it is encoded while the one before it is sent.
+        """
         flights = self._lanes[lane].flights
         waiting = any(flight.stage in (Stage.UNSENT, Stage.REFUSED) for flight in flights)
-        return not waiting and (not flights or self.held < self._limit) and self._allows(lane, 0)
+        return not waiting and (not flights or self.held < self._limit) and self._has_credit(0)
 
     def add(self, flight: Flight) -> None:
         """Take a new frame."""
@@ -268,14 +271,16 @@ class Window:
     # --- within ---
 
     def _allows(self, lane: str, size: int) -> bool:
-        """Whether a frame of ``size`` bytes may go now; with 0: whether any may."""
+        """Whether a frame of ``size`` bytes may go now."""
+        over = self.pace.frame // 4 if lane == self._urgent else 0
+        return self._has_credit(size) and (not self.in_flight or self.in_flight + size <= self.pace.window + over)
+
+    def _has_credit(self, size: int) -> bool:
+        """Whether the cloud lets a frame of ``size`` bytes go; with 0: whether any."""
         in_flight = self.in_flight
         if in_flight == 0:
             return True
-        if self.credit is None or self.unspoken:
-            return False
-        over = self.pace.frame // 4 if lane == self._urgent else 0
-        return in_flight + max(size, 1) <= min(self.credit, self.pace.window + over)
+        return self.credit is not None and not self.unspoken and in_flight + max(size, 1) <= self.credit
 
     def _due(self, lane: _Lane) -> float | None:
         """When the lane's oldest frame is to be sent again without an ack having come."""

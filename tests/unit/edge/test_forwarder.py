@@ -71,6 +71,9 @@ class SetClock(Clock):
     def mono(self) -> float:
         return self.now
 
+    def processor(self) -> float:
+        return self.now
+
 
 @contextlib.asynccontextmanager
 async def sending(made: Forwarder, wire: Wire) -> AsyncIterator[None]:
