@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +19,8 @@ from waybill.wire import TELEMETRY_LANE
 TOTAL: Final = 10_000_000 if os.environ.get("WAYBILL_LONG") else 300_000
 FEW: Final = 10_000
 TOGETHER: Final = 1000
+ROUNDS: Final = 5
+MEMORY: Final = 32 << 20
 STEP: Final = 10
 """Instructions between two calls of the counter."""
 
@@ -40,10 +41,16 @@ class Work:
 
         await buffer._engine.read(ask)
 
-    async def of(self, work: Callable[[], Awaitable[None]]) -> int:
-        before = self.steps
-        await work()
-        return self.steps - before
+    async def of_round(self, buffer: SqliteBuffer) -> tuple[int, int]:
+        """Return the least work of appending and of taking in a few rounds: housekeeping may come between."""
+        rounds = []
+        for _ in range(ROUNDS):
+            before = self.steps
+            await append(buffer, FEW)
+            between = self.steps
+            await take(buffer, FEW)
+            rounds.append((between - before, self.steps - between))
+        return min(one for one, _ in rounds), min(other for _, other in rounds)
 
 
 def resident() -> int:
@@ -74,19 +81,20 @@ async def test_work_and_memory_are_the_same_however_much_waits(tmp_path: Path) -
     buffer = await open_sqlite(tmp_path)
     work = Work()
     await work.watch(buffer)
-    appended = await work.of(lambda: append(buffer, FEW))
-    taken = await work.of(lambda: take(buffer, FEW))
+    appended, taken = await work.of_round(buffer)
     await append(buffer, FEW)
     before = resident()
     await append(buffer, TOTAL)
-    assert resident() - before < 24 << 20
-    assert await work.of(lambda: append(buffer, FEW)) < 1.1 * appended
-    assert await work.of(lambda: take(buffer, FEW)) < 1.1 * taken
+    assert resident() - before < MEMORY
+    more = await work.of_round(buffer)
+    assert more[0] < 1.1 * appended
+    assert more[1] < 1.1 * taken
     await buffer.close()
     buffer = await open_sqlite(tmp_path)
     await work.watch(buffer)
     assert sum(each.count for each in buffer.backlog()) == TOTAL + FEW
-    assert await work.of(lambda: append(buffer, FEW)) < 1.1 * appended
-    assert await work.of(lambda: take(buffer, FEW)) < 1.1 * taken
-    assert resident() - before < 24 << 20
+    more = await work.of_round(buffer)
+    assert more[0] < 1.1 * appended
+    assert more[1] < 1.1 * taken
+    assert resident() - before < MEMORY
     await buffer.close()
