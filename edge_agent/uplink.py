@@ -55,16 +55,15 @@ SIOCOUTQ: Final = 0x5411
 
 
 class Link:
-    """One established connection. ``uplink``: what its uplink is called; ``metered``: bytes cost money there."""
+    """One established connection. ``uplink``: what its uplink is called."""
 
-    def __init__(self, client: _Client, gateway: str, uplink: str, *, metered: bool) -> None:
+    def __init__(self, client: _Client, gateway: str, uplink: str) -> None:
         self._client = client
         self._gateway = gateway
         self._up = wire.up_topic(gateway)
         self._ack = wire.ack_topic(gateway)
         self._down = wire.down_topic(gateway)
         self.uplink = uplink
-        self.metered = metered
 
     async def send(self, frame: bytes) -> int:
         """Write a frame to the socket, and return its mark for :meth:`has_left`. Raises LinkLost.
@@ -172,7 +171,7 @@ class Uplink:
         sock = await self._dialer.dial(self._spent)
         self._spent(Traffic())
         self._now = client = self._client(sock)
-        link = Link(client, self._gateway, self.label, metered=self.settings.metered)
+        link = Link(client, self._gateway, self.label)
         try:
             try:
                 await client.open()
