@@ -35,6 +35,7 @@ from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.listener import Listener
 from cloud_ingest.logs import from_fields, open_log
 from cloud_ingest.node_frames import NodeFrames
+from cloud_ingest.presence_keeper import Keeper
 from cloud_ingest.router.routes import Routes
 from cloud_ingest.router.worker import Router, Status
 from cloud_ingest.status import (
@@ -102,6 +103,8 @@ class Ingest:
         self.log, retention_ms = open_log(settings)
         self.dispatcher = Dispatcher(self.log, config.topics, self._send)
         self.frames = NodeFrames(self.log, self._closed)
+        self.presence = Keeper(self.log, config.topics.presence, self.frames.name)
+        self.presence.close = self._end
         self.listener = self._front()
         self.devices: Devices | None = None
         if config.devices is not None:
@@ -109,6 +112,7 @@ class Ingest:
                 config.devices,
                 config.acl,
                 self.frames,
+                presence=self.presence,
                 attached=self.dispatcher.attach,
                 detached=self.dispatcher.detach,
             )
@@ -126,11 +130,11 @@ class Ingest:
         config = self._settings.config
         attached, detached = self.dispatcher.attach, self.dispatcher.detach
         if config.listener.broker is None:
-            websocket = config.websocket
             return Listener(
                 config.listener,
                 self.log,
-                websocket=websocket,
+                websocket=config.websocket,
+                presence=self.presence,
                 closed=self._closed,
                 attached=attached,
                 detached=detached,
@@ -139,9 +143,9 @@ class Ingest:
 
         return External(
             config.listener,
-            config.listener.broker,
             self.log,
             self.frames,
+            presence=self.presence,
             closed=self._closed,
             owns=lambda gateway: partition_of(gateway.encode(), self.log.partitions) in self.router.partitions,
             attached=attached,
@@ -191,9 +195,12 @@ class Ingest:
             "credit",
             "sampling",
             "commands: read",
+            "presence: follow",
+            "presence: write",
             "routing",
         ):
             await self.tasks.cancel(name)
+        await self.presence.finish(PATIENCE)
         await self._stack.aclose()
         await self.log.close()
 
@@ -218,12 +225,22 @@ class Ingest:
         self._fault = ""
         self._connected.set()
         self.tasks.start("commands: read", self.dispatcher.read())
+        self.tasks.start("presence: follow", self.presence.follow())
+        self.tasks.start("presence: write", self.presence.write())
         while True:
             try:
                 await self.log.own_partitions(self.router.route)
             except Unavailable as error:
                 log.warning("routing waits: %s", error)
             await asyncio.sleep(LONGEST_PAUSE)
+
+    def _end(self, key: str, reason: str) -> None:
+        """End a connection that the presence topic says is not the current one (C3)."""
+        gateway, _, device = key.partition("/")
+        if gateway:
+            self.listener.end(gateway, reason)
+        elif self.devices is not None:
+            self.devices.server.disconnect(device, reason)
 
     def _send(self, recipient: str, envelope: Envelope) -> None:
         if not recipient.startswith(DIRECT):

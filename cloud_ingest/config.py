@@ -117,6 +117,11 @@ class Topics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"{self.prefix}waybill.command-status"
 
     @property
+    def presence(self) -> str:
+        """Who is there; compacted (C3)."""
+        return f"{self.prefix}waybill.presence"
+
+    @property
     def dead_letters(self) -> str:
         """Frames that do not decode, and messages without a route."""
         return f"{self.prefix}waybill.dlq"
@@ -125,7 +130,15 @@ class Topics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def internal(self) -> frozenset[str]:
         """All of these."""
         return frozenset(
-            (self.frames, self.ledger, self.dictionaries, self.commands, self.command_status, self.dead_letters)
+            (
+                self.frames,
+                self.ledger,
+                self.dictionaries,
+                self.commands,
+                self.command_status,
+                self.presence,
+                self.dead_letters,
+            )
         )
 
 

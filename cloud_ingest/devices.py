@@ -23,6 +23,7 @@ from cloud_ingest.command_record import COMMAND_ID, DIRECT
 from cloud_ingest.device_config import MAX_LEVELS
 from cloud_ingest.device_config import Devices as DeviceSettings
 from cloud_ingest.node_frames import Item, NodeFrames, item, now_ms, status_item
+from cloud_ingest.presence_keeper import Keeper
 from waybill import pki
 from waybill.acl import Acl, AclRule
 from waybill.auth import Auth, Door
@@ -54,6 +55,7 @@ class Devices:
         rules: tuple[AclRule, ...],
         frames: NodeFrames,
         *,
+        presence: Keeper,
         attached: Callable[[str], None],
         detached: Callable[[str], None],
     ) -> None:
@@ -63,6 +65,7 @@ class Devices:
         """
         self._settings = settings
         self._frames = frames
+        self._presence = presence
         self._attached = attached
         self._detached = detached
         door = Door(settings.passwords, settings.certificates, bound=settings.client_ids == "user")
@@ -209,10 +212,12 @@ class Devices:
 
     def _on_connected(self, client: Client) -> None:
         self.connected += 1
+        self._presence.came(device=client.client_id, address=client.address)
         self.auth.on_connected(client)
 
     def _on_disconnected(self, client: Client, reason: str) -> None:
         self.connected -= 1
+        self._presence.went(reason, device=client.client_id)
         self.auth.on_disconnected(client)
         for device in [device for device, clients in self._listening.items() if client.client_id in clients]:
             self._listening[device].discard(client.client_id)

@@ -25,12 +25,12 @@ import msgspec
 
 from cloud_ingest import config
 from cloud_ingest.broker_client import BrokerClient, Received
-from cloud_ingest.external_config import Broker
 from cloud_ingest.intake import Intake, Journal
 from cloud_ingest.listener import STATE_BYTES, Connected
 from cloud_ingest.node_frames import Item, NodeFrames, now_ms
+from cloud_ingest.presence_keeper import Keeper
 from waybill import wire
-from waybill.errors import Unavailable
+from waybill.errors import ConfigError, Unavailable
 from waybill.mqtt.settings import Counters
 from waybill.wire import Ack, Envelope, State
 
@@ -63,10 +63,10 @@ class External:
     def __init__(
         self,
         settings: config.Listener,
-        broker: Broker,
         journal: Journal,
         frames: NodeFrames,
         *,
+        presence: Keeper,
         closed: Callable[[], str],
         owns: Callable[[str], bool],
         attached: Callable[[str], None],
@@ -77,7 +77,11 @@ class External:
         ``owns(gateway)``: whether its frames are routed here, and so its commands sent from here. Raises ConfigError
         (files of ``broker``).
         """
+        broker = settings.broker
+        if broker is None:
+            raise ConfigError('[listener] mode = "external" needs [listener.broker]')
         self._frames = frames
+        self._presence = presence
         self._owns = owns
         self._attached, self._detached = attached, detached
         self._serving: set[str] = set()
@@ -172,7 +176,8 @@ class External:
             log.warning("gateway %s: its state is not readable: %s", gateway, error)
             return
         if state.state == "offline":
-            self.connected.pop(gateway, None)
+            if self.connected.pop(gateway, None) is not None:
+                self._presence.went(state.reason, gateway=gateway)
         elif gateway in self.connected or len(self.connected) < MAX_ONLINE:
             self.connected[gateway] = Connected("the broker", now_ms(), state)
         self._serve()
@@ -182,9 +187,19 @@ class External:
         mine = {gateway for gateway in self.connected if self._owns(gateway)}
         for gateway in self._serving - mine:
             self._detached(gateway)
+            self._presence.leave(gateway)
         for gateway in mine - self._serving:
             self._attached(gateway)
+            self._presence.came(gateway=gateway, address="the broker", version=self._version_of(gateway))
         self._serving = mine
+
+    def _version_of(self, gateway: str) -> str:
+        state = self.connected[gateway].state
+        return state.version if state is not None else ""
+
+    def end(self, gateway: str, reason: str) -> None:
+        """Let go of ``gateway``: another node says that it is there."""
+        log.info("gateway %s: %s", gateway, reason)
 
     async def look_around(self) -> None:
         """See which partitions are routed here by now, and forget who is silent, until cancelled."""

@@ -22,6 +22,7 @@ import msgspec
 
 from cloud_ingest import config
 from cloud_ingest.intake import ONE_FRAME, Intake, Journal
+from cloud_ingest.presence_keeper import Keeper
 from waybill import pki, wire
 from waybill.config import address
 from waybill.errors import Refused
@@ -48,11 +49,15 @@ _decode_state = msgspec.json.Decoder(State).decode
 
 @dataclass(slots=True)
 class Connected:
-    """A gateway's connection. ``since_ms``: milliseconds since 1970 UTC; ``state``: the last one it said."""
+    """A gateway's connection. ``since_ms``: milliseconds since 1970 UTC; ``state``: the last one it said.
+
+    ``farewell``: why it goes, as it said itself.
+    """
 
     address: str
     since_ms: int
     state: State | None = None
+    farewell: str = ""
 
 
 class Listener:
@@ -64,6 +69,7 @@ class Listener:
         journal: Journal,
         *,
         websocket: config.WebSocket | None = None,
+        presence: Keeper,
         closed: Callable[[], str],
         attached: Callable[[str], None],
         detached: Callable[[str], None],
@@ -74,6 +80,7 @@ class Listener:
         """
         self._settings = settings
         self._websocket = websocket
+        self._presence = presence
         self._attached = attached
         self._detached = detached
         # Half of the memory is for frames on their way to the journal, half for what was read and not looked at yet.
@@ -164,6 +171,10 @@ class Listener:
             self._running = False
             await self.server.close()
 
+    def end(self, gateway: str, reason: str) -> None:
+        """End the connection of ``gateway``."""
+        self._drop(gateway, reason)
+
     def send_envelope(self, gateway: str, envelope: Envelope) -> None:
         """Send ``envelope`` to ``gateway`` where it is connected here (QoS 0, U1)."""
         self.server.send(wire.down_topic(gateway), wire.encode(envelope))
@@ -211,6 +222,7 @@ class Listener:
     def _on_connected(self, client: Client) -> None:
         log.info("gateway %s is connected from %s", client.client_id, client.address)
         self.connected[client.client_id] = Connected(client.address, time.time_ns() // 1_000_000)
+        self._presence.came(gateway=client.client_id, address=client.address)
 
     def _on_turned_away(self, address: str, reason: str) -> None:
         if reason.startswith("refused"):
@@ -219,7 +231,8 @@ class Listener:
 
     def _on_disconnected(self, client: Client, reason: str) -> None:
         log.info("gateway %s is gone: %s", client.client_id, reason or "it said so")
-        self.connected.pop(client.client_id, None)
+        known = self.connected.pop(client.client_id, None)
+        self._presence.went(reason or (known.farewell if known else ""), gateway=client.client_id)
         self.intake.gone(client.client_id)
         self._detached(client.client_id)
 
@@ -242,6 +255,9 @@ class Listener:
             # The will of a connection that this one has replaced comes after the new one was accepted.
             if state.state == "online":
                 gateway.state = state
+                self._presence.told(message.client_id, state.version)
+            else:
+                gateway.farewell = state.reason
 
 
 def _refuse(info: ConnectInfo, code: ConnackCode, reason: str) -> ConnackCode:

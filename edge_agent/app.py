@@ -35,13 +35,14 @@ from edge_agent.gauge import Gauge
 from edge_agent.intake import Forward, Intake
 from edge_agent.listener_config import ListenerSettings
 from edge_agent.meter import Meter
+from edge_agent.presence import Presence
 from edge_agent.status import SOCKET, EdgeStatus, LaneState, LinkState, ListenerState, Rate
 from edge_agent.training import FILE, Training
 from edge_agent.uplink_config import metered
 from waybill import snapshot
 from waybill.acl import Acl
 from waybill.auth import Auth, Door
-from waybill.errors import ConfigError
+from waybill.errors import ConfigError, Unavailable
 from waybill.lifecycle import Tasks, say
 from waybill.mqtt.codec import ConnackCode
 from waybill.mqtt.settings import Answer, Client, ConnectInfo, Hooks
@@ -107,6 +108,7 @@ class Agent:
         try:
             forward = Forward(settings.forward.filters, settings.forward.exclude, settings.lanes)
             self._intake = intake = Intake(buffer, forward, [source.name for source in settings.sources])
+            self._presence = Presence(buffer.commit, self._clock) if settings.presence else None
             self._server = server = engine.make(
                 settings,
                 intake,
@@ -115,7 +117,7 @@ class Agent:
                     authorize_connect=self._authorize_connect,
                     authorize_publish=auth.authorize_publish if settings.acl else None,
                     authorize_subscribe=auth.authorize_subscribe if settings.acl else None,
-                    on_connected=auth.on_connected,
+                    on_connected=self._on_connected,
                     on_disconnected=self._on_disconnected,
                     on_subscribed=lambda _client, pattern, _qos: self._commands.on_subscribed(pattern),
                     on_no_room=lambda _client, topic: intake.turned_down(topic),
@@ -215,8 +217,15 @@ class Agent:
         if not listener.inside and listener.passwords is not None and context is None:
             log.warning("%s: passwords cross the network as they are; give the listener certificate and key", address)
 
+    def _on_connected(self, client: Client) -> None:
+        self._auth.on_connected(client)
+        if self._presence is not None:
+            self._presence.came(client.client_id)
+
     def _on_disconnected(self, client: Client, reason: str) -> None:
         self._auth.on_disconnected(client)
+        if self._presence is not None:
+            self._presence.went(client.client_id, reason)
         self._gone.say(f"{client.client_id!r}", reason)
 
     def _start_tasks(self) -> None:
@@ -224,6 +233,8 @@ class Agent:
         self._tasks.start("mqtt", self._server.died())
         self._tasks.start("passwords", self._auth.watch(self._server.disconnect))
         self._tasks.start("commands", self._commands.publish())
+        if self._presence is not None:
+            self._tasks.start("presence", self._presence.report())
         self._tasks.start("forwarder", self._forwarder.watch())
         if self._uplinks is not None:
             self._tasks.start("uplink", self._uplinks.run(self._over))
@@ -257,6 +268,11 @@ class Agent:
 
     async def _stop_tasks(self) -> None:
         await asyncio.gather(self._server.close(), *(source.close() for source in self._sources))
+        if self._presence is not None:
+            with contextlib.suppress(Unavailable, TimeoutError):
+                async with asyncio.timeout(CLOSE_PATIENCE):
+                    await self._presence.flush()
+        await self._tasks.cancel("presence")
         sources = [f"source {source.name}" for source in self._sources]
         for name in (
             "mqtt",

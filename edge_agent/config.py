@@ -87,6 +87,7 @@ class EdgeConfig(
     plan: PlanSettings | None = None
     event_loop: Literal["asyncio", "uvloop"] = "asyncio"
     sources: tuple[SourceSettings, ...] = ()
+    presence: bool = False
 
 
 def server_settings(settings: EdgeConfig, close_timeout: float) -> Settings:

@@ -7,13 +7,18 @@ from typing import Final
 
 import msgspec
 
+from cloud_ingest.presence import Here
 from waybill.errors import Corrupt, UnknownVersion
 from waybill.frames import decode
 from waybill.frames.header import MAX_EPOCH
-from waybill.wire import DICTIONARY_TOPIC, LANE_NAME, CommandStatus, Receipt, is_node
+from waybill.wire import DICTIONARY_TOPIC, LANE_NAME, CommandStatus, DevicePresence, Receipt, is_node
 
 _decode_receipt = msgspec.json.Decoder(Receipt).decode
 _decode_status = msgspec.json.Decoder(CommandStatus).decode
+_decode_presence = msgspec.json.Decoder(DevicePresence).decode
+
+MAX_DEVICE: Final = 1024
+"""Characters of a device's name, and of why it went, in the presence topic."""
 
 MALFORMED: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What the decoders raise besides Rejected."""
@@ -48,6 +53,14 @@ def parse_status(payload: bytes, gateway: str) -> CommandStatus:
     if status.state not in {"delivered", "done"}:
         raise Rejected(f"the state {status.state!r} is not a gateway's to report")
     return status
+
+
+def parse_presence(payload: bytes, gateway: str, epoch: int) -> Here:
+    """Return a device's coming or going as ``gateway`` reports it (C3). Raises Rejected, MALFORMED."""
+    said = _decode_presence(payload)
+    if not 0 < len(said.device) <= MAX_DEVICE:
+        raise Rejected(f"a device of {len(said.device)} characters; 1 to {MAX_DEVICE}")
+    return Here(said.state, said.at_ms, gateway, said.device, connection=str(epoch), reason=said.reason[:MAX_DEVICE])
 
 
 def dictionaries_in(frame: bytes) -> Iterator[bytes]:

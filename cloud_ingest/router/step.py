@@ -17,9 +17,17 @@ import contextlib
 from collections.abc import Mapping, Sequence
 
 from cloud_ingest.journal.port import JournalRecord, OutRecord, Step
+from cloud_ingest.presence import record_of
 from cloud_ingest.printable import printable
 from cloud_ingest.router.commands import status_record
-from cloud_ingest.router.control import MALFORMED, Rejected, dictionaries_in, parse_receipt, parse_status
+from cloud_ingest.router.control import (
+    MALFORMED,
+    Rejected,
+    dictionaries_in,
+    parse_presence,
+    parse_receipt,
+    parse_status,
+)
 from cloud_ingest.router.dictionaries import DictionariesDraft
 from cloud_ingest.router.entry import Key
 from cloud_ingest.router.ledger import Draft, Span
@@ -29,7 +37,15 @@ from cloud_ingest.router.routes import Target
 from cloud_ingest.router.state import Partition, Plan
 from waybill.errors import Corrupt
 from waybill.frames import Frame, FrameHeader, decode, read_header
-from waybill.wire import COMMAND_STATUS_TOPIC, CONTROL_LANE, DICTIONARY_TOPIC, RECEIPT_TOPIC, CommandStatus, is_control
+from waybill.wire import (
+    COMMAND_STATUS_TOPIC,
+    CONTROL_LANE,
+    DICTIONARY_TOPIC,
+    PRESENCE_TOPIC,
+    RECEIPT_TOPIC,
+    CommandStatus,
+    is_control,
+)
 
 MAX_REASON = 64
 
@@ -279,6 +295,8 @@ class _Planner:
                 self._receipt(record, payload)
             elif topic == COMMAND_STATUS_TOPIC:
                 self._status(record, payload)
+            elif topic == PRESENCE_TOPIC:
+                self._presence(key, payload)
             elif topic == DICTIONARY_TOPIC:
                 self._dictionary(record.gateway, payload)
             else:
@@ -320,6 +338,13 @@ class _Planner:
         if refused:
             raise Rejected(refused)
         self._write_status(status)
+
+    def _presence(self, key: Key, payload: bytes) -> None:
+        """Write that a device came or went (C3)."""
+        refused = self.condemned or self.state.refused.get(self.state.topics.presence)
+        if refused:
+            raise Rejected(refused)
+        self.step.records.append(record_of(self.state.topics.presence, parse_presence(payload, key.gateway, key.epoch)))
 
     def _dictionary(self, gateway: str, content: bytes) -> None:
         """Take in a dictionary, and let the frames go that waited for it (R10)."""

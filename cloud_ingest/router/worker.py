@@ -264,7 +264,10 @@ class _Worker:
 
     def _refuse(self, state: Partition, error: TopicRefused) -> None:
         """Send a refused topic's records to its dead letters from now on, for a while (R5)."""
-        if error.topic in state.refused or error.topic not in self._routes.topics | {self._topics.command_status}:
+        if error.topic in state.refused or error.topic not in self._routes.topics | {
+            self._topics.command_status,
+            self._topics.presence,
+        }:
             raise _Stopped(f"{error}; create the topic, or allow this deployment to write to it")
         state.refused[error.topic] = str(error)
         self._refused_until[error.topic] = time.monotonic() + REFUSED_FOR

@@ -35,6 +35,9 @@ COMMAND_STATUS_TOPIC: Final = "$waybill/command-status"
 
 DICTIONARY_TOPIC: Final = "$waybill/dictionary"
 """Topic of a zstd dictionary (:class:`waybill.frames.Dictionary`), its bytes as they are, within the control lane."""
+PRESENCE_TOPIC: Final = "$waybill/presence"
+"""Topic of a :class:`DevicePresence` (JSON) within the control lane."""
+
 NODE: Final = "node:"
 """What the names begin with under which the cloud's nodes journal what devices without a gateway sent: one a start."""
 
@@ -165,6 +168,18 @@ class CommandStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     state: Literal["delivered", "done", "expired", "rejected"]
     at_ms: int
     result: bytes | None = None
+    reason: str = ""
+
+
+class DevicePresence(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A device has connected to its gateway, or its connection has ended (JSON, in the control lane).
+
+    ``at_ms``: milliseconds since 1970 UTC by the gateway's clock. ``reason``: why it ended; empty: it said good-bye.
+    """
+
+    device: str
+    state: Literal["online", "offline"]
+    at_ms: int
     reason: str = ""
 
 

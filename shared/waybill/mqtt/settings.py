@@ -225,7 +225,6 @@ class Counters:
     QoS 2 messages that were refused for want of room; ``removed``: subscriptions of a session, and messages that
     waited for them, that its client may no longer have. ``throttled``: how often a client was not read because it
     published faster than ``publish_rate``. ``no_room``: PUBLISH packets that were not taken for want of room.
-    published faster than ``publish_rate``.
     ``probes``: connections that ended without a byte, as a load balancer makes them, where TLS or a proxy's header was
     awaited.
     ``malformed``, ``denied``, ``refused`` (CONNECT), ``over_limit`` (connections), ``handshakes_failed`` (TLS,

@@ -7,10 +7,13 @@ import json
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cloud_ingest import config
+from cloud_ingest.app import Ingest
 from cloud_ingest.journal.port import OutRecord
+from cloud_ingest.presence import Here
 from deploy.kafka.cluster import Cluster
 from tests.integration.cloud.gateway import Gateway, Pki, connected, frame, records, running, span, status_frame, until
 from waybill.wire import CONTROL_LANE, CommandStatus
@@ -104,3 +107,36 @@ async def test_kafka_away_at_the_start_and_later_is_retried_and_then_journaled(
         assert "Traceback" not in caplog.text
     finally:
         await asyncio.to_thread(cluster.stop, seconds=0)
+
+
+async def test_c3_two_nodes_on_one_kafka_and_a_gateway_that_moves(
+    kafka: str, unique: str, tmp_path: Path, certificates: Pki
+) -> None:
+    """The second node's connection is the current one, although the first node still holds an older one."""
+    context = certificates.gateway("g1")
+    async with (
+        running(settings_of(kafka, unique, tmp_path / "1", certificates)) as first,
+        running(settings_of(kafka, unique, tmp_path / "2", certificates)) as second,
+    ):
+        for each in (first, second):
+            await until(lambda: each.snapshot().state == "running", 120)  # noqa: B023 - called at once
+        async with connected(first, "g1", context) as old:
+            await at(first, "g1", first.frames.name)
+            async with connected(second, "g1", context) as new:
+                async with asyncio.timeout(60):
+                    await old.closed.wait()
+                await new.send(frame())
+                await new.journaled(1, 1)
+                assert (await at(first, "g1", second.frames.name)).state == "online"
+                assert list(second.listener.connected) == ["g1"]
+
+
+async def at(ingest: Ingest, key: str, node: str) -> Here:
+    """Wait until the topic's newest record of ``key`` is of ``node``, and return it."""
+    async with asyncio.timeout(60):
+        while True:
+            found = await records(ingest, ingest._settings.config.topics.presence, 1)
+            mine = [each.value for each in found if each.key == key.encode() and each.value]
+            if mine and (here := msgspec.json.decode(mine[-1], type=Here)).node == node:
+                return here
+            await asyncio.sleep(0.05)

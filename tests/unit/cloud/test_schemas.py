@@ -13,6 +13,7 @@ import pytest
 from cloud_ingest import command_record
 from cloud_ingest.config import DEFAULT_ROUTES
 from cloud_ingest.journal.port import JournalRecord, OutRecord
+from cloud_ingest.presence import Here
 from cloud_ingest.router.entry import Entry
 from cloud_ingest.router.records import append_records, dead_frame, dead_letter
 from cloud_ingest.router.routes import Routes
@@ -99,6 +100,17 @@ def test_a_command_status_is_as_documented() -> None:
     assert json.loads(msgspec.json.encode(status)) == json.loads(example)
     ours = msgspec.json.schema(CommandStatus)["$defs"]["CommandStatus"]
     schema = read("command-status.schema.json")
+    assert schema["properties"].keys() == ours["properties"].keys()
+    assert schema["required"] == ours["required"]
+    assert set(schema["properties"]["state"]["enum"]) == set(ours["properties"]["state"]["enum"])
+
+
+def test_presence_is_as_documented() -> None:
+    example = (SCHEMAS / "presence.example.json").read_bytes()
+    here = msgspec.json.decode(example, type=Here)
+    assert json.loads(msgspec.json.encode(here)) == json.loads(example)
+    ours = msgspec.json.schema(Here)["$defs"]["Here"]
+    schema = read("presence.schema.json")
     assert schema["properties"].keys() == ours["properties"].keys()
     assert schema["required"] == ours["required"]
     assert set(schema["properties"]["state"]["enum"]) == set(ours["properties"]["state"]["enum"])
