@@ -45,6 +45,8 @@ class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``connections``: how many at once; more are turned away. ``connect_timeout``: seconds until CONNECT.
     ``mode`` ``external``: not here but at a broker that others run, ``broker``; ``plain``: filters of topics there
     whose messages are of devices without a gateway. Then ``max_frame``, ``memory`` and ``credit`` count as well.
+    ``accept_rate``: TLS handshakes begun a second, so that a fleet that returns at once leaves time to those that are
+    there; 0: any number. ``drain``: seconds within which gateways are let go at the end, one by one.
     ``proxies``: addresses and networks of load balancers, whose connections begin with a header of the PROXY protocol.
     """
 
@@ -57,6 +59,8 @@ class Listener(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     credit: int = 4 * MIB
     connections: int = 10_000
     connect_timeout: float = 10.0
+    accept_rate: float = 500.0
+    drain: float = 30.0
     proxies: tuple[str, ...] = ()
     mode: Literal["own", "external"] = "own"
     plain: tuple[str, ...] = ()
@@ -292,6 +296,9 @@ def _check_listener(listener: Listener, where: str) -> None:
         raise ConfigError(f"{where}: [listener] memory must hold two frames: at least {2 * listener.max_frame} bytes")
     if listener.connect_timeout <= 0:
         raise ConfigError(f"{where}: [listener] connect_timeout must be more than 0 seconds")
+    for name in ("accept_rate", "drain"):
+        if getattr(listener, name) < 0:
+            raise ConfigError(f"{where}: [listener] {name} must be 0 or more")
     proxy.networks(listener.proxies, f"{where}: [listener] proxies")
 
 

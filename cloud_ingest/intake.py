@@ -275,6 +275,11 @@ class Intake:
                 if self.credit() != told:
                     self._send(gateway, Ack(credit=self._news(gateway)))
 
+    async def answered(self, gateway: str) -> None:
+        """Wait until every frame of ``gateway`` that was taken is answered."""
+        while (queue := self._queues.get(gateway)) is not None and queue.task is not None:
+            await asyncio.wait({queue.task})
+
     async def close(self, patience: float) -> None:
         """Take nothing more; wait ``patience`` seconds at most until what was taken is journaled and answered.
 

@@ -151,7 +151,10 @@ class Listener:
     async def _listen(self, where: str, context: ssl.SSLContext | None, *, websocket: bool = False) -> str:
         host, port = address(where)
         proxies = networks(self._settings.proxies, "[listener] proxies")
-        bound, port = await self.server.listen(host, port, context, websocket=websocket, proxies=proxies)
+        rate = self._settings.accept_rate
+        bound, port = await self.server.listen(
+            host, port, context, websocket=websocket, proxies=proxies, accept_rate=rate
+        )
         return f"[{bound}]:{port}" if ":" in bound else f"{bound}:{port}"
 
     @property
@@ -165,7 +168,12 @@ class Listener:
         return ""
 
     async def close(self, patience: float) -> None:
-        """Answer what was taken, within ``patience`` seconds, then stop. What is not answered is sent again."""
+        """Let go of the gateways one by one (``drain``), answer what was taken within ``patience`` seconds, then stop.
+
+        What is not answered is sent again.
+        """
+        if self._running:
+            await self.server.drain(self._settings.drain, answered=self.intake.answered)
         await self.intake.close(patience)
         if self._running:
             self._running = False

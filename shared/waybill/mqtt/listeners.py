@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
 
+STEP: Final = 0.02
+"""Seconds by which more may be accepted than ``accept_rate`` allows."""
+
 RETRY: Final = 1.0
 """Seconds to wait where no connection can be accepted."""
 
@@ -33,6 +36,8 @@ class Listener:
     """One address that connections come to. ``wire``: what they are there.
 
     ``proxies``: whose connections begin with a header of the PROXY protocol, which says who the client is.
+    ``accept_rate``: TLS handshakes begun a second; 0: any number.
+
     ``connections``: those of now, also by IP address (``addresses``).
     """
 
@@ -43,12 +48,14 @@ class Listener:
         wire: type[Wire] = Wire,
         tls: ssl.SSLContext | None = None,
         proxies: tuple[Network, ...] = (),
+        accept_rate: float = 0.0,
     ) -> None:
         self.name = name
         self.limits = limits
         self.wire = wire
         self.tls = tls
         self.proxies = proxies
+        self.accept_rate = accept_rate
         self.connections = 0
         self.addresses: dict[str, int] = {}
         self.server: asyncio.Server | None = None
@@ -97,8 +104,13 @@ class Listener:
         They are counted, or closed at a limit, before that costs anything: behind a proxy as the client that it names.
         """
         loop = asyncio.get_running_loop()
+        due = 0.0
         with sock:
             while True:
+                if self.accept_rate:
+                    due = max(due, loop.time()) + 1 / self.accept_rate
+                    if due - loop.time() > STEP:
+                        await asyncio.sleep(due - loop.time())
                 try:
                     peer, name = await loop.sock_accept(sock)
                 except ConnectionError:

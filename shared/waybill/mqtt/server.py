@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import secrets
 import time
 from os import PathLike, fspath
@@ -31,7 +32,7 @@ from waybill.mqtt.transport import Wire, address_of, ip_of
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from waybill.mqtt.limits import Limits
     from waybill.mqtt.proxy import Network
@@ -42,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 SWEEP: Final = 0.5
 """Seconds between two looks for the overdue."""
+
+DRAIN_STEP: Final = 0.02
+"""Seconds that a drain sleeps at least."""
 
 RETRY: Final = (0.1, 5.0)
 """Seconds to wait after a failed commit: at first, and at most (doubling)."""
@@ -118,11 +122,13 @@ class MqttServer:
         websocket: bool = False,
         limits: Limits | None = None,
         proxies: tuple[Network, ...] = (),
+        accept_rate: float = 0.0,
     ) -> tuple[str, int]:
         """Accept connections on an address (port 0: any), with ``ssl_context`` over TLS, with ``websocket`` over that.
 
         ``name``: what hooks hear as ``listener``. ``limits``: of this listener; without them those of the settings.
-        ``proxies``: who says in a header of the PROXY protocol which client a connection is of.
+        ``proxies``: who says in a header of the PROXY protocol which client a connection is of. ``accept_rate``: TLS
+        handshakes begun a second, 0 for any number; further connections wait in the system's queue.
         Returns the address bound. Raises Unavailable where it is taken.
         """
         wire: type[Wire] = Wire
@@ -130,7 +136,7 @@ class MqttServer:
             from waybill.mqtt.websocket import WebSocketWire  # only where it is used: it takes memory
 
             wire = WebSocketWire
-        listener = Listener(name, limits or self.settings, wire, ssl_context, proxies)
+        listener = Listener(name, limits or self.settings, wire, ssl_context, proxies, accept_rate)
         bound = await listener.open(self, host, port)
         self.listeners.append(listener)
         return bound
@@ -229,6 +235,38 @@ class MqttServer:
         for task in done:
             if not task.cancelled() and (error := task.exception()):
                 raise error
+
+    async def drain(
+        self, seconds: float, rate: float = 100.0, answered: Callable[[str], Awaitable[None]] | None = None
+    ) -> None:
+        """Accept nobody more and let go of the clients one by one, ``rate`` a second, all within ``seconds``.
+
+        Who comes back to another server does not come with all others at once. What is published meanwhile is
+        committed and acknowledged as ever; ``answered(client_id)`` returns when the program has nothing to say to a
+        client any more. Neither is waited for longer than ``close_timeout``.
+        """
+        for listener in self.listeners:
+            listener.close()
+        clients = [session.client_id for session in self.broker.sessions.values() if session.connection is not None]
+        random.shuffle(clients)
+        pause = min(1 / rate, seconds / max(1, len(clients)))
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for number, client_id in enumerate(clients, 1):
+                group.create_task(self._let_go(client_id, answered))
+                ahead = began + number * pause - time.monotonic()
+                if ahead > DRAIN_STEP:
+                    await asyncio.sleep(ahead)
+
+    async def _let_go(self, client_id: str, answered: Callable[[str], Awaitable[None]] | None) -> None:
+        session = self.broker.sessions.get(client_id)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.close_timeout):
+                while session is not None and session.connection is not None and session.connection.uncommitted:  # noqa: ASYNC110 - a commit has no event
+                    await asyncio.sleep(DRAIN_STEP)
+                if answered is not None:
+                    await answered(client_id)
+        self.disconnect(client_id, "the server shuts down")
 
     async def close(self) -> None:
         """Stop accepting, commit what was read, send the acks, close; waits at most ``close_timeout`` for the sink."""

@@ -358,3 +358,42 @@ async def test_a_gateway_that_is_gone_takes_no_share_of_the_credit_and_no_comman
     await until(lambda: ingest.dispatcher.open == 1)
     await asyncio.sleep(1.5)  # longer than the dispatcher ever waits before it looks
     assert ingest.dispatcher.counters.sent == 0
+
+
+async def test_a_node_that_ends_lets_its_gateways_go_one_by_one_and_serves_the_others_meanwhile(
+    tmp_path: Path, certificates: Pki
+) -> None:
+    """The last one of many is still answered while the first ones have been let go; nobody new gets in."""
+    names = [f"g{n}" for n in range(10)]
+    async with contextlib.AsyncExitStack() as stack:
+        ingest = await stack.enter_async_context(running(embedded(tmp_path / "data", certificates.listener(drain=5.0))))
+        assert isinstance(ingest.listener, Listener)
+        gateways = [
+            await stack.enter_async_context(connected(ingest, name, certificates.gateway(name))) for name in names
+        ]
+        drain = asyncio.create_task(ingest.listener.server.drain(5.0, rate=2.0))
+        async with asyncio.timeout(20):
+            await asyncio.wait(
+                [asyncio.create_task(each.closed.wait()) for each in gateways], return_when="FIRST_COMPLETED"
+            )
+        assert 0 < len(ingest.listener.connected) < len(names)
+        assert "efused" in await refusal(ingest, "late", certificates.gateway("late"))
+        (last, *_) = [each for each in gateways if each.name in ingest.listener.connected]
+        await last.send(frame())
+        await last.journaled(1, 1)
+        async with asyncio.timeout(20):
+            await drain
+        await until(lambda: not ingest.listener.connected)
+
+
+async def test_handshakes_are_begun_at_a_rate(tmp_path: Path, certificates: Pki) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        asked = certificates.listener(accept_rate=20.0)
+        ingest = await stack.enter_async_context(running(embedded(tmp_path / "data", asked)))
+        began = time.monotonic()
+        names = [f"g{n}" for n in range(10)]
+        contexts = [certificates.gateway(name) for name in names]
+        await asyncio.gather(
+            *(stack.enter_async_context(client(ingest, *each)) for each in zip(names, contexts, strict=True))
+        )
+        assert time.monotonic() - began > 0.4
