@@ -25,7 +25,7 @@ import math
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, Any, Final
 
 import aiomqtt
@@ -232,6 +232,15 @@ class _Client(aiomqtt.Client):
         except OSError as error:
             raise aiomqtt.MqttError(str(error)) from None
         await self._wait_for(self._connected, timeout=None)
+
+    async def _wait_for(self, fut: Awaitable[Any], timeout: float | None) -> Any:  # noqa: ANN401, ASYNC109 - aiomqtt's
+        # Not asyncio.wait_for: before Python 3.12 it may swallow a cancellation, and the agent would never end.
+        seconds = self.timeout if timeout is None else timeout
+        try:
+            async with asyncio.timeout(None if seconds == math.inf else seconds):
+                return await fut
+        except TimeoutError:
+            raise aiomqtt.MqttError("Operation timed out") from None
 
     def _on_socket_register_write(self, client: Any, userdata: Any, sock: Any) -> None:  # noqa: ANN401, ARG002 - paho's
         # At once: aiomqtt puts it off, and by then the socket may be closed, and its number another's.

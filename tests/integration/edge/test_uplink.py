@@ -78,6 +78,19 @@ async def test_it_says_online_and_offline_and_brings_what_the_cloud_sends() -> N
     assert cloud.reasons == [""]  # it said goodbye, so no will
 
 
+async def test_a_stop_at_any_moment_of_a_connection_ends_it() -> None:
+    got = Got()
+    async with listening(Cloud()) as cloud:
+        for turns in range(60):  # of the event loop; so many are enough to be online
+            task = asyncio.create_task(Uplinks([url(cloud.address)], GATEWAY, "0").run(got.serve))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            async with asyncio.timeout(30):
+                await asyncio.wait([task])
+    assert got.links
+
+
 async def test_what_comes_in_one_piece_over_a_websocket_is_all_read() -> None:
     got = Got()
     commands = [Envelope(f"{number}", "command", "V7", "lock", bytes(number), 99) for number in range(200)]
