@@ -73,7 +73,7 @@ class Job:
     result: Any = None
     outcome: Outcome | None = None
     leaving: int = 0
-    tight: bool = False
+    tight: int = 0
     present: bool = False
 
 
@@ -92,8 +92,8 @@ class Engine:
         self.fault = ""
         self.refusing: frozenset[str] = frozenset()
         self.on_refusing: Callable[[frozenset[str]], None] = lambda _: None
-        self.tight = False
-        """Whether just the reserve is left."""
+        self.tight = 0
+        """Bytes that are lacking of the reserve."""
         self.policy = policy
         self.leaving: list[tuple[str, int, int, int]] = []
         """(lane, ordinal, first, last) that are settled and to be deleted with the next transaction."""
@@ -277,16 +277,16 @@ class Engine:
                 writer.settle(lane, ordinal, first, last)
             job.result = job.work(writer)
             job.outcome = writer.finish()
-            job.tight = not plenty and self._is_tight(db)
+            job.tight = 0 if plenty else self._short(db)
 
-    def _is_tight(self, db: sqlite3.Connection) -> bool:
-        return self._room.lacking(db, self.path, self._room.reserve)[0] > 0
+    def _short(self, db: sqlite3.Connection) -> int:
+        return self._room.lacking(db, self.path, self._room.reserve)[0]
 
     async def look(self) -> None:
         """Find out how much room there is: others may have taken some, or given some back. Raises Unavailable."""
-        self._refuse(tight=await self.read(self._is_tight))
+        self._refuse(tight=await self.read(self._short))
 
-    def _refuse(self, *, tight: bool) -> None:
+    def _refuse(self, *, tight: int) -> None:
         """Find out which lanes are to take nothing, and tell where that has changed."""
         self.tight = tight
         refusing = self.policy.refusing(self.index, self._room.reserve, tight=tight)
@@ -333,7 +333,7 @@ class Engine:
             raise error
         self.counters.faults += 1
         if trouble == "full":
-            self._refuse(tight=True)
+            self._refuse(tight=max(1, self.tight))
             makes_room = job is None or not job.size
             if again:
                 await self._make_room(0 if job is None or isinstance(error, NoRoom) else job.size, makes=makes_room)

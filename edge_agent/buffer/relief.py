@@ -76,8 +76,8 @@ class Policy:
         object.__setattr__(self, "drops", sorted(drops, key=lambda lane: -lane.priority))
         object.__setattr__(self, "eaten", eaten)
 
-    def refusing(self, index: Index, reserve: int, *, tight: bool) -> frozenset[str]:
-        """Return the lanes that take nothing at present. ``tight``: the buffer has just its ``reserve`` left."""
+    def refusing(self, index: Index, reserve: int, *, tight: int) -> frozenset[str]:
+        """Return the lanes that take nothing at present. ``tight``: bytes that the buffer lacks of its ``reserve``."""
 
         def stored(lane: Lane) -> int:
             known = index.lanes.get(lane.name)
@@ -86,7 +86,7 @@ class Policy:
         def gives(lane: Lane) -> bool:
             """Tell whether others, less urgent or as urgent, have something to give."""
             return any(
-                each.when_full == "drop-oldest" and each.priority >= lane.priority and stored(each) > reserve
+                each.when_full == "drop-oldest" and each.priority >= lane.priority and stored(each) > tight + reserve
                 for each in self.drops
             )
 
@@ -174,7 +174,8 @@ class Relief:
         freed = 0
 
         def enough(more: int) -> bool:
-            return freed + more >= 2 * need + SLICE or not self._lacking(need)[0]
+            # what is dropped whole takes no room, even where a cap that was lowered is below what is stored
+            return need <= 1 or freed + more >= 2 * need + SLICE or not self._lacking(need)[0]
 
         for lane in self._policy.drops:
             name = lane.name

@@ -15,12 +15,14 @@ from collections import Counter
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import hypothesis.strategies as st
 import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from edge_agent.buffer import keeper as keeping
 from edge_agent.buffer.keeper import Keeper
 from edge_agent.buffer.port import Chunk, Commit, Position
 from edge_agent.buffer.settings import MIB, BufferSettings
@@ -68,6 +70,7 @@ class Machine(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.stack.callback(self.loop.close)
         self.root = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
+        self.stack.enter_context(patch.object(keeping, "EVERY", 3600.0))  # the rules do it, at their own time
         self.place = 0
         self.now_ns = 0
         self.pid = 0

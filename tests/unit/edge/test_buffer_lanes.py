@@ -194,6 +194,19 @@ async def test_a_full_buffer_refuses_and_keeps_a_reserve_for_what_was_read(tmp_p
     await buffer.close()
 
 
+async def test_below_what_is_stored_a_lane_that_drops_does_not_wait(tmp_path: Path) -> None:
+    limits = BufferSettings(max_bytes=2 * MIB, ballast_bytes=0, min_free_bytes=0)
+    buffer = await opened(tmp_path, NEWEST, settings=limits)
+    await fill(buffer, "telemetry", 1, 120)
+    await buffer.close()
+    buffer = await opened(tmp_path, NEWEST, settings=msgspec.structs.replace(limits, max_bytes=MIB))
+    assert buffer.refusing == {"telemetry"}
+    await fill(buffer, "newest", 1, 2)
+    assert buffer.fault == ""
+    assert [(loss.first, loss.last, loss.reason) for loss in owed(buffer)] == [(1, 2, "dropped: full")]
+    await buffer.close()
+
+
 async def test_what_is_declared_and_not_said_survives_a_restart_with_its_own_epoch(tmp_path: Path) -> None:
     buffer = await opened(tmp_path, OLDEST)
     await fill(buffer, "oldest", 1, 10)
@@ -384,9 +397,10 @@ def test_who_refuses_is_decided_by_urgency() -> None:
     lanes = complete([FIRM, Lane("late", 200, ("l",)), Lane("bulk", 100, ("b",), when_full="drop-oldest")])
     policy = Policy({lane.name: lane for lane in lanes})
     index = Index(1, 1, "b", [lane.name for lane in lanes])
-    assert policy.refusing(index, 100, tight=False) == frozenset()
-    assert policy.refusing(index, 100, tight=True) == {"firm", "late", "telemetry"}
-    index.lanes["bulk"].bytes = 101
-    assert policy.refusing(index, 100, tight=True) == {"late"}  # it may not push out what is more urgent
+    assert policy.refusing(index, 100, tight=0) == frozenset()
+    assert policy.refusing(index, 100, tight=1) == {"firm", "late", "telemetry"}
+    index.lanes["bulk"].bytes = 102
+    assert policy.refusing(index, 100, tight=1) == {"late"}  # it may not push out what is more urgent
+    assert policy.refusing(index, 100, tight=2) == {"firm", "late", "telemetry"}  # that is too little
     index.lanes["firm"].bytes = FIRM.max_bytes
-    assert policy.refusing(index, 100, tight=False) == {"firm"}
+    assert policy.refusing(index, 100, tight=0) == {"firm"}
