@@ -41,7 +41,7 @@ class Room:
 
     def is_plenty(self, db: sqlite3.Connection, path: Path, need: int) -> bool:
         """Tell at once that ``need`` more bytes fit and leave the reserve; what is asked of every commit."""
-        need = max(need, self.reserve) + _OVERHEAD
+        need += self.reserve + _OVERHEAD
         page, free, used = _pages(db)
         whole = max(used + free * page, used + need)
         log = max(size(log_of(path)), self._log, need)
