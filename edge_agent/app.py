@@ -30,15 +30,15 @@ from edge_agent.clock import Clock
 from edge_agent.commands import Commands
 from edge_agent.config import EdgeConfig, memory_ceiling, server_settings
 from edge_agent.flash import Flash
-from edge_agent.forwarder import Forwarder
-from edge_agent.gauge import Gauge
+from edge_agent.forward.forwarder import Forwarder
+from edge_agent.forward.training import FILE, Training
 from edge_agent.intake import Forward, Intake
 from edge_agent.listener_config import ListenerSettings
-from edge_agent.meter import Meter
+from edge_agent.plan.gauge import Gauge
+from edge_agent.plan.meter import Meter
 from edge_agent.presence import Presence
 from edge_agent.status import SOCKET, EdgeStatus, LaneState, LinkState, ListenerState, Rate
-from edge_agent.training import FILE, Training
-from edge_agent.uplink_config import metered
+from edge_agent.uplink.config import metered
 from waybill import snapshot
 from waybill.acl import Acl
 from waybill.auth import Auth, Door
@@ -51,9 +51,9 @@ from waybill.pki import server_context
 from waybill.wire import Ack
 
 if TYPE_CHECKING:
-    from edge_agent.source import Source
-    from edge_agent.uplink import Link
-    from edge_agent.uplinks import Uplinks
+    from edge_agent.source.source import Source
+    from edge_agent.uplink.link import Link
+    from edge_agent.uplink.uplinks import Uplinks
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Agent:
         doors = {_name(number, listener): _door(listener) for number, listener in enumerate(settings.listeners, 1)}
         self._auth = auth = Auth(doors, Acl(settings.acl or ()), self._clock.mono)
         if settings.uplinks:
-            from edge_agent.uplinks import Uplinks
+            from edge_agent.uplink.uplinks import Uplinks
 
             self._uplinks = Uplinks(settings.uplinks, settings.gateway, self._version, floor_ms=self._clock.floor_ms)
         self._buffer = buffer = await self._store.open(
@@ -172,8 +172,8 @@ class Agent:
         self._tasks.stop()
 
     def _make_sources(self, intake: Intake) -> None:
-        from edge_agent.source import Source
-        from edge_agent.source_sessions import Sessions
+        from edge_agent.source.sessions import Sessions
+        from edge_agent.source.source import Source
 
         sessions = Sessions(self._settings.data)
         for each in self._settings.sources:

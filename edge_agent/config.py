@@ -10,14 +10,16 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from edge_agent import lanes, plan, source_config
-from edge_agent.bodies import Body
+from edge_agent import lanes
 from edge_agent.buffer.settings import BufferSettings
+from edge_agent.forward.bodies import Body
 from edge_agent.lanes import MAX_LEVELS, Lane
 from edge_agent.listener_config import LimitSettings, ListenerSettings, check_listener
-from edge_agent.plan import PlanSettings
-from edge_agent.source_config import SourceSettings
-from edge_agent.uplink_config import UplinkSettings, check_uplinks
+from edge_agent.plan import plan
+from edge_agent.plan.plan import PlanSettings
+from edge_agent.source import config as source_config
+from edge_agent.source.config import SourceSettings
+from edge_agent.uplink.config import UplinkSettings, check_uplinks
 from waybill import acl, config
 from waybill.acl import AclRule
 from waybill.errors import ConfigError
@@ -34,8 +36,8 @@ class ForwardSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``filters``, ``exclude``: MQTT topic filters; topics that begin with ``$`` never go. A frame is cut at
     ``frame_messages``, at ``frame_bytes`` of payload, at what the link takes in half a second, or when its first
     message has waited for ``linger_ms``.
-    ``window_bytes``: encoded frames kept for resends, and so at most in flight. ``body``: see :mod:`edge_agent.bodies`.
-    ``dictionaries``: see :mod:`edge_agent.dictionaries`.
+    ``window_bytes``: encoded frames kept for resends, and so at most in flight.
+    ``body``, ``dictionaries``: see :mod:`edge_agent.forward.bodies`, :mod:`edge_agent.forward.dictionaries`.
     """
 
     filters: tuple[str, ...] = ("#",)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from edge_agent.flash import FlashState
-from edge_agent.plan import PlanState, say_bytes
+from edge_agent.plan.plan import PlanState, say_bytes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -62,7 +62,7 @@ class ListenerState(msgspec.Struct, frozen=True):
 class SourceState(msgspec.Struct, frozen=True):
     """A broker that the agent subscribes to.
 
-    ``received``, ``forgotten``, ``dropped``: since the start; see :class:`edge_agent.source.Counters`.
+    ``received``, ``forgotten``, ``dropped``: since the start; see :class:`edge_agent.source.source.Counters`.
     """
 
     name: str
@@ -76,7 +76,7 @@ class SourceState(msgspec.Struct, frozen=True):
 class LaneState(msgspec.Struct, frozen=True):
     """What waits in a lane: messages, bytes as stored, and the wall time of the oldest (None where it is empty).
 
-    ``held``: why none of it is sent at present (:meth:`edge_agent.forwarder.Forwarder.shut`). ``cap``: most bytes, 0:
+    ``held``: why none of it is sent at present (``Forwarder.shut``). ``cap``: most bytes, 0:
     those of the buffer. ``dropped``, ``expired``: messages since the start that left with a receipt. ``refused``:
     messages since the start that were not taken for want of room; ``full``: none are now. ``holds_s``: seconds
     until it is at ``cap``; ``drained_s``: until its backlog is gone. None: never as it goes, or not known yet.

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from edge_agent.dictionaries import Sample, train
+from edge_agent.forward.dictionaries import Sample, train
 from waybill.frames import Dictionary, Row, decode, encode_plain, in_columns
 
 pytestmark = pytest.mark.bench

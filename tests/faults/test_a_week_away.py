@@ -9,7 +9,7 @@ from edge_agent.buffer.port import Chunk, Commit
 from edge_agent.buffer.sqlite import SqliteBuffer
 from edge_agent.clock import Clock
 from edge_agent.config import ForwardSettings
-from edge_agent.forwarder import Forwarder
+from edge_agent.forward.forwarder import Forwarder
 from edge_agent.lanes import complete
 from tests.support.buffer import SMALL
 from waybill.frames import Frame, decode

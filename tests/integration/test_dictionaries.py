@@ -8,9 +8,9 @@ import pytest
 
 from cloud_ingest import config
 from cloud_ingest.app import Ingest
-from edge_agent import dictionaries, training
 from edge_agent.config import ForwardSettings
-from edge_agent.uplink_config import UplinkSettings
+from edge_agent.forward import dictionaries, training
+from edge_agent.uplink.config import UplinkSettings
 from tests.integration.cloud import gateway as cloud
 from tests.integration.edge.agents import publish, running
 from tests.integration.edge.peer import until

@@ -10,7 +10,7 @@ from typing import Any
 from cloud_ingest import config
 from cloud_ingest.app import Ingest
 from edge_agent.config import ForwardSettings
-from edge_agent.uplink_config import UplinkSettings
+from edge_agent.uplink.config import UplinkSettings
 from tests.integration.cloud import gateway as cloud
 from tests.integration.edge import agents
 from tests.integration.edge.peer import GATEWAY, until

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edge_agent.plan import DAY, SETTLED, Account, DataPlan, PlanSettings, began
+from edge_agent.plan.plan import DAY, SETTLED, Account, DataPlan, PlanSettings, began
 
 LONG = bool(os.environ.get("WAYBILL_LONG"))
 BUDGET = 10_000

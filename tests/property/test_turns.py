@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.turns import Turns
+from edge_agent.forward.turns import Turns
 
 FRAME = 1000
 LANES = ("control", "alarms", "telemetry", "bulk")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from edge_agent.buffer.port import Position
-from edge_agent.window import MAX_TIMEOUT, Flight, Stage, Window
+from edge_agent.forward.window import MAX_TIMEOUT, Flight, Stage, Window
 from waybill.wire import Ack, RefusedSpan, Span
 
 LANES = ("control", "bulk")

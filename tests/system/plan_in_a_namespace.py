@@ -14,9 +14,9 @@ from pathlib import Path
 
 from edge_agent.buffer.port import Chunk, Commit
 from edge_agent.config import ForwardSettings
-from edge_agent.meter import counters_of
-from edge_agent.plan import PlanSettings
-from edge_agent.uplink_config import UplinkSettings
+from edge_agent.plan.meter import counters_of
+from edge_agent.plan.plan import PlanSettings
+from edge_agent.uplink.config import UplinkSettings
 from tests.integration.edge.agents import Running, running
 from tests.integration.edge.peer import Cloud, listening, until
 from waybill import pki

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.plan import DAY, idle_bytes
+from edge_agent.plan.plan import DAY, idle_bytes
 
 pytestmark = pytest.mark.system
 

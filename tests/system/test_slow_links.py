@@ -21,7 +21,7 @@ from waybill import snapshot
 pytestmark = pytest.mark.system
 
 FRAME = 1.0
-"""Seconds of other bytes that what is urgent finds before it, about (:mod:`edge_agent.pace`)."""
+"""Seconds of other bytes that what is urgent finds before it, about (:mod:`edge_agent.forward.pace`)."""
 
 OURS = 1.0
 """Seconds that the processes at both ends may take for a command besides the link, on a machine with other work."""

@@ -17,7 +17,7 @@ import msgspec
 from edge_agent.app import Agent
 from edge_agent.config import EdgeConfig, ForwardSettings
 from edge_agent.listener_config import ListenerSettings
-from edge_agent.uplink_config import UplinkSettings
+from edge_agent.uplink.config import UplinkSettings
 from tests.integration.edge.peer import GATEWAY, until
 from waybill.config import address
 

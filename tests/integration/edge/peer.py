@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from edge_agent.uplink_config import UplinkSettings
+from edge_agent.uplink.config import UplinkSettings
 from waybill.frames import Dictionary, FrameHeader, decode, read_header
 from waybill.mqtt.server import MqttServer
 from waybill.mqtt.settings import Client, Hooks

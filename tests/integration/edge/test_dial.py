@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from edge_agent import dial as module
-from edge_agent.dial import Dialer, LinkLost
-from edge_agent.traffic import Traffic
-from edge_agent.uplink_config import UplinkSettings
+from edge_agent.uplink import dial as module
+from edge_agent.uplink.config import UplinkSettings
+from edge_agent.uplink.dial import Dialer, LinkLost
+from edge_agent.uplink.traffic import Traffic
 from waybill import pki
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import dictionaries, training
 from edge_agent.config import ForwardSettings
+from edge_agent.forward import dictionaries, training
 from tests.integration.edge.agents import Running, publish, running
 from tests.integration.edge.peer import Cloud, journal_it, listening, refuse_it, until, url
 from waybill.frames import FrameHeader

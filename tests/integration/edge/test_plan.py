@@ -16,8 +16,8 @@ from edge_agent import app
 from edge_agent.clock import Clock
 from edge_agent.config import ForwardSettings
 from edge_agent.lanes import Lane
-from edge_agent.meter import SAVE_BYTES
-from edge_agent.plan import PlanSettings, PlanState, Shed
+from edge_agent.plan.meter import SAVE_BYTES
+from edge_agent.plan.plan import PlanSettings, PlanState, Shed
 from edge_agent.status import EdgeStatus
 from tests.integration.edge.agents import Running, process, publish, running
 from tests.integration.edge.peer import Cloud, listening, until, url

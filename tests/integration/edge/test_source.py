@@ -14,9 +14,9 @@ import aiomqtt
 import msgspec
 import pytest
 
-from edge_agent.source import UNCOMMITTED, Source
-from edge_agent.source_config import SourceSettings, completed
-from edge_agent.source_sessions import Sessions
+from edge_agent.source.config import SourceSettings, completed
+from edge_agent.source.sessions import Sessions
+from edge_agent.source.source import UNCOMMITTED, Source
 from tests.integration.edge.agents import Running, publish, running
 from tests.integration.edge.peer import GATEWAY, Cloud, listening, until, url
 from tests.support.device import Device

@@ -9,8 +9,8 @@ PROGRAM = """
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from edge_agent.dictionaries import Sample, train
-from edge_agent.training import _be_modest
+from edge_agent.forward.dictionaries import Sample, train
+from edge_agent.forward.training import _be_modest
 from waybill.frames import encode_plain
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent import uplinks as module
-from edge_agent.uplink import Link, explain
-from edge_agent.uplink_config import UplinkSettings
-from edge_agent.uplinks import MAX_DELAY, Uplinks, backoff
+from edge_agent.uplink import uplinks as module
+from edge_agent.uplink.config import UplinkSettings
+from edge_agent.uplink.link import Link, explain
+from edge_agent.uplink.uplinks import MAX_DELAY, Uplinks, backoff
 from fleet_simulator.link import Link as Relay
 from tests.integration.edge.peer import GATEWAY, Cloud, listening, until, url
 from waybill.errors import ConfigError

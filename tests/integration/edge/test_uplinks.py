@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge_agent import uplinks as module
 from edge_agent.config import ForwardSettings
 from edge_agent.lanes import Lane
-from edge_agent.uplink import Link
-from edge_agent.uplink_config import UplinkSettings
-from edge_agent.uplinks import Uplinks, return_delay
+from edge_agent.uplink import uplinks as module
+from edge_agent.uplink.config import UplinkSettings
+from edge_agent.uplink.link import Link
+from edge_agent.uplink.uplinks import Uplinks, return_delay
 from fleet_simulator.link import Link as Relay
 from tests.integration.edge import agents
 from tests.integration.edge.peer import GATEWAY, Cloud, listening, until, url

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_agent.bodies import Bodies, Body
+from edge_agent.forward.bodies import Bodies, Body
 
 
 def frames(bodies: Bodies, count: int, *, waited: float, worked: float = 0.02) -> list[bool]:

@@ -15,9 +15,9 @@ from edge_agent.buffer.settings import BufferSettings
 from edge_agent.config import EdgeConfig, ForwardSettings
 from edge_agent.lanes import Lane
 from edge_agent.listener_config import LimitSettings, ListenerSettings
-from edge_agent.plan import PlanSettings, Shed
-from edge_agent.source_config import SourceSettings
-from edge_agent.uplink_config import UplinkSettings
+from edge_agent.plan.plan import PlanSettings, Shed
+from edge_agent.source.config import SourceSettings
+from edge_agent.uplink.config import UplinkSettings
 from waybill.acl import AclRule
 from waybill.errors import ConfigError
 from waybill.mqtt.limits import Limits

@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import pytest
 
-from edge_agent import dictionaries as module
 from edge_agent.buffer.port import Lease, Position, Stored
-from edge_agent.dictionaries import A_DAY, DAY, FEWEST, Dictionaries, Sample, train
+from edge_agent.forward import dictionaries as module
+from edge_agent.forward.dictionaries import A_DAY, DAY, FEWEST, Dictionaries, Sample, train
 from waybill.frames import Dictionary, encode_plain, read_header
 from waybill.wire import CONTROL_LANE, DICTIONARY_TOPIC, TELEMETRY_LANE, Span
 

@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Callable
 import msgspec
 import pytest
 
-from edge_agent import forwarder as module
-from edge_agent.bodies import Body
 from edge_agent.buffer.port import Chunk, Commit, Lease, Own, Position
 from edge_agent.buffer.testing import MemoryBuffer
 from edge_agent.clock import Clock
 from edge_agent.config import ForwardSettings
-from edge_agent.forwarder import MAX_FRAME, Forwarder
+from edge_agent.forward import forwarder as module
+from edge_agent.forward.bodies import Body
+from edge_agent.forward.forwarder import MAX_FRAME, Forwarder
 from edge_agent.lanes import CONTROL, Lane, complete
 from waybill.errors import Unavailable
 from waybill.frames import Dictionary, Frame, decode

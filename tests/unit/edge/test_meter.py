@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from edge_agent.clock import Clock
-from edge_agent.meter import FILE, IDLE_SECONDS, SAVE_BYTES, SAVE_SECONDS, Meter, counters_of, encode, load, write
-from edge_agent.plan import Account, PlanSettings, Shed
-from edge_agent.traffic import Traffic
-from edge_agent.uplink_config import UplinkSettings
+from edge_agent.plan.meter import FILE, IDLE_SECONDS, SAVE_BYTES, SAVE_SECONDS, Meter, counters_of, encode, load, write
+from edge_agent.plan.plan import Account, PlanSettings, Shed
+from edge_agent.uplink.config import UplinkSettings
+from edge_agent.uplink.traffic import Traffic
 
 BUDGET = 1_000_000
 

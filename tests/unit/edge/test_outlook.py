@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edge_agent.buffer.port import Chunk, Commit
 from edge_agent.buffer.settings import MIB, BufferSettings
 from edge_agent.buffer.sqlite import SqliteBuffer
-from edge_agent.outlook import ENOUGH, Arrived, Outlook, Space, Waiting, on_disk
+from edge_agent.plan.outlook import ENOUGH, Arrived, Outlook, Space, Waiting, on_disk
 from waybill.mqtt.codec import publish
 
 STEP = 5.0

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from edge_agent.buffer.port import Position
-from edge_agent.pace import BASE_AGE, Pace
-from edge_agent.window import Flight, Window
+from edge_agent.forward.pace import BASE_AGE, Pace
+from edge_agent.forward.window import Flight, Window
 from waybill.wire import Ack, Span
 
 EPOCH = 5

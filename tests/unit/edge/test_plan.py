@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from edge_agent import config
-from edge_agent.plan import (
+from edge_agent.plan.plan import (
     DAY,
     ENOUGH,
     LONGEST,

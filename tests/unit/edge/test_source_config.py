@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent import config
-from edge_agent.source_config import overlap
+from edge_agent.source.config import overlap
 from waybill.errors import ConfigError
 
 

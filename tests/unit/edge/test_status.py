@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from edge_agent.flash import FlashState
-from edge_agent.plan import PlanState
+from edge_agent.plan.plan import PlanState
 from edge_agent.status import (
     SPAN,
     EdgeStatus,

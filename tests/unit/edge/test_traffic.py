@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from edge_agent import traffic
-from edge_agent.traffic import Traffic
+from edge_agent.uplink import traffic
+from edge_agent.uplink.traffic import Traffic
 
 SYN = {socket.AF_INET: 60, socket.AF_INET6: 80}
 PLAIN = {socket.AF_INET: 52, socket.AF_INET6: 72}

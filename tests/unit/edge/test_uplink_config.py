@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent import config
-from edge_agent.uplink_config import Proxy, UplinkSettings, labels, with_certificates
+from edge_agent.uplink.config import Proxy, UplinkSettings, labels, with_certificates
 from waybill.errors import ConfigError
 
 FIRST = 'gateway = "g"\ndata = "data"\n'

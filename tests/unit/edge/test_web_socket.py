@@ -13,7 +13,7 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
-from edge_agent.web_socket import PART, WebSocket
+from edge_agent.uplink.web_socket import PART, WebSocket
 
 
 class Peer:

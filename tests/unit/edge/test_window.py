@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge_agent.buffer.port import Position
-from edge_agent.window import FIRST_TIMEOUT, MAX_TIMEOUT, RETRY_PAUSE, Flight, Settled, Stage, Window
+from edge_agent.forward.window import FIRST_TIMEOUT, MAX_TIMEOUT, RETRY_PAUSE, Flight, Settled, Stage, Window
 from waybill.wire import Ack, RefusedSpan, Span
 
 EPOCH = 77

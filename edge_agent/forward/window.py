@@ -9,7 +9,7 @@ A frame lives here from the moment it is encoded until its last message is ackno
                                a probe's ack                    │
                                        refused: REFUSED ◀───────┘──▶ acknowledged: gone
 
-**Order.** Lanes by priority and share (:mod:`edge_agent.turns`); within a lane by epoch and seq, so that after a
+**Order.** Lanes by priority and share (``turns``); within a lane by epoch and seq, so that after a
 reconnect each begins with its unacked frames.
 
 **Timers** (U2). A frame's time begins when its last byte left the socket's queue: a slow link is no loss. Only a
@@ -19,7 +19,7 @@ time-out doubles with each probe, up to 60 s, and is set anew only by the ack of
 a frame sent twice does not say which of the two it is for (Karn and Partridge, 1987).
 
 **Credit** (U3) bounds the bytes handed out and unacked: absolute, the last one wins, one frame at least, one frame
-before the first. So does what the link can take (:mod:`edge_agent.pace`), but that the most urgent lane may go over it
+before the first. So does what the link can take (``pace``), but that the most urgent lane may go over it
 by a part of a frame: it must not wait for acks. ``limit`` bounds the encoded bytes kept here, for resends; each lane
 may always hold one frame.
 
@@ -35,8 +35,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from edge_agent.buffer.port import Position
-from edge_agent.pace import Mark, Pace
-from edge_agent.turns import Turns
+from edge_agent.forward.pace import Mark, Pace
+from edge_agent.forward.turns import Turns
 from waybill.frames.header import VERSION
 from waybill.wire import Ack, RefusedSpan, Span
 
@@ -126,7 +126,7 @@ class Window:
     """All frames in flight of one agent.
 
     ``lanes``: names, the most urgent first; ``limit``: bytes kept for resends; ``shares``: see
-    :class:`edge_agent.turns.Turns`.
+    :class:`edge_agent.forward.turns.Turns`.
     """
 
     def __init__(self, lanes: Iterable[str], limit: int, shares: Mapping[str, int] | None = None) -> None:

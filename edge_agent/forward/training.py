@@ -1,4 +1,4 @@
-"""The work around :mod:`edge_agent.dictionaries`: the thread that trains, the file over restarts, the message."""
+"""The work around ``dictionaries``: the thread that trains, the file over restarts, the message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Final
 
 from edge_agent.buffer.port import Buffer, Commit, Own
 from edge_agent.clock import Clock
-from edge_agent.dictionaries import Dictionaries, train
+from edge_agent.forward.dictionaries import Dictionaries, train
 from waybill.errors import Corrupt
 from waybill.frames import Dictionary
 from waybill.wire import DICTIONARY_TOPIC

@@ -19,13 +19,13 @@ from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from edge_agent.bodies import Bodies
 from edge_agent.buffer.port import Buffer, Lease, Position, Stored
 from edge_agent.clock import Clock
 from edge_agent.config import ForwardSettings
-from edge_agent.dictionaries import Dictionaries
+from edge_agent.forward.bodies import Bodies
+from edge_agent.forward.dictionaries import Dictionaries
+from edge_agent.forward.window import Flight, Window
 from edge_agent.lanes import Lane
-from edge_agent.window import Flight, Window
 from waybill.errors import Unavailable
 from waybill.frames import Row, encode_plain, in_columns, read_header
 from waybill.frames.header import COLUMNS, VERSION
@@ -51,7 +51,7 @@ FIRST_RATIO: Final = 2.0
 
 
 class Sender(Protocol):
-    """What the forwarder needs of a connection (:class:`edge_agent.uplink.Link`)."""
+    """What the forwarder needs of a connection (:class:`edge_agent.uplink.link.Link`)."""
 
     async def send(self, frame: bytes) -> int:
         """Write a frame to the socket, and return its mark."""

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from edge_agent.source_config import SourceSettings
+from edge_agent.source.config import SourceSettings
 
 log = logging.getLogger(__name__)
 

@@ -31,17 +31,17 @@ from typing import TYPE_CHECKING, Any, Final
 import aiomqtt
 import msgspec
 
-from edge_agent import traffic
-from edge_agent.dial import PATIENCE, REFUSED, Dialer, LinkLost
-from edge_agent.traffic import Traffic
-from edge_agent.uplink_config import UplinkSettings
+from edge_agent.uplink import traffic
+from edge_agent.uplink.config import UplinkSettings
+from edge_agent.uplink.dial import PATIENCE, REFUSED, Dialer, LinkLost
+from edge_agent.uplink.traffic import Traffic
 from waybill import wire
 from waybill.errors import Corrupt
 from waybill.mqtt.transport import bytes_acked
 from waybill.pki import FloorMs, client_context
 
 if TYPE_CHECKING:
-    from edge_agent.web_socket import WebSocket
+    from edge_agent.uplink.web_socket import WebSocket
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import base64
 import ipaddress
 from typing import Final, Protocol
 
-from edge_agent.uplink_config import Proxy
+from edge_agent.uplink.config import Proxy
 from waybill.errors import Unavailable
 
 HEAD: Final = 16 << 10

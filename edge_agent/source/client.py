@@ -19,7 +19,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from edge_agent.source_config import SourceSettings
+from edge_agent.source.config import SourceSettings
 from waybill.errors import Unavailable
 from waybill.mqtt.codec import NEVER, SUBACK_FAILURE
 

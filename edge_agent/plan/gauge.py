@@ -1,4 +1,4 @@
-"""Looks at the buffer every few seconds, to say how long it will last (:mod:`edge_agent.outlook`)."""
+"""Looks at the buffer every few seconds, to say how long it will last (:mod:`edge_agent.plan.outlook`)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Final
 
 from edge_agent.buffer.sqlite import SqliteBuffer
 from edge_agent.clock import Clock
-from edge_agent.forwarder import Forwarder
+from edge_agent.forward.forwarder import Forwarder
 from edge_agent.lanes import Lane
-from edge_agent.outlook import BEHIND, Arrived, Outlook, Space, Waiting
+from edge_agent.plan.outlook import BEHIND, Arrived, Outlook, Space, Waiting
 from waybill.errors import Unavailable
 
 EVERY: Final = 5.0

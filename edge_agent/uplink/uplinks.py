@@ -23,11 +23,11 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Literal
 
-from edge_agent.dial import LinkLost
 from edge_agent.status import LinkState, UplinkState
-from edge_agent.traffic import Traffic
-from edge_agent.uplink import Link, Uplink
-from edge_agent.uplink_config import UplinkSettings, labels, with_certificates
+from edge_agent.uplink.config import UplinkSettings, labels, with_certificates
+from edge_agent.uplink.dial import LinkLost
+from edge_agent.uplink.link import Link, Uplink
+from edge_agent.uplink.traffic import Traffic
 from waybill.pki import FloorMs
 from waybill.wire import State
 

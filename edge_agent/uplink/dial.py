@@ -26,13 +26,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from edge_agent import proxy, traffic
-from edge_agent.traffic import Traffic
-from edge_agent.uplink_config import WEBSOCKET_PATH, Proxy, UplinkSettings
+from edge_agent.uplink import proxy, traffic
+from edge_agent.uplink.config import WEBSOCKET_PATH, Proxy, UplinkSettings
+from edge_agent.uplink.traffic import Traffic
 from waybill.errors import Unavailable
 
 if TYPE_CHECKING:
-    from edge_agent.web_socket import WebSocket
+    from edge_agent.uplink.web_socket import WebSocket
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ class Dialer:
                 async with _step(f"{settings.host}:{settings.port}", "finish the TLS handshake"):
                     await stream.handshake(self._context, settings.host)
             if settings.websocket:
-                from edge_agent import web_socket  # only where it is used
+                from edge_agent.uplink import web_socket  # only where it is used
 
                 who = f"{settings.host}:{settings.port}"
                 async with _step(who, "answer the WebSocket's request", judged=self._context is not None):

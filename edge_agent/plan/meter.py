@@ -19,10 +19,10 @@ from typing import Final
 import msgspec
 
 from edge_agent.clock import Clock
-from edge_agent.forwarder import Sender
-from edge_agent.plan import Account, DataPlan, PlanSettings, PlanState, idle_bytes
-from edge_agent.traffic import Traffic
-from edge_agent.uplink_config import UplinkSettings
+from edge_agent.forward.forwarder import Sender
+from edge_agent.plan.plan import Account, DataPlan, PlanSettings, PlanState, idle_bytes
+from edge_agent.uplink.config import UplinkSettings
+from edge_agent.uplink.traffic import Traffic
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from waybill.errors import Unavailable
 if TYPE_CHECKING:
     import socket
 
-    from edge_agent.dial import Stream
+    from edge_agent.uplink.dial import Stream
 
 PART: Final = 16 << 10
 """Bytes of one WebSocket frame at most, as of a TLS record: what is masked and not taken by the socket is small."""

@@ -27,11 +27,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from edge_agent.source_client import MAX_PACKET, Connection, Message, SourceLost
-from edge_agent.source_config import SourceSettings
-from edge_agent.source_sessions import Sessions
+from edge_agent.source.client import MAX_PACKET, Connection, Message, SourceLost
+from edge_agent.source.config import SourceSettings
+from edge_agent.source.sessions import Sessions
 from edge_agent.status import LinkState, SourceState
-from edge_agent.uplinks import STABLE, backoff
+from edge_agent.uplink.uplinks import STABLE, backoff
 from waybill.errors import ConfigError, Unavailable
 from waybill.mqtt import codec
 from waybill.mqtt.budget import PUBLISH

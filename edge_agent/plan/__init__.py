@@ -1,0 +1,1 @@
+"""How far it goes: the data plan (``plan``, kept by ``meter``), how long the buffer lasts (``outlook``, ``gauge``)."""
