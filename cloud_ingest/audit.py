@@ -1,12 +1,13 @@
-"""What became of every message, from the ledger alone: delivered, declared lost, pending, missing.
+"""What became of every message, from ledger and journal: delivered, declared lost, pending, missing.
 
 For each gateway, epoch and lane: delivered ∪ dropped ∪ dead-lettered ∪ pending ∪ missing = 1…last. ``missing`` are
 undeclared gaps: not routed, not declared, and no longer to come, because the gateway settled them or the router gave
-them up. ``pending`` may still come: the gateway has it, or it is on its way.
+them up. ``pending`` will come, because the journal has it, or may come: the gateway has it, or it is on its way.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -16,10 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from cloud_ingest.config import Topics
-from cloud_ingest.following import Readable, following
+from cloud_ingest.following import Journal, following
 from cloud_ingest.journal.port import CaughtUp
 from cloud_ingest.router.entry import Alarm, Entry, Key, Offsets, decode_key, is_partition_key
-from cloud_ingest.router.intervals import Interval
+from cloud_ingest.router.intervals import Interval, Intervals
+from waybill.errors import Corrupt, UnknownVersion
+from waybill.frames import read_header
 from waybill.wire import is_node
 
 SHOWN_GAPS = 4
@@ -30,7 +33,8 @@ class LaneAudit(msgspec.Struct, frozen=True):
 
     ``open``: no later epoch has named the end of this one, so more may follow. ``reasons``: why messages were
     dropped, and how many.
-    ``missing``: the undeclared gaps, first and last seq. ``pending``: gaps that may still be filled.
+    ``missing``: the undeclared gaps, first and last seq. ``pending``: gaps that may still be filled; ``journaled`` of
+    these are in the journal and not routed yet.
     """
 
     gateway: str
@@ -44,6 +48,7 @@ class LaneAudit(msgspec.Struct, frozen=True):
     reasons: dict[str, int]
     dead: int
     pending: int
+    journaled: int
     missing_count: int
     missing: tuple[Interval, ...]
     alarms: tuple[str, ...]
@@ -74,11 +79,16 @@ class AuditReport(msgspec.Struct, frozen=True):
         return not self.missing
 
 
-async def audit(source: Readable, topics: Topics, gateway: str | None = None) -> AuditReport:
-    """Read the ledger in ``source`` to its end and report, of ``gateway`` alone where given.
+Journaled = dict[Key, Intervals]
+"""Messages that are in the journal and not routed yet."""
+
+
+async def audit(source: Journal, topics: Topics, gateway: str | None = None) -> AuditReport:
+    """Read what is not routed yet, then the ledger in ``source`` to its end, and report, of ``gateway`` if given.
 
     Raises Unavailable, Corrupt, UnknownVersion.
     """
+    journaled = await _unrouted(source)  # first: what is routed meanwhile is in the ledger then
     values: dict[bytes, bytes] = {}
     async with following(source, (topics.ledger,), end=True) as records:
         async for record in records:
@@ -88,11 +98,26 @@ async def audit(source: Readable, topics: Topics, gateway: str | None = None) ->
                 values.pop(record.key, None)
             else:
                 values[record.key] = record.value
-    return report(values, gateway)
+    return report(values, gateway, journaled)
 
 
-def report(values: Mapping[bytes, bytes], gateway: str | None = None) -> AuditReport:
-    """Report on the ledger's keys and values. Raises Corrupt, UnknownVersion."""
+async def _unrouted(source: Journal) -> Journaled:
+    found: Journaled = {}
+    async with contextlib.aclosing(source.unrouted()) as frames:
+        async for record in frames:
+            try:
+                header = read_header(record.value or b"")
+            except (Corrupt, UnknownVersion):
+                continue  # it has no numbers that could be believed, and becomes a dead letter
+            key = Key((record.key or b"").decode(errors="replace"), header.epoch, header.lane)
+            found.setdefault(key, Intervals()).add(header.first, header.last)
+    return found
+
+
+def report(
+    values: Mapping[bytes, bytes], gateway: str | None = None, journaled: Mapping[Key, Intervals] | None = None
+) -> AuditReport:
+    """Report on the ledger's keys and values, and on what is ``journaled`` only. Raises Corrupt, UnknownVersion."""
     entries: dict[Key, Entry] = {}
     lost: list[LostFrames] = []
     for name, value in values.items():
@@ -103,15 +128,24 @@ def report(values: Mapping[bytes, bytes], gateway: str | None = None) -> AuditRe
         key = decode_key(name)
         if gateway is None or key.gateway == gateway:
             entries[key] = Entry.decode(value)
-    return AuditReport(tuple(_lanes(entries)), tuple(sorted(lost, key=lambda each: (each.partition, each.first))))
+    waiting = {key: seqs for key, seqs in (journaled or {}).items() if gateway in (None, key.gateway)}
+    for key in waiting:
+        entries.setdefault(key, Entry())
+    return AuditReport(
+        tuple(_lanes(entries, waiting)), tuple(sorted(lost, key=lambda each: (each.partition, each.first)))
+    )
 
 
-def _lanes(entries: Mapping[Key, Entry]) -> Iterable[LaneAudit]:
+def _lanes(entries: Mapping[Key, Entry], waiting: Mapping[Key, Intervals]) -> Iterable[LaneAudit]:
     settled = {key.at(entry.prev_epoch) for key, entry in entries.items() if entry.begins and entry.prev_epoch}
     for key in sorted(entries, key=lambda key: (key.gateway, key.lane, entries[key].last_offset, key.epoch)):
         entry = entries[key]
-        last = max(entry.end, entry.covered.last)
-        gaps = [] if is_node(key.gateway) else entry.covered.missing(1, last)  # a node's holes are no loss
+        come = entry.covered.copy()  # with what is in the journal, which will be routed
+        for first, last in waiting.get(key, ()):
+            come.add(first, last)
+        journaled = come.count - entry.covered.count
+        last = max(entry.end, come.last)
+        gaps = [] if is_node(key.gateway) else come.missing(1, last)  # a node's holes are no loss
         if key in settled:
             missing = gaps
         else:  # the gateway may still hold what was not given up
@@ -128,7 +162,8 @@ def _lanes(entries: Mapping[Key, Entry]) -> Iterable[LaneAudit]:
             entry.dropped_bytes,
             entry.reasons,
             entry.dead_count,
-            _count(gaps) - count,
+            _count(gaps) - count + journaled,
+            journaled,
             count,
             tuple(missing),
             tuple(alarm.name.lower().replace("_", "-") for alarm in Alarm if entry.alarms & alarm and alarm.name),

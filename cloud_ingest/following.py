@@ -18,6 +18,13 @@ class Readable(Protocol):
         """Yield records; as in the log's port."""
 
 
+class Journal(Readable, Protocol):
+    """The part of a log that the audit needs."""
+
+    def unrouted(self) -> AsyncGenerator[TopicRecord, None]:
+        """Yield frames; as in the log's port."""
+
+
 @contextlib.asynccontextmanager
 async def following(
     source: Readable, topics: Sequence[str], *, only: int | None = None, end: bool = False

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
 from cloud_ingest import config
-from cloud_ingest.following import Readable
+from cloud_ingest.following import Journal
 from cloud_ingest.journal.port import Log, OutRecord
 from waybill import snapshot
 from waybill.errors import Refused
@@ -49,12 +49,12 @@ def open_log(settings: config.Settings) -> Opened:
 
 
 @contextlib.asynccontextmanager
-async def reading(settings: config.Settings) -> AsyncIterator[Readable]:
+async def reading(settings: config.Settings) -> AsyncIterator[Journal]:
     """Give something to read topics with, beside a running ingest. Raises ConfigError, Unavailable."""
     if isinstance(settings.log, config.Embedded):
         from cloud_ingest.journal.embedded_reader import open_reader
 
-        async with open_reader(settings.log.path) as reader:
+        async with open_reader(settings.log.path, settings.config.topics.frames) as reader:
             yield reader
         return
     log = open_log(settings).log

@@ -18,7 +18,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -98,7 +98,7 @@ class EmbeddedLog:
         except BaseException:
             await self.close()
             raise
-        self.reader = Reader(self.path, self.connection, lambda: partial(self.mark(), None))
+        self.reader = Reader(self.path, self.connection, self.topics.frames, lambda: partial(self.mark(), None))
         self._task = asyncio.create_task(self._write(), name="embedded log writer")
 
     async def _open(self) -> None:
@@ -266,6 +266,10 @@ class EmbeddedLog:
     ) -> AsyncIterator[TopicRecord | CaughtUp]:
         """Yield records; see :meth:`cloud_ingest.journal.port.Log.follow`. Raises Unavailable."""
         return self.reader.follow(topics, only=only, end=end)
+
+    def unrouted(self) -> AsyncGenerator[TopicRecord, None]:
+        """Yield frames; see :meth:`cloud_ingest.journal.port.Log.unrouted`. Raises Unavailable."""
+        return self.reader.unrouted()
 
     def mark(self) -> Callable[[float | None], Awaitable[None]]:
         """Return what waits for the next write after this call, so many seconds at most."""

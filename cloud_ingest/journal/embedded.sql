@@ -49,6 +49,9 @@ INSERT INTO routed (partition, offset) VALUES (?, ?) ON CONFLICT DO UPDATE SET o
 -- name: routed
 SELECT offset FROM routed WHERE partition = ?;
 
+-- name: all_routed
+SELECT partition, offset FROM routed;
+
 -- name: records
 SELECT id, stamp_ms, key, value, headers FROM record WHERE id >= ? AND id < ? ORDER BY id LIMIT ?;
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -24,11 +24,16 @@ class Reader:
     """``follow`` over one read-only connection."""
 
     def __init__(
-        self, path: Path, connection: file.Connection, mark: Callable[[], Callable[[], Awaitable[object]]]
+        self,
+        path: Path,
+        connection: file.Connection,
+        frames: str,
+        mark: Callable[[], Callable[[], Awaitable[object]]],
     ) -> None:
-        """``mark()``, called before a look, returns what waits until another look may show more."""
+        """``frames``: the journal's topic. ``mark()``, called before a look, returns what waits for another look."""
         self._path = path
         self._connection = connection
+        self._frames = frames
         self._mark = mark
 
     async def partitions(self) -> int:
@@ -62,6 +67,20 @@ class Reader:
                     return
             await changed()
 
+    async def unrouted(self) -> AsyncGenerator[TopicRecord, None]:
+        """Yield frames; see :meth:`cloud_ingest.journal.port.Log.unrouted`. Raises Unavailable."""
+        known, heads, routed = await self._run(
+            lambda db: (file.topics_of(db), file.heads_of(db), dict(db.execute(file.SQL["all_routed"])))
+        )
+        if (topic := known.get(self._frames)) is None:
+            return
+        for (number, partition), head in sorted(heads.items()):
+            start = routed.get(partition, 0) if number == topic.number else head
+            while start < head:
+                records, start = await self._batch(topic, partition, start, head)
+                for record in records:
+                    yield record
+
     async def _batch(self, topic: file.Topic, partition: int, start: int, head: int) -> tuple[list[TopicRecord], int]:
         return await self._run(lambda db: file.records_of(db, topic, partition, start, head, BATCH))
 
@@ -73,8 +92,11 @@ class Reader:
 
 
 @contextlib.asynccontextmanager
-async def open_reader(path: Path) -> AsyncIterator[Reader]:
-    """Open the embedded log of another process, or of none, to be read. Raises ConfigError where it is none."""
+async def open_reader(path: Path, frames: str) -> AsyncIterator[Reader]:
+    """Open the embedded log of another process, or of none, to be read. Raises ConfigError where it is none.
+
+    ``frames``: the journal's topic.
+    """
     if not path.is_file():
         raise ConfigError(f"{path}: no such log; give the data directory of a cloud ingest with an embedded log")
     try:
@@ -84,6 +106,6 @@ async def open_reader(path: Path) -> AsyncIterator[Reader]:
     try:
         if not await connection.run(lambda db: file.check(db, path)):
             raise ConfigError(f"{path}: an empty file, not a log")
-        yield Reader(path, connection, lambda: partial(asyncio.sleep, POLL))
+        yield Reader(path, connection, frames, lambda: partial(asyncio.sleep, POLL))
     finally:
         await connection.close()

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -195,14 +195,19 @@ class KafkaLog:
         """Return the group's offset at ``place`` (-1: none) and its metadata. Raises Unavailable."""
         if self._admin is None:
             raise Unavailable("the log is not started")
+        return (await self._offsets(self._admin, [place]))[place]
+
+    async def _offsets(
+        self, admin: AIOKafkaAdminClient, places: list[TopicPartition]
+    ) -> dict[TopicPartition, tuple[int, str]]:
         last: Exception | None = None
         until = time.monotonic() + self.config.request
         while time.monotonic() < until:
             try:
                 async with asyncio.timeout(self.config.request):
-                    found = (await self._admin.list_consumer_group_offsets(self.group, partitions=[place])).get(place)
-                if found is not None:
-                    return found.offset, found.metadata or ""
+                    found = await admin.list_consumer_group_offsets(self.group, partitions=places)
+                if all(place in found for place in places):
+                    return {place: (found[place].offset, found[place].metadata or "") for place in places}
             except errors.GroupAuthorizationFailedError as error:
                 raise Unavailable(reason(errors.GroupAuthorizationFailedError(self.group), "Read")) from error
             except (errors.KafkaError, TimeoutError) as error:
@@ -262,6 +267,41 @@ class KafkaLog:
                 moved = time.monotonic()
             elif behind and time.monotonic() - moved > self.config.request:
                 raise Unavailable(f"no broker has answered for {self.config.request:g} s")
+
+    async def unrouted(self) -> AsyncGenerator[TopicRecord, None]:
+        """Yield the frames that the routers are not done with, as of now. Raises TopicRefused, Unavailable."""
+        consumer = self.consumer(isolation_level="read_committed")
+        admin = AIOKafkaAdminClient(**self.config.connection)
+        try:
+            await self._begin(consumer)
+            await self._begin(admin)
+            with translated(f"reading {self.frames}"):
+                places = await self._places(consumer, [self.frames], None)
+                routed = await self._offsets(admin, places)
+                consumer.assign(places)
+                async with asyncio.timeout(self.config.request):
+                    starts = await consumer.beginning_offsets(places)
+                    ends = await consumer.end_offsets(places)
+                for place in places:
+                    consumer.seek(place, min(max(routed[place][0], starts[place]), ends[place]))
+            moved = time.monotonic()
+            while True:
+                with translated("reading"):
+                    behind = {place for place in places if await consumer.position(place) < ends[place]}
+                if not behind:
+                    return
+                got = await self._some(consumer)
+                for place, records in got.items():
+                    for record in records:
+                        if record.offset < ends[place]:
+                            yield _record(record)
+                if got:
+                    moved = time.monotonic()
+                elif time.monotonic() - moved > self.config.request:
+                    raise Unavailable(f"no broker has answered for {self.config.request:g} s")
+        finally:
+            await discard(consumer)
+            await discard(admin)
 
     async def _some(self, consumer: AIOKafkaConsumer) -> _Records:
         try:

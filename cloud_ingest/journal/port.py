@@ -7,7 +7,7 @@ transaction).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -144,6 +144,12 @@ class Log(Protocol):
         """Yield the records of ``topics`` from their start (committed ones only), then CaughtUp, then new ones.
 
         ``only``: a single partition. ``end``: stop after CaughtUp. Order holds within a partition.
+        """
+
+    def unrouted(self) -> AsyncGenerator[TopicRecord, None]:
+        """Yield the frames in the journal that the routers are not done with, as of now, then end. Key: the gateway.
+
+        What is routed meanwhile may be among them. Raises Unavailable, TopicRefused (no such topic).
         """
 
     async def own_partitions(self, route: Callable[[PartitionLog], Awaitable[None]]) -> None:

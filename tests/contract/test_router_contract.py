@@ -76,6 +76,22 @@ async def test_each_message_once_and_in_order_over_restarts(log: Log, topics: To
     assert [(each.id, each.state) for each in states] == [("c-1", "expired")]
 
 
+async def test_what_is_journaled_and_not_routed_is_pending_in_the_audit(log: Log, topics: Topics, fleet: str) -> None:
+    epoch = Epoch(1, oldest=1)
+    await log.append_frame("gw-1", epoch.frame(1, 20))
+    async with routing(log, topics, fleet), asyncio.timeout(60):
+        while len(await read_to_end(log, [fleet])) < 20:  # noqa: ASYNC110 - it asks the log
+            await asyncio.sleep(0.05)
+    await log.append_frame("gw-1", epoch.frame(11, 30))  # the first half of it is a copy
+    await log.append_frame("gw-2", epoch.frame(1, 5))
+    await log.append_frame("gw-2", b"nonsense")
+    found = {
+        lane.gateway: (lane.last, lane.delivered, lane.pending, lane.journaled, lane.missing)
+        for lane in (await audit(log, topics)).lanes
+    }
+    assert found == {"gw-1": (30, 20, 10, 10, ()), "gw-2": (5, 0, 5, 5, ())}
+
+
 async def test_a_frame_in_columns_leaves_the_records_that_the_plain_frame_leaves(
     log: Log, topics: Topics, fleet: str
 ) -> None:

@@ -12,7 +12,7 @@ from cloud_ingest.config import Topics
 from cloud_ingest.journal.embedded import EmbeddedLog
 from cloud_ingest.journal.embedded_partition import EmbeddedPartition
 from cloud_ingest.journal.port import Step
-from cloud_ingest.router.entry import Offsets
+from cloud_ingest.router.entry import Key, Offsets
 from cloud_ingest.router.intervals import Intervals
 from tests.support.gateway import Bench, Epoch, control, receipt
 
@@ -58,6 +58,24 @@ def test_what_the_gateway_still_holds_is_pending_and_missing_once_it_is_settled(
     bench.feed(Epoch(2, prev=1, prev_last=7, oldest=2, order="arrival").frame(2, 2))
     found = lanes(bench)[1]
     assert (found.pending, found.missing) == (0, ((3, 7),))
+
+
+def test_what_is_journaled_and_not_routed_is_pending_and_never_missing() -> None:
+    bench = Bench()
+    two = Epoch(2, prev=1, prev_last=7, oldest=2, order="arrival")
+    bench.feed(Epoch(1, oldest=1, order="arrival").frame(1, 2), two.frame(1, 1))
+    telemetry = Key("gw", 1, "telemetry")
+    journaled = {
+        telemetry: Intervals([(2, 5)]),
+        telemetry.at(2): Intervals([(2, 4)]),
+        Key("new", 1, "x"): Intervals([(1, 9)]),
+    }
+    found = {(lane.gateway, lane.epoch): lane for lane in audit.report(bench.ledger, None, journaled).lanes}
+    one = found["gw", 1]
+    assert (one.last, one.pending, one.journaled, one.missing) == (7, 3, 3, ((6, 7),))
+    assert (found["gw", 2].last, found["gw", 2].delivered, found["gw", 2].pending) == (4, 1, 3)
+    assert (found["new", 1].last, found["new", 1].pending, found["new", 1].missing) == (9, 9, ())
+    assert {lane.gateway for lane in audit.report(bench.ledger, "new", journaled).lanes} == {"new"}
 
 
 def test_one_gateway_alone() -> None:

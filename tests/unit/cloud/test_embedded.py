@@ -177,7 +177,7 @@ async def test_many_appends_share_a_transaction(path: Path) -> None:
 
 
 async def test_another_process_reads_what_was_there_and_what_comes(path: Path) -> None:
-    async with opened(path) as log, open_reader(path) as reader:
+    async with opened(path) as log, open_reader(path, TOPICS.frames) as reader:
         await log.append(OutRecord("t", b"k", b"1", [("h", b"x")]))
         seen: list[TopicRecord | CaughtUp] = []
         async with asyncio.timeout(10), following(reader, ["t"]) as records:
@@ -193,14 +193,14 @@ async def test_another_process_reads_what_was_there_and_what_comes(path: Path) -
 
 async def test_a_log_that_is_not_there_or_no_log_is_an_error_that_names_it(path: Path) -> None:
     with pytest.raises(ConfigError, match="no such log"):
-        async with open_reader(path):
+        async with open_reader(path, TOPICS.frames):
             pass
     path.parent.mkdir()
     path.write_bytes(b"not a database, but long enough to look like one" * 100)
     with pytest.raises(ConfigError, match="log.db"):
         await EmbeddedLog(path, TOPICS).start()
     with pytest.raises(ConfigError, match="log.db"):
-        async with open_reader(path):
+        async with open_reader(path, TOPICS.frames):
             pass
     assert path.read_bytes().startswith(b"not a database"), "what is not ours is not touched"
 
