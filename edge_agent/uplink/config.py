@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
@@ -47,7 +47,8 @@ class UplinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     given, they are the first uplink's. ``keepalive``: a dead link is noticed within 1.5 times this, seconds.
     ``interface``: the network interface to use. ``proxy``: ``http://[USER[:PASSWORD]@]HOST:PORT`` or ``socks5://…``;
     ``proxy_password_file`` holds the password instead. ``metered``: bytes cost money here. ``return_s``: seconds after
-    which it is tried again while a less preferred one is in use.
+    which it is tried again while a less preferred one is in use. ``broker`` ``foreign``: a broker of others stands
+    there, and the cloud behind it (U1); ``user``, ``password_file``: as that asks.
     """
 
     url: str
@@ -61,6 +62,9 @@ class UplinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     proxy_password_file: Path | None = None
     metered: bool = False
     return_s: _Return = 300
+    broker: Literal["cloud", "foreign"] = "cloud"
+    user: str = ""
+    password_file: Path | None = None
 
     @property
     def ping(self) -> int:
@@ -98,6 +102,15 @@ class UplinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if proxy is not None:
             parts.append(f"through {proxy.kind}://{_address(proxy.host, proxy.port)}")
         return " ".join(parts)
+
+    def password(self) -> str | None:
+        """Read the password; None without a file. Raises ConfigError."""
+        if self.password_file is None:
+            return None
+        try:
+            return self.password_file.read_text(encoding="utf-8").removesuffix("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"[[uplink]] password_file {self.password_file}: cannot be read: {error}") from error
 
     def through(self) -> Proxy | None:
         """Return the proxy, without a password that is in a file."""
@@ -158,6 +171,8 @@ def _check(uplink: UplinkSettings, where: str) -> None:
         raise ConfigError(
             f"{where} interface: {uplink.interface!r}: write its name, such as wwan0 (ip link shows them)"
         )
+    if uplink.password_file is not None and not uplink.user:
+        raise ConfigError(f"{where} password_file: there is no user; add it, or leave this out")
     _check_proxy(uplink, where)
 
 

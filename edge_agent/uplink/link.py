@@ -1,8 +1,9 @@
 """One connection to the cloud over one uplink, by aiomqtt (guarantee U1).
 
 Each connection is a fresh client with a clean session, and frames go with QoS 0: what the client library had queued
-dies with its connection, because what is unacked is sent again by the window, and by nobody else. Connected means
-CONNACK: under TLS 1.3 the handshake of a refused certificate succeeds on this side.
+dies with its connection, because what is unacked is sent again by the window, and by nobody else. Through a broker of
+others it is QoS 1, one frame at a time, so that nothing is queued either. Connected means CONNACK: under TLS 1.3 the
+handshake of a refused certificate succeeds on this side.
 
 **When a frame's last byte has left the socket's queue** (U2). :meth:`Link.send` hands over one frame at a time and
 returns when its last byte was written to the socket. At that moment the kernel says how many bytes the peer's TCP has
@@ -55,23 +56,28 @@ SIOCOUTQ: Final = 0x5411
 
 
 class Link:
-    """One established connection. ``uplink``: what its uplink is called."""
+    """One established connection. ``uplink``: what its uplink is called.
 
-    def __init__(self, client: _Client, gateway: str, uplink: str) -> None:
+    ``qos``: of frames, acks and commands: 0, or 1 through a broker of others, which may drop QoS 0 as it likes (U1).
+    """
+
+    def __init__(self, client: _Client, gateway: str, uplink: str, qos: int = 0) -> None:
         self._client = client
         self._gateway = gateway
         self._up = wire.up_topic(gateway)
         self._ack = wire.ack_topic(gateway)
         self._down = wire.down_topic(gateway)
         self.uplink = uplink
+        self._qos = qos
 
     async def send(self, frame: bytes) -> int:
         """Write a frame to the socket, and return its mark for :meth:`has_left`. Raises LinkLost.
 
-        Waits as long as the link takes; the end of the connection cancels it (:meth:`Uplink.run`).
+        Waits as long as the link takes, behind a broker of others until that has the frame; the end of the connection
+        cancels it (:meth:`Uplink.run`).
         """
         try:
-            await self._client.publish(self._up, frame, qos=0, timeout=math.inf)
+            await self._client.publish(self._up, frame, qos=self._qos, timeout=math.inf)
         except aiomqtt.MqttError as error:
             raise LinkLost(self._client.why(error)) from error
         acked = self._client.acknowledged()  # first: what is acked between the two is then counted in both, not missed
@@ -111,7 +117,7 @@ class Link:
     async def subscribe(self) -> None:
         """Subscribe to acks and commands, before the first frame: its ack must not be missed (U3). Raises LinkLost."""
         try:
-            codes = await self._client.subscribe([(self._ack, 0), (self._down, 0)])
+            codes = await self._client.subscribe([(self._ack, self._qos), (self._down, self._qos)])
         except aiomqtt.MqttError as error:
             raise LinkLost(self._client.why(error)) from error
         for code in codes:
@@ -156,6 +162,7 @@ class Uplink:
         self._version = version
         files = settings.ca, settings.certificate, settings.key
         self._dialer = Dialer(settings, client_context(*files, floor_ms=floor_ms) if settings.tls else None)
+        self._password = settings.password()
         self._past = Traffic()
         self._now: _Client | None = None
 
@@ -171,7 +178,7 @@ class Uplink:
         sock = await self._dialer.dial(self._spent)
         self._spent(Traffic())
         self._now = client = self._client(sock)
-        link = Link(client, self._gateway, self.label)
+        link = Link(client, self._gateway, self.label, 1 if self.settings.broker == "foreign" else 0)
         try:
             try:
                 await client.open()
@@ -194,6 +201,8 @@ class Uplink:
             sock,
             settings,
             identifier=self._gateway,
+            username=settings.user or None,
+            password=self._password,
             clean_session=True,
             keepalive=settings.ping,
             timeout=PATIENCE,

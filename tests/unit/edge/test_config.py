@@ -231,14 +231,14 @@ def test_the_documentation_shows_every_key_and_its_default(tmp_path: Path) -> No
     section = text[text.index("## The gateway's agent") :]
     example = re.sub(r"^# (?=\w+ = )", "", section.split("```toml\n")[1].split("```")[0], flags=re.MULTILINE)
     files = "ca.pem gateway.pem gateway.key listener.pem listener.key devices.pem proxy-password"
-    for name in f"{files} broker-ca.pem source.pem source.key source.secret".split():
+    for name in f"{files} broker-ca.pem broker.password source.pem source.key source.secret".split():
         (tmp_path / name).touch()
     path = tmp_path / "edge.toml"
     path.write_text(example)
     read = config.load(path)
     assert (read.forward, read.buffer, read.limits) == (ForwardSettings(), BufferSettings(), LimitSettings())
     uplink = read.uplinks[0]
-    assert (uplink.keepalive, uplink.metered, uplink.return_s) == (20, False, 300)
+    assert (uplink.keepalive, uplink.metered, uplink.return_s, uplink.broker) == (20, False, 300, "cloud")
     (source,) = read.sources
     default = SourceSettings("", ())
     assert (source.version, source.keepalive, source.commands) == (default.version, default.keepalive, default.commands)
