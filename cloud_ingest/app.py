@@ -181,9 +181,10 @@ class Ingest:
 
     async def stop(self) -> None:
         """Stop everything, in the order of the data; bounded."""
-        await self.listener.close(PATIENCE)
+        ends = [self.listener.close(PATIENCE)]
         if self.devices is not None:
-            await self.devices.close()
+            ends.append(self.devices.close(self._settings.config.listener.drain))
+        await asyncio.gather(*ends)
         for name in (
             "mqtt",
             "external: look around",

@@ -126,10 +126,14 @@ class Devices:
         bound, port = await self.server.listen(host, port, context, name=NAME, proxies=proxies)
         self.address = f"[{bound}]:{port}" if ":" in bound else f"{bound}:{port}"
 
-    async def close(self) -> None:
-        """Journal and acknowledge what was read, within the server's ``close_timeout``, then let go of the devices."""
+    async def close(self, drain: float) -> None:
+        """Let go of the devices one by one, within ``drain`` seconds.
+
+        What was read is journaled and acknowledged, within the server's ``close_timeout``.
+        """
         if self._running:
             self._running = False
+            await self.server.drain(drain)
             await self.server.close()
         self._frames.end()
         self.auth.close()

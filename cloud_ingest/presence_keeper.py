@@ -137,6 +137,8 @@ class Keeper:
         except asyncio.CancelledError:
             self._core.put_back(key, here)
             raise
+        if self._ready:
+            self.fault = ""
         return True
 
     async def finish(self, patience: float) -> None:
