@@ -218,8 +218,12 @@ class _Socket(ssl.SSLSocket):
     """A connection whose peer's certificate is held against the floor, before anything is sent over it."""
 
     def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - as the base class has it
-        super().do_handshake(block)
-        _check_end(self)
+        try:
+            super().do_handshake(block)
+            _check_end(self)
+        except ssl.SSLCertVerificationError:
+            self.close()  # paho, which wrapped it, has no other hold of it
+            raise
 
 
 class _Object(ssl.SSLObject):
