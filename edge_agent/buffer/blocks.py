@@ -104,6 +104,17 @@ def checksum(lane: str, epoch: int, first: int, count: int, head: bytes, body: b
     return zlib.crc32(body, zlib.crc32(head, zlib.crc32(_PLACE.pack(epoch, first, count) + lane.encode())))
 
 
+def intact(lane: str, epoch: int, first: object, count: object, crc: object, head: object, body: object) -> bool:
+    """Tell whether a row's columns are what the schema says, which SQLite does not check, and its checksum holds."""
+    return (
+        isinstance(first, int)
+        and isinstance(count, int)
+        and isinstance(head, bytes)
+        and isinstance(body, bytes)
+        and checksum(lane, epoch, first, count, head, body) == crc
+    )
+
+
 def unpack_head(head: bytes) -> list[ChunkHead]:
     """Read the chunk heads of a block. Raises Corrupt."""
     chunks: list[ChunkHead] = []

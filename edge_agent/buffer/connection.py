@@ -17,7 +17,7 @@ from typing import Concatenate, Final, Literal, ParamSpec, TypeVar, cast
 import aiosqlite
 
 from edge_agent.buffer.sql import MIGRATIONS, SCHEMA, SCHEMA_VERSION
-from waybill.errors import ConfigError
+from waybill.errors import ConfigError, Corrupt
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +41,13 @@ _IO: Final = frozenset(
         sqlite3.SQLITE_PERM,
     }
 )
+_UNDECODABLE: Final = "Could not decode to UTF-8"
 
 
 def trouble_of(error: BaseException) -> Trouble | None:
     """Return what an error says about the disk; None: nothing, it is a mistake of this program."""
+    if isinstance(error, Corrupt):
+        return "corrupt"
     if isinstance(error, sqlite3.Error):
         code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
         if code in _FULL:
@@ -53,6 +56,8 @@ def trouble_of(error: BaseException) -> Trouble | None:
             return "corrupt"
         if code in _IO:
             return "io"
+        if not code and _UNDECODABLE in str(error):  # a text that is none; Python's own error
+            return "corrupt"
     return "io" if isinstance(error, OSError) else None
 
 

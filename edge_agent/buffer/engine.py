@@ -32,7 +32,7 @@ from edge_agent.buffer.room import LOG_BYTES, NoRoom, Room
 from edge_agent.buffer.settings import BufferSettings
 from edge_agent.buffer.upkeep import Upkeep
 from edge_agent.buffer.writer import Transaction
-from waybill.errors import ConfigError, Unavailable
+from waybill.errors import ConfigError, Corrupt, Unavailable
 from waybill.wire import Receipt
 
 log = logging.getLogger(__name__)
@@ -417,8 +417,13 @@ class Engine:
             self._resolve(count)
             damaged = count < self.index.transactions
         if damaged:
-            await self._tried(db, repair.align, self.index)
-            await self._declare_lost(db)
+            try:
+                await self._declare_lost(db)
+            except (sqlite3.Error, Corrupt) as error:
+                if trouble_of(error) != "corrupt":
+                    raise
+                db = await self._move()
+                await self._declare_lost(db)
         self._db = db
         self._broken = False
         self._unusable = ""
@@ -456,7 +461,8 @@ class Engine:
 
     async def _declare_lost(self, db: Connection) -> None:
         """Write receipts for what a repaired file has not, and take over what it has."""
-        found = await self._tried(db, repair.places)
+        await self._tried(db, repair.align, self.index)
+        found = await self._tried(db, lambda db: list(repair.places(db)))
         lost = repair.missing(found, self.index)
         tracks = {(name, t.ordinal): t for name, lane in self.index.lanes.items() for t in lane.tracks}
 

@@ -56,7 +56,7 @@ async def open_file(directory: Directory, mark: Mark | None, synchronous: str, s
             found = await asyncio.to_thread(_look, path, mark)
         db, started = await _begin(path, synchronous, start, found)
     except (sqlite3.Error, Corrupt) as error:
-        if not isinstance(error, Corrupt) and trouble_of(error) != "corrupt":
+        if trouble_of(error) != "corrupt":
             raise
         identity = salvage.identity(path)
         if identity is not None:

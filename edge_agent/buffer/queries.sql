@@ -39,7 +39,8 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 SELECT lane, ordinal, max(first + count - 1) FROM blocks GROUP BY lane, ordinal
 
 -- name: oldest_blocks
-SELECT id, first, count, bytes, head FROM blocks WHERE lane = ? AND ordinal = ? AND first > ? ORDER BY first LIMIT ?
+SELECT id, first, count, bytes, coalesce(CAST(head AS BLOB), x'') FROM blocks
+WHERE lane = ? AND ordinal = ? AND first > ? ORDER BY first LIMIT ?
 
 -- name: losses
 SELECT epoch, lane, prev_epoch, prev_last, first, last, count, bytes, reason FROM losses
@@ -55,36 +56,42 @@ DELETE FROM losses
 SELECT lane, ordinal, first, count, bytes, wall_ms FROM blocks ORDER BY lane, ordinal, first
 
 -- name: blocks_within
-SELECT id, bytes, head FROM blocks
+SELECT id, bytes, coalesce(CAST(head AS BLOB), x'') FROM blocks
 WHERE lane = ? AND ordinal = ? AND first BETWEEN ? AND ? AND first + count - 1 <= ?
 
 -- name: last_block_before
 SELECT first FROM blocks WHERE lane = ? AND ordinal = ? AND first <= ? ORDER BY first DESC LIMIT 1
 
+-- name: next_block
+SELECT first FROM blocks WHERE lane = ? AND ordinal = ? AND first > ? ORDER BY first LIMIT 1
+
 -- name: blocks_from
-SELECT id, first, count, bytes, crc, head, body FROM blocks WHERE lane = ? AND ordinal = ? AND first >= ? ORDER BY first
+-- As blobs: one changed bit in a row's header makes a text of one, which cannot be read as such.
+SELECT id, first, count, bytes, crc, CAST(head AS BLOB), CAST(body AS BLOB) FROM blocks
+WHERE lane = ? AND ordinal = ? AND first >= ? ORDER BY first
 
 -- name: oldest_wall_ms
 SELECT wall_ms FROM blocks WHERE lane = ? ORDER BY ordinal, first LIMIT 1
 
 -- name: block_body
-SELECT body FROM blocks WHERE id = ?
+SELECT coalesce(CAST(body AS BLOB), x'') FROM blocks WHERE id = ?
 
 -- name: delete_block
 DELETE FROM blocks WHERE id = ?
 
 -- name: set_aside
 INSERT INTO damaged (lane, epoch, first, count, crc, head, body)
-SELECT lane, ?, first, count, crc, head, body FROM blocks WHERE lane = ? AND ordinal = ? AND first = ?
+SELECT lane, ?, first, coalesce(count, 0), coalesce(crc, 0), coalesce(head, x''), coalesce(body, x'') FROM blocks
+WHERE lane = ? AND ordinal = ? AND first = ?
 
 -- name: delete_place
 DELETE FROM blocks WHERE lane = ? AND ordinal = ? AND first = ?
 
 -- name: heads_of_epoch
-SELECT id, head FROM blocks WHERE ordinal = ? ORDER BY id DESC
+SELECT id, coalesce(CAST(head AS BLOB), x'') FROM blocks WHERE ordinal = ? ORDER BY id DESC
 
 -- name: block
-SELECT lane, first, count, crc, head, body FROM blocks WHERE id = ?
+SELECT lane, first, count, crc, CAST(head AS BLOB), CAST(body AS BLOB) FROM blocks WHERE id = ?
 
 -- name: resend
 SELECT client, low, frozen FROM resend

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
-from edge_agent.buffer.blocks import ChunkHead, checksum, parse, unpack_head
+from edge_agent.buffer.blocks import ChunkHead, intact, parse, unpack_head
 from edge_agent.buffer.index import Track
 from edge_agent.buffer.port import Stored
 from edge_agent.buffer.sql import SQL
@@ -26,10 +26,14 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
-    """A block that fails its checksum: seqs and bytes as its row says."""
+    """A block that fails its checksum: ``first`` and ``bytes`` as its row says.
+
+    ``last``: what it may have held ends before the next block, or with the messages asked for; its ``count`` may be
+    what is damaged.
+    """
 
     first: int
-    count: int
+    last: int
     bytes: int
 
 
@@ -64,7 +68,10 @@ class Reader:
     def read(
         self, db: sqlite3.Connection, track: Track, first: int, last: int, count: int, size: int
     ) -> Run | Damaged | Missing:
-        """Read on from ``first``, to ``last`` at most: up to ``count`` messages, about ``size`` payload bytes."""
+        """Read on from ``first``, to ``last`` at most: up to ``count`` messages, about ``size`` payload bytes.
+
+        Raises sqlite3.Error.
+        """
         messages: list[Stored] = []
         seq, room = first, size
         if (block := self._block) is not None and block.ordinal == track.ordinal:
@@ -77,9 +84,13 @@ class Reader:
             for row in cursor:
                 found = self._load(track, row)
                 if isinstance(found, Damaged):
-                    if found.first + found.count <= seq:
+                    if messages or found.first > last:
+                        return Run(first, messages) if messages else self._missing(db, track, first, last)
+                    following = db.execute(SQL["next_block"], (self._lane, track.ordinal, found.first)).fetchone()
+                    end = min(last, _seq(following[0]) - 1) if following else last
+                    if end < seq:
                         continue
-                    return Run(first, messages) if messages or found.first > last else found
+                    return Damaged(found.first, end, found.bytes)
                 if found.first > seq:  # some are missing before it
                     break
                 self._block = found
@@ -98,14 +109,16 @@ class Reader:
         row = db.execute(SQL["blocks_from"], (self._lane, track.ordinal, first)).fetchone()
         return Missing(first, min(last, row[1] - 1) if row else last)
 
-    def _load(self, track: Track, row: tuple[int, int, int, int, int, bytes, bytes]) -> _Block | Damaged:
-        _, first, count, size, crc, head, body = row
-        if checksum(self._lane, track.epoch, first, count, head, body) != crc:
-            return Damaged(first, count, size)
+    def _load(self, track: Track, row: tuple[Any, ...]) -> _Block | Damaged:
+        _, found, count, size, crc, head, body = row
+        first = _seq(found)
+        damaged = Damaged(first, first, size if isinstance(size, int) else 0)
+        if not intact(self._lane, track.epoch, first, count, crc, head, body):
+            return damaged
         try:
             return _Block(track.ordinal, first, count, unpack_head(head), body)
         except Corrupt:
-            return Damaged(first, count, size)
+            return damaged
 
     def _take(self, block: _Block, messages: list[Stored], seq: int, last: int, room: int) -> tuple[int, int]:
         """Append the block's messages from ``seq`` on; return the next seq and the bytes left."""
@@ -130,3 +143,12 @@ class Reader:
         block.parsed += parse(chunk, block.body[block.offset : end], self._topics)
         block.next_chunk += 1
         block.offset = end
+
+
+def _seq(first: object) -> int:
+    """Return a column that must be a number. Raises sqlite3.DatabaseError."""
+    if isinstance(first, int):
+        return first
+    error = sqlite3.DatabaseError(f"blocks: a row is damaged: first is {first!r}")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    raise error

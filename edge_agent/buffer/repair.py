@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -72,6 +72,8 @@ def align(db: sqlite3.Connection, index: Index) -> None:
         db.execute(SQL["forget_losses"])
         db.executemany(SQL["set_loss"], map(msgspec.structs.astuple, index.losses.values()))
         for block, name, ordinal, first, count in db.execute(SQL["block_ids"]).fetchall():
+            if not isinstance(first, int) or not isinstance(count, int):
+                raise Corrupt("blocks: a row is damaged")
             if first + count - 1 > lasts.get((name, ordinal), 0):
                 db.execute(SQL["delete_block"], (block,))
         db.execute(SQL["count_transaction"], (index.transactions,))
@@ -81,9 +83,15 @@ Place = tuple[str, int, int, int, int, int]
 """Lane, ordinal, first, count, bytes, wall_ms of a block."""
 
 
-def places(db: sqlite3.Connection) -> list[Place]:
-    """Return where every block is, by lane and in order."""
-    return db.execute(SQL["block_places"]).fetchall()
+_PLACE_TYPES: Final = (str, int, int, int, int, int)
+
+
+def places(db: sqlite3.Connection) -> Iterator[Place]:
+    """Yield where every block is, by lane and in order. Raises Corrupt where a row is not what its columns say."""
+    for place in db.execute(SQL["block_places"]):
+        if tuple(map(type, place)) != _PLACE_TYPES or place[2] < 1 or place[3] < 1:
+            raise Corrupt(f"blocks: a row is damaged: {place!r}")
+        yield place
 
 
 def missing(found: Iterable[Place], index: Index) -> list[tuple[str, int, int, int]]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from edge_agent.buffer.blocks import ChunkHead, checksum, sole_chunk, unpack_head
+from edge_agent.buffer.blocks import ChunkHead, intact, sole_chunk, unpack_head
 from edge_agent.buffer.sql import SQL
 from waybill.errors import Corrupt
 from waybill.mqtt.resend import entries_of
@@ -88,7 +88,7 @@ def _read_chunks(db: sqlite3.Connection, epoch: int, memories: dict[str, _Memory
                 wanted.setdefault(block, []).append((memory, chunk, at))
     for block, chunks in sorted(wanted.items()):
         lane, first, count, crc, head, body = db.execute(SQL["block"], (block,)).fetchone()
-        if checksum(lane, epoch, first, count, head, body) == crc:  # else the reader sets it aside
+        if intact(lane, epoch, first, count, crc, head, body):  # else the reader sets it aside
             for memory, chunk, at in chunks:
                 memory.saved.update(enumerate(entries_of(body[at : at + chunk.size], chunk.version), chunk.start))
 

@@ -191,7 +191,7 @@ class SqliteBuffer:
     async def _lose(self, lane: str, track: Track, run: Damaged | Missing) -> None:
         """Declare what cannot be read."""
         if isinstance(run, Damaged):
-            first, last, size, why = run.first, run.first + run.count - 1, run.bytes, "damaged: checksum"
+            first, last, size, why = max(1, run.first), run.last, run.bytes, "damaged: checksum"
             self.counters.damaged += 1
         else:
             first, last, size, why = run.first, run.last, 0, "missing from the buffer's file"

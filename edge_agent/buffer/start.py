@@ -6,11 +6,13 @@ import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from edge_agent.buffer.blocks import intact
 from edge_agent.buffer.connection import transaction
 from edge_agent.buffer.index import Index, LaneIndex, Tail, Track
 from edge_agent.buffer.mark import Mark
-from edge_agent.buffer.repair import Place, check, transactions
+from edge_agent.buffer.repair import Place, check, places, transactions
 from edge_agent.buffer.resend import freeze_all, remembered
 from edge_agent.buffer.salvage import Row
 from edge_agent.buffer.sql import SQL
@@ -89,8 +91,8 @@ class Start:
                 its_epoch, its_boot = boots[ordinal]
                 track = Track(ordinal, its_epoch, its_boot, prev_epoch, prev_last, last)
                 index.lanes.setdefault(lane, LaneIndex()).tracks.append(track)
-            _read_blocks(db, index)
             _take_delivered(index, found.mark)
+            _read_blocks(db, index)
             index.tails = {client: Tail(frozen=True) for client in memories}
             context = Context(self.gateway, index, self.window, self.clock)
             if losses:
@@ -103,13 +105,13 @@ class Start:
         return Started(context, memories, behind, sum(loss.count for loss in losses))
 
 
-def gaps(places: Iterable[Place], lasts: Mapping[_Lane, int]) -> Iterator[tuple[_Lane, int, int]]:
-    """Yield (lane, first, last) of what no block holds up to ``lasts``; ``places`` by lane and in order.
+def gaps(found: Iterable[Place], lasts: Mapping[_Lane, int]) -> Iterator[tuple[_Lane, int, int]]:
+    """Yield (lane, first, last) of what no block holds up to ``lasts``; ``found`` by lane and in order.
 
     Raises Corrupt where a block is of a lane that is not in ``lasts``.
     """
     expected = dict.fromkeys(lasts, 1)
-    for name, ordinal, first, count, _, _ in places:
+    for name, ordinal, first, count, _, _ in found:
         lane = name, ordinal
         following = expected.get(lane)
         if following is None:
@@ -123,18 +125,36 @@ def gaps(places: Iterable[Place], lasts: Mapping[_Lane, int]) -> Iterator[tuple[
 
 
 def _read_blocks(db: sqlite3.Connection, index: Index) -> None:
-    """Take from the file what is there: bytes, oldest message, and as settled every seq that no block holds."""
+    """Take from the file what is there: bytes, oldest message, and as settled every seq that no block holds.
+
+    But what is beside a block whose place is damaged may have been in it. It is settled as far as the cloud is known
+    to have it; the rest is found missing when it is to be read.
+    """
     tracks = {(name, track.ordinal): track for name, lane in index.lanes.items() for track in lane.tracks}
 
     def counted() -> Iterator[Place]:
-        for place in db.execute(SQL["block_places"]):
+        for place in places(db):
             yield place
             lane = index.lanes[place[0]]
             lane.bytes += place[4]
             lane.oldest_ms = place[5] if lane.oldest_ms is None else lane.oldest_ms
 
     for lane, first, last in gaps(counted(), {lane: track.last for lane, track in tracks.items()}):
-        tracks[lane].settled.add(first, last)
+        track = tracks[lane]
+        if not _places_hold(db, lane[0], track, first, last):
+            last = min(last, track.delivered)  # noqa: PLW2901 - the part of the gap that is none
+        if first <= last:
+            track.settled.add(first, last)
+
+
+def _places_hold(db: sqlite3.Connection, name: str, track: Track, first: int, last: int) -> bool:
+    """Tell whether the blocks on both sides of a gap are sure to be where, and as long as, their rows say."""
+    beside: list[tuple[Any, ...]] = []
+    before = db.execute(SQL["last_block_before"], (name, track.ordinal, first)).fetchone()
+    if before:
+        beside += db.execute(SQL["blocks_from"], (name, track.ordinal, before[0])).fetchmany(1)
+    beside += db.execute(SQL["blocks_from"], (name, track.ordinal, last + 1)).fetchmany(1)
+    return all(intact(name, track.epoch, at, count, crc, head, body) for _, at, count, _, crc, head, body in beside)
 
 
 def _take_delivered(index: Index, mark: Mark | None) -> None:
@@ -177,7 +197,7 @@ def catch_up(db: sqlite3.Connection, found: Found) -> list[Receipt]:
         db.execute(SQL["set_lane"], (name, ordinal, last, prev_epoch, prev_last))
     why = "lost: the buffer's file was damaged" if found.salvaged else "lost: the buffer's file was behind its mark"
     losses: list[Receipt] = []
-    for lane, first, last in gaps(db.execute(SQL["block_places"]), {lane: row[0] for lane, row in rows.items()}):
+    for lane, first, last in gaps(places(db), {lane: row[0] for lane, row in rows.items()}):
         first = max(first, sure.get(lane, 0) + 1)  # noqa: PLW2901 - the part of the gap that is a loss
         if first <= last:
             prev_epoch, prev_last = rows[lane][1:]
