@@ -102,7 +102,7 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     ``rate_in``: from devices; ``rate_out``: acknowledged by the cloud. ``in_flight``: bytes sent and unacked;
     ``credit``: what the cloud allows of them, None before it said so. ``memory_ceiling``: bytes that devices can make
     the MQTT server take at most, beside the buffer. ``fault``: why devices get no acks at present.
-    ``error``: what the cloud finds wrong with our frames. ``alarm``: what was lost or damaged at the start.
+    ``error``: what the cloud finds wrong with our frames. ``alarm``: what was lost or damaged.
     ``left``: damaged files that stay for people to look at, with their bytes. ``flash``: what was written to storage.
     ``counters``: since the start, by stage and name.
     ``clock``: why times are told as unknown, or an empty string (:attr:`edge_agent.clock.Clock.trouble`).

@@ -15,17 +15,18 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 from edge_agent.buffer import repair
 from edge_agent.buffer.connection import Connection, checkpoint, connect, transaction, trouble_of
 from edge_agent.buffer.directory import Directory
 from edge_agent.buffer.index import Outcome, Track
 from edge_agent.buffer.mark import MarkFile
-from edge_agent.buffer.opening import Opened
+from edge_agent.buffer.opening import Opened, loss_of
 from edge_agent.buffer.reader import Damaged, Missing, Reader, Run
 from edge_agent.buffer.relief import Part, Policy, Relief
 from edge_agent.buffer.room import LOG_BYTES, NoRoom, Room
@@ -33,11 +34,14 @@ from edge_agent.buffer.settings import BufferSettings
 from edge_agent.buffer.upkeep import Upkeep
 from edge_agent.buffer.writer import Transaction
 from waybill.errors import ConfigError, Corrupt, Unavailable
-from waybill.wire import Receipt
+from waybill.notices import Notices
+from waybill.wire import CONTROL_LANE, Receipt
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_DAMAGED: Final = "the buffer's file was damaged"
 
 
 @dataclass(slots=True)
@@ -88,7 +92,8 @@ class Engine:
         self.counters = Counters()
         self.index = opened.started.context.index
         self.path = opened.path
-        self.alarm = opened.alarm
+        self._found = opened.alarm
+        self._lost = 0
         self.fault = ""
         self.refusing: frozenset[str] = frozenset()
         self.on_refusing: Callable[[frozenset[str]], None] = lambda _: None
@@ -115,6 +120,7 @@ class Engine:
         self._unusable = ""
         self._bad_reads = 0
         self._doubt: Job | None = None
+        self._notices = Notices()
 
     # --- for the buffer ---
 
@@ -175,6 +181,27 @@ class Engine:
         """Write the receipt of a loss within a transaction (E5). ``size``: bytes, where known."""
         prev = track.prev_epoch, track.prev_last
         transaction.receipt(Receipt(track.epoch, lane, *prev, first, last, last - first + 1, size, why))
+
+    def declare_again(self, transaction: Transaction, lanes: Iterable[str]) -> None:
+        """Declare what is settled, where what could not be read of ``lanes`` may have been receipts.
+
+        For what was delivered, or declared before, that is without effect: the ledger's first entry wins (B5).
+        """
+        if CONTROL_LANE in lanes:
+            for lane, track, first, last in self.index.settled_elsewhere():
+                self.declare(transaction, lane, track, first, last, why="declared again: its receipt was damaged")
+
+    def say_lost(self, count: int, why: str) -> None:
+        """Tell people that so many messages are lost."""
+        self._lost += count
+        if count:
+            self._notices.warn(time.monotonic_ns(), "buffer: %s: %s: %s", self.path, why, loss_of(count))
+
+    @property
+    def alarm(self) -> str:
+        """What was wrong with the file, and how many messages were lost since the start, in a sentence."""
+        lost = f"{self.path}: since the start {loss_of(self._lost)}" if self._lost else ""
+        return "; ".join(filter(None, (self._found, lost)))
 
     def left(self) -> list[Path]:
         """Return the damaged files that are left in the data directory."""
@@ -453,8 +480,8 @@ class Engine:
         finally:
             await db.close()
         self._directory.promote(written, path)
-        self.alarm = f"{self.path} was damaged and is left as it is; going on in {path}"
-        log.error("buffer: %s", self.alarm)
+        self._found = f"{self.path} was damaged and is left as it is; going on in {path}"
+        log.error("buffer: %s", self._found)
         self.path = path
         self._bad_reads = 0
         return await connect(path, self.synchronous)
@@ -469,9 +496,9 @@ class Engine:
         def write(db: sqlite3.Connection) -> Outcome:
             with transaction(db):
                 writer = Transaction(db, self._context)
+                self.declare_again(writer, {lane for lane, *_ in lost})
                 for lane, ordinal, first, last in lost:
-                    why = "lost: the buffer's file was damaged"
-                    self.declare(writer, lane, tracks[lane, ordinal], first, last, why=why)
+                    self.declare(writer, lane, tracks[lane, ordinal], first, last, why=f"lost: {_DAMAGED}")
                 return writer.finish()
 
         for name, lane in self.index.lanes.items():
@@ -481,6 +508,7 @@ class Engine:
         self.index.apply(await self._tried(db, write))
         for lane_name, ordinal, first, last in lost:
             tracks[lane_name, ordinal].settled.add(first, last)
+        self.say_lost(sum(last - first + 1 for _, _, first, last in lost), _DAMAGED)
 
     async def _shut(self) -> None:
         db, self._db = self._db, None

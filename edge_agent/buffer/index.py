@@ -6,7 +6,7 @@ has acknowledged (``Index.settle``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from edge_agent.buffer.losses import Key
@@ -221,6 +221,14 @@ class Index:
                 fit = size * waiting // max(1, self.lanes[lane].bytes)
                 return track, max(first, last + 1 - max(1, min(count, fit))), last
         return None
+
+    def settled_elsewhere(self) -> Iterator[tuple[str, Track, int, int]]:
+        """Yield lane, track, first and last of what is settled and not known to be in the cloud: losses, mostly."""
+        for name, lane in self.lanes.items():
+            for track in lane.tracks:
+                for first, last in track.settled:
+                    if last > track.delivered:
+                        yield name, track, max(first, track.delivered + 1), last
 
     def oldest_epoch(self, lane: str) -> int:
         """Return the oldest epoch with unsettled messages in ``lane`` (E4); the present one where there are none."""

@@ -73,13 +73,14 @@ async def open_file(directory: Directory, mark: Mark | None, synchronous: str, s
         alarm = (
             f"{path} {what}: its last {started.behind} transactions are missing (a log that was damaged or removed, a"
             " file that was put back; a power cut, where only a relaxed lane is concerned);"
-            f" {_messages(started.lost)}, and subscriptions and commands are as they were then"
+            f" {loss_of(started.lost)}, and subscriptions and commands are as they were then"
         )
         log.error("buffer: %s", alarm)
     return Opened(db, path, started, alarm)
 
 
-def _messages(lost: int) -> str:
+def loss_of(lost: int) -> str:
+    """Return a loss of so many messages as a person reads it."""
     return f"up to {lost} messages that were acknowledged to devices are lost and declared"
 
 
@@ -146,7 +147,7 @@ async def _salvaged(
     directory.promote(written, path)
     alarm = (
         f"{source} was damaged and is left as it is; going on in {path} with {count} blocks of messages that could be"
-        f" saved; {_messages(started.lost)}"
+        f" saved; {loss_of(started.lost)}"
     )
     log.error("buffer: %s", alarm)
     return Opened(await connect(path, synchronous), path, started, alarm)

@@ -113,7 +113,7 @@ class SqliteBuffer:
 
     @property
     def alarm(self) -> str:
-        """What was wrong with the file at the start, in a sentence; mostly empty."""
+        """What was wrong with the file, and how many messages were lost since the start; mostly empty."""
         return self._engine.alarm
 
     @property
@@ -199,10 +199,12 @@ class SqliteBuffer:
         def work(transaction: Transaction) -> None:
             if isinstance(run, Damaged):
                 transaction.set_aside(lane, track, run.first, run.bytes)
+            self._engine.declare_again(transaction, (lane,))
             self._engine.declare(transaction, lane, track, first, last, size=size, why=why)
 
         await self._engine.write(Job(work))
         track.settled.add(first, last)
+        self._engine.say_lost(last - first + 1, f"messages {first} to {last} of lane {lane}, {why}")
 
     async def settle(self, spans: Sequence[Span]) -> None:
         """Forget messages; see the port. As far as this object shows they are gone at once.

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from edge_agent.buffer.connection import checkpoint
 from edge_agent.buffer.sqlite import SqliteBuffer
 from tests.support.buffer import commit, drain, messages, open_sqlite, payloads, span_of
 from waybill.wire import CONTROL_LANE, TELEMETRY_LANE, Receipt, Span
@@ -97,4 +98,42 @@ async def test_b6_beside_a_block_whose_count_is_damaged_what_was_settled_is_not_
     buffer = await open_sqlite(tmp_path)
     assert await payloads(buffer) == [*SENT[9:12], *SENT[15:]]
     assert await declared(buffer) == {7, 8, 9}
+    await buffer.close()
+
+
+async def test_b5_what_a_damaged_receipt_declared_is_declared_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    epoch = await filled(tmp_path, (1, 3))
+    buffer = await open_sqlite(tmp_path)
+    await buffer.give_up(Receipt(epoch, TELEMETRY_LANE, 0, 0, 7, 9, 3, 9, "evicted: full"))
+    await buffer.close()
+    with closing(sqlite3.connect(tmp_path / "buffer.db")) as db, db:
+        assert db.execute("UPDATE blocks SET body = zeroblob(length(body)) WHERE lane = 'control'").rowcount == 1
+    buffer = await open_sqlite(tmp_path)
+    assert buffer.alarm == ""
+    assert await declared(buffer) == {7, 8, 9}
+    assert await payloads(buffer) == SENT[3:6] + SENT[9:]
+    assert "up to 1 messages that were acknowledged to devices are lost and declared" in buffer.alarm
+    assert "messages 1 to 1 of lane control, damaged: checksum" in caplog.text
+    await buffer.close()
+
+
+async def test_b5_losses_of_a_file_that_is_removed_from_a_running_agent_are_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    buffer = await open_sqlite(tmp_path)
+    await buffer.commit(commit(*SENT))
+    await buffer.settle([Span(buffer.epoch, TELEMETRY_LANE, 1, 2)])
+    await buffer.give_up(Receipt(buffer.epoch, TELEMETRY_LANE, 0, 0, 5, 6, 2, 9, "evicted: full"))
+    await buffer._engine.read(lambda db: checkpoint(db, "TRUNCATE"))
+    buffer.path.unlink()
+    await buffer.commit(commit(b"later"))
+    assert await payloads(buffer) == [b"later"]
+    assert await declared(buffer) == set(range(3, 19))  # 5 and 6 again, since their receipt went, too
+    assert "since the start up to 15 messages that were acknowledged to devices are lost and declared" in buffer.alarm
+    assert (
+        "the buffer's file was damaged: up to 15 messages that were acknowledged to devices are lost and declared"
+        in caplog.text
+    )
     await buffer.close()
