@@ -134,7 +134,7 @@ class Engine:
 
     async def read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``read`` in the connection's thread. Raises Unavailable."""
-        return await self.guarded("buffer: read", self._read(read))
+        return await self.guarded("buffer: read", self._read(lambda db: db.run(read)))
 
     async def space(self) -> tuple[int, int]:
         """Return the bytes of the file that hold something, and how many more it may take. Raises Unavailable."""
@@ -145,18 +145,18 @@ class Engine:
     ) -> tuple[Track, Run | Damaged | Missing] | None:
         """Read the run of a lane that ``find`` finds in the index; None where nothing waits. Raises Unavailable."""
 
-        async def locked() -> tuple[Track, Run | Damaged | Missing] | None:
-            found = find()
+        async def lease(db: Connection) -> tuple[Track, Run | Damaged | Missing] | None:
+            found = find()  # not before the lock is held: what is evicted meanwhile is not missing
             if found is None:
                 return None
             track, first, last = found
             reader = self._readers.setdefault(lane, Reader(lane))
-            run = await self._read(lambda db: reader.read(db, track, first, last, count, size))
+            run = await db.run(reader.read, track, first, last, count, size)
             if isinstance(run, Run):  # before another transaction looks (B5)
                 track.leased.add(run.first, run.first + len(run.messages) - 1)
             return track, run
 
-        return await self.guarded("buffer: lease", locked())
+        return await self.guarded("buffer: lease", self._read(lease))
 
     async def guarded(self, name: str, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` in a task of its own: a caller that is cancelled must not leave file and index apart."""
@@ -340,12 +340,12 @@ class Engine:
             self.appended.set()
         self._refuse(tight=job.tight)
 
-    async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
+    async def _read(self, read: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
         async with self._lock:
             for attempt in (1, 2):
                 db = await self._usable()
                 try:
-                    return await db.run(read)
+                    return await read(db)
                 except (sqlite3.Error, OSError) as error:
                     self._bad_reads += 1
                     await self._trouble(error, None, again=attempt == 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,18 @@ async def test_b5_of_a_block_that_goes_only_what_was_not_delivered_is_declared(t
     await fill(buffer, "oldest", 6, 6)
     assert [(loss.first, loss.last) for loss in owed(buffer)] == [(1, 1), (4, 5)]
     assert [loss.bytes // 10_000 for loss in owed(buffer)] == [1, 2]
+    await buffer.close()
+
+
+async def test_e5_what_is_evicted_while_a_lease_waits_is_declared_once(tmp_path: Path) -> None:
+    buffer = await opened(tmp_path, OLDEST)
+    await fill(buffer, "oldest", 1, 6)
+    _, lease = await asyncio.gather(fill(buffer, "oldest", 7, 1), buffer.lease("oldest", None, 1, MIB))
+    assert lease is not None
+    (loss,) = owed(buffer)
+    assert (loss.first, loss.reason) == (1, "evicted: full")
+    assert lease.first == loss.last + 1
+    assert await said(buffer) == []
     await buffer.close()
 
 
