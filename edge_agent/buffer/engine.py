@@ -3,6 +3,7 @@
 ::
 
     job ─▶ lock ─▶ BEGIN … COMMIT ─▶ index ─▶ return (B1)
+                     ├─ the log is too long ─▶ checkpoint, once more; else Unavailable
                      ├─ no room, disk full ─▶ checkpoint, give the ballast up if the job makes room; else Unavailable
                      └─ I/O error ─▶ repair (B2), once more; else Unavailable
 
@@ -29,7 +30,7 @@ from edge_agent.buffer.mark import MarkFile
 from edge_agent.buffer.opening import Opened, loss_of
 from edge_agent.buffer.reader import Damaged, Missing, Reader, Run
 from edge_agent.buffer.relief import Part, Policy, Relief
-from edge_agent.buffer.room import LOG_BYTES, NoRoom, Room
+from edge_agent.buffer.room import LOG_BYTES, LongLog, NoRoom, Room
 from edge_agent.buffer.settings import BufferSettings
 from edge_agent.buffer.upkeep import Upkeep
 from edge_agent.buffer.writer import Transaction
@@ -250,7 +251,8 @@ class Engine:
 
     async def _run(self, job: Job) -> None:
         async with self._lock:
-            for attempt in (1, 2):
+            repeated: set[bool] = set()
+            while True:
                 db = await self._usable()
                 if job.present:
                     break
@@ -259,7 +261,9 @@ class Engine:
                     break
                 except (sqlite3.Error, OSError, NoRoom) as error:
                     self._bad_reads += trouble_of(error) == "corrupt"
-                    await self._trouble(error, job, again=attempt == 1)
+                    early = isinstance(error, LongLog)  # nothing was tried: whether there is room shows the next time
+                    await self._trouble(error, job, again=early not in repeated)
+                    repeated.add(early)
             if job.size or not self._held_back:
                 self._note("")
             self._upkeep.start()

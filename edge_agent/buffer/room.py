@@ -26,6 +26,10 @@ class NoRoom(Unavailable):
     """A limit of the settings is reached: commits wait until something was settled."""
 
 
+class LongLog(NoRoom):
+    """The log has to become shorter before anything else is tried."""
+
+
 class Room:
     """The two limits. What makes room (settling, receipts) does not ask. Runs in the connection's thread.
 
@@ -70,15 +74,15 @@ class Room:
         return 0, ""
 
     def check_log(self, db: sqlite3.Connection, path: Path, need: int) -> None:
-        """Raise NoRoom where it is the log that has to become shorter first."""
+        """Raise LongLog where it is the log that has to become shorter first."""
         need += _OVERHEAD
         page, free, used = _pages(db)
         log = size(log_of(path))
         whole = max(used + free * page, used + need)
         if log > max(self._log, need) and whole + log > self._max:
-            raise NoRoom(f"the buffer is at its cap of {_mib(self._max)} (max_bytes)")
+            raise LongLog(f"the buffer is at its cap of {_mib(self._max)} (max_bytes)")
         if log and self._directory.free() < need + max(0, whole - size(path)):  # soon it could not any more
-            raise NoRoom(f"disk full: {path}")
+            raise LongLog(f"disk full: {path}")
 
     def space(self, db: sqlite3.Connection, path: Path) -> tuple[int, int]:
         """Return the bytes of the file that hold something, and how many more fit before just the reserve is left."""

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from edge_agent.buffer import sqlite
+from edge_agent.buffer.connection import checkpoint
 from edge_agent.buffer.settings import MIB, BufferSettings
 from edge_agent.buffer.sqlite import SqliteBuffer
 from edge_agent.lanes import Lane, complete
@@ -60,6 +61,38 @@ async def test_a_lane_that_drops_goes_on_on_a_full_disk_and_declares_what_that_c
         buffer = await SqliteBuffer.open(data, settings, gateway="g", boot="b", lanes=lanes)
         assert await payloads(buffer, "fresh") == kept
         assert len(await payloads(buffer, CONTROL_LANE)) == len(losses)
+        await buffer.close()
+
+
+async def test_a_lane_that_drops_gives_way_on_a_full_disk_where_the_log_has_to_become_shorter_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "PAUSES", (0.01, 0.05))
+    settings = BufferSettings(ballast_bytes=2 * MIB, min_free_bytes=0)
+    lanes = complete([Lane("fresh", 20, ("f",), when_full="drop-oldest")])
+    with loop_disk(tmp_path, 48) as disk:
+        data = disk.path / "data"
+        buffer = await SqliteBuffer.open(data, settings, gateway="g", boot="b", lanes=lanes)
+        number = 0
+
+        async def send(count: int) -> None:
+            nonlocal number
+            batch = [b"%07d" % each + b"x" * 900 for each in range(number, number + count)]
+            await asyncio.wait_for(buffer.commit(commit(*batch, lane="fresh")), 20)
+            number += count
+
+        while os.statvfs(disk.path).f_bavail * os.statvfs(disk.path).f_frsize > 12 * MIB:
+            await send(50)
+        await buffer._engine.tend(checkpoint, "TRUNCATE")
+        theirs = disk.path / "theirs"
+        fill(theirs)
+        os.truncate(theirs, theirs.stat().st_size - MIB)
+        for count in [1, 49, 78, 72, 78, 40] * 5 + [200] * 20:  # the log becomes shorter each time
+            await send(count)
+        assert buffer.fault == ""
+        kept = [int(payload[:7]) for payload in await payloads(buffer, "fresh")]
+        assert len(kept) > 10_000
+        assert kept == list(range(number - len(kept), number))
         await buffer.close()
 
 
