@@ -122,6 +122,8 @@ def report(
     lost: list[LostFrames] = []
     for name, value in values.items():
         if is_partition_key(name):
+            if not name[1:].isdigit():
+                continue  # the log's own
             partition = int(name[1:])
             lost += [LostFrames(partition, first - 1, last - 1) for first, last in Offsets.decode(value).lost]
             continue

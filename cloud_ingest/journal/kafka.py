@@ -22,13 +22,15 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 from aiokafka.structs import ConsumerRecord
 
 from cloud_ingest.config import Topics
+from cloud_ingest.following import following
 from cloud_ingest.journal.kafka_admin import prepare, specs
 from cloud_ingest.journal.kafka_append import Appender
 from cloud_ingest.journal.kafka_batches import DEFAULT_LIMIT, Shape
 from cloud_ingest.journal.kafka_client import Client, discard, partitions_of, probe, quiet, reason, started, translated
 from cloud_ingest.journal.kafka_config import parse
 from cloud_ingest.journal.kafka_owner import Owner
-from cloud_ingest.journal.kafka_partitions import KafkaPartition
+from cloud_ingest.journal.kafka_partitions import KafkaPartition, place_key
+from cloud_ingest.journal.kafka_plain import PlainPartition
 from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import CaughtUp, OutRecord, PartitionLog, TopicRecord
 from waybill.errors import ConfigError, TopicRefused, Unavailable
@@ -179,7 +181,7 @@ class KafkaLog:
 
     def open_partition(self, number: int) -> KafkaPartition:
         """Return frames partition ``number``, not loaded. ``own_partitions`` says which ones to open."""
-        return KafkaPartition(self, number)
+        return (KafkaPartition if self.config.exactly_once else PlainPartition)(self, number)
 
     async def bounds(self, place: TopicPartition) -> tuple[int, int]:
         """Return the first offset and the high watermark of ``place``. Raises Unavailable."""
@@ -277,13 +279,14 @@ class KafkaLog:
             await self._begin(admin)
             with translated(f"reading {self.frames}"):
                 places = await self._places(consumer, [self.frames], None)
-                routed = await self._offsets(admin, places)
+                routed = {place: offset for place, (offset, _) in (await self._offsets(admin, places)).items()}
+                routed |= await self._placed(places)
                 consumer.assign(places)
                 async with asyncio.timeout(self.config.request):
                     starts = await consumer.beginning_offsets(places)
                     ends = await consumer.end_offsets(places)
                 for place in places:
-                    consumer.seek(place, min(max(routed[place][0], starts[place]), ends[place]))
+                    consumer.seek(place, min(max(routed[place], starts[place]), ends[place]))
             moved = time.monotonic()
             while True:
                 with translated("reading"):
@@ -302,6 +305,19 @@ class KafkaLog:
         finally:
             await discard(consumer)
             await discard(admin)
+
+    async def _placed(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return the offsets that are in the ledger."""
+        keys = {place_key(self.group, place.partition): place for place in places}
+        found: dict[TopicPartition, int] = {}
+        async with following(self, (self.ledger,), end=True) as records:
+            async for record in records:
+                if not isinstance(record, CaughtUp) and record.key in keys:
+                    if record.value is None:
+                        found.pop(keys[record.key], None)
+                    else:
+                        found[keys[record.key]] = int(record.value)
+        return found
 
     async def _some(self, consumer: AIOKafkaConsumer) -> _Records:
         try:

@@ -45,9 +45,13 @@ class Shape(NamedTuple):
 class Filling:
     """Batches of one step, being filled."""
 
-    def __init__(self, codec: int, shapes: dict[str, Shape], *, turn: int = 0) -> None:
-        """Fill for ``shapes``; ``codec`` as in a batch's attributes; ``turn`` is where records without a key go."""
+    def __init__(self, codec: int, shapes: dict[str, Shape], *, turn: int = 0, transactional: bool = True) -> None:
+        """Fill for ``shapes``; ``codec`` as in a batch's attributes; ``turn`` is where records without a key go.
+
+        ``transactional``: whether the batches are of a transaction.
+        """
         self._codec = codec
+        self._transactional = int(transactional)
         self._shapes = shapes
         self._turn = turn
         self._open: dict[str, dict[int, BatchBuilder]] = {}
@@ -99,7 +103,7 @@ class Filling:
         if full := open_.get(partition):
             self._full.append(Batch(topic, partition, full, full.record_count()))
         limit = self._shapes[topic].limit
-        builder = BatchBuilder(min(BATCH_BYTES, limit), self._codec, is_transactional=1)
+        builder = BatchBuilder(min(BATCH_BYTES, limit), self._codec, is_transactional=self._transactional)
         builder.append(timestamp=now, key=key, value=value, headers=headers)
         # Compressed it might fit, by luck: what is taken must not depend on that.
         if builder.size() > limit:

@@ -29,6 +29,7 @@ _TEXT: Final = {
     "bootstrap.servers": "",
     "client.id": "waybill",
     "compression.type": "zstd",
+    "delivery": "exactly-once",
     "sasl.mechanism": "",
     "sasl.password": "",
     "sasl.username": "",
@@ -50,6 +51,7 @@ _FLAG: Final = {"allow_unsafe": False}
 
 PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+DELIVERIES: Final = ("exactly-once", "at-least-once")
 COMPRESSIONS: Final = ("none", "gzip", "snappy", "lz4", "zstd")
 
 
@@ -57,7 +59,9 @@ COMPRESSIONS: Final = ("none", "gzip", "snappy", "lz4", "zstd")
 class KafkaConfig:
     """Checked settings. Times in seconds.
 
-    ``connection``: keyword arguments common to every aiokafka client. ``delivery``: until an append gives up.
+    ``connection``: keyword arguments common to every aiokafka client.
+    ``exactly_once``: a step is one transaction; else its records may be written again.
+    ``delivery``: until an append gives up.
     ``request``: until one answer. ``session``: until the group counts a silent member as gone. ``transaction``: until
     the broker aborts by itself. ``frames_retention_ms``: of the journal where it is created here. ``allow_unsafe``:
     existing topics may have settings that break the promise. ``where``: origin, for errors.
@@ -66,6 +70,7 @@ class KafkaConfig:
     bootstrap: tuple[str, ...]
     connection: dict[str, Any] = field(repr=False)
     compression: str | None
+    exactly_once: bool
     delivery: float
     request: float
     session: float
@@ -107,6 +112,7 @@ def parse(settings: Mapping[str, object], base: Path, where: str) -> KafkaConfig
             **_security(values, base, where),
         },
         compression=None if compression == "none" else compression,
+        exactly_once=_one_of("delivery", values, DELIVERIES, where) == "exactly-once",
         delivery=values["delivery.timeout.ms"] / 1000,
         request=values["request.timeout.ms"] / 1000,
         session=values["session.timeout.ms"] / 1000,

@@ -7,6 +7,9 @@ record of a partition that is not ready cannot be seen at all, and one partition
 Each commit puts a token into the metadata of the group's offset. Where the producer must be made anew without a load
 (after a refused record, R5), the token tells whether somebody else committed in between: a compare-and-swap, without
 which a worker that was paused there would fence its successor and write from a memory that is no longer true.
+
+Where a deployment was without transactions before (:mod:`cloud_ingest.journal.kafka_plain`), its offset is in the
+ledger: it counts instead of the group's, and the first step takes it away.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, errors
@@ -49,6 +52,11 @@ ENDING: Final = 1.0
 
 LOG_START_AGE: Final = 30.0
 """Seconds for which the log's start is remembered. It only ever grows, so an old one errs on the safe side (E4)."""
+
+
+def place_key(group: str, partition: int) -> bytes:
+    """Return the ledger's key of the offset of ``group``, where Kafka itself does not keep it."""
+    return f"#{group}/{partition}/next".encode()
 
 
 class Cluster(Protocol):
@@ -90,6 +98,10 @@ class KafkaPartition:
         self._steps = 0
         self._token: str | None = None
         """What the group's offset bears if nobody else committed; None: load first."""
+        self._place = place_key(cluster.group, partition)
+        self._placed = False
+        """Whether the ledger holds the offset."""
+        self._table_ends: dict[TopicPartition, int] = {}
         self._written: dict[tuple[str, int], int] = {}
         self._log_start: tuple[int, float] | None = None
         self._answered = 0.0
@@ -115,6 +127,10 @@ class KafkaPartition:
         # Only now: before the fence the old owner could still write.
         offset, token = await self._cluster.committed(self._frames)
         ledger = await self._read_table(self._ledger)
+        placed = ledger.pop(self._place, None)
+        self._placed = placed is not None
+        if placed is not None:
+            offset = int(placed)
         dictionaries = await self._read_table(self._dictionaries)
         log_start, end = await self._cluster.bounds(self._frames)
         self._log_start = (log_start, time.monotonic())
@@ -160,6 +176,7 @@ class KafkaPartition:
         re-route, R9) is open there, our own later entries are above the last stable offset, and would be missed.
         """
         first, end = await self._cluster.bounds(table)
+        self._table_ends[table] = end
         found: dict[bytes, bytes] = {}
         if first == end:
             return found
@@ -259,6 +276,7 @@ class KafkaPartition:
         except BaseException:  # cancelled, or Unavailable from within
             await self._lose()
             raise
+        self._placed = False
         written = self._written
         for batch in batches:
             place = (batch.topic, batch.partition)
@@ -281,17 +299,21 @@ class KafkaPartition:
         shapes: dict[str, Shape] = {}
         for topic in {record.topic for record in step.records}:
             shapes[topic] = await cluster.shape(topic, producer)
-        tables = [(self._ledger.topic, step.ledger), (self._dictionaries.topic, step.dictionaries)]
+        tables = [(self._ledger.topic, self._entries(step)), (self._dictionaries.topic, step.dictionaries)]
         for topic, entries in tables:
             if entries:
                 shapes[topic] = await cluster.shape(topic, producer)
         codec = producer._message_accumulator._compression_type  # noqa: SLF001 - a batch must agree with its producer
-        filling = Filling(codec, shapes, turn=self._steps)
+        filling = Filling(codec, shapes, turn=self._steps, transactional=self._config.exactly_once)
         for _ in filling.add(step.records):
             await asyncio.sleep(0)
         for topic, entries in tables:
             filling.put(topic, self._partition, entries.items())
         return filling.batches()
+
+    def _entries(self, step: Step) -> Mapping[bytes, bytes | None]:
+        """Return what is written to the ledger."""
+        return {**step.ledger, self._place: None} if self._placed else step.ledger
 
     async def _transact(self, producer: AIOKafkaProducer, batches: list[Batch], next_offset: int) -> None:
         self._steps += 1
@@ -299,7 +321,24 @@ class KafkaPartition:
         await producer.begin_transaction()
         # The offset travels beside the data, not after it: whichever fails, nothing of the transaction counts.
         offset = {self._frames: OffsetAndMetadata(next_offset, token)}
-        work = [asyncio.ensure_future(producer.send_offsets_to_transaction(offset, self._cluster.group))]
+        await self._send(producer, batches, producer.send_offsets_to_transaction(offset, self._cluster.group))
+        ending = asyncio.ensure_future(producer.commit_transaction())
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            # Left half committed it would hold back the topics' readers until a successor comes, or it times out.
+            await asyncio.wait({ending}, timeout=ENDING)
+            raise
+        finally:
+            ending.add_done_callback(seen)
+            ending.cancel()
+        self._token = token
+
+    async def _send(
+        self, producer: AIOKafkaProducer, batches: list[Batch], beside: Coroutine[Any, Any, None] | None = None
+    ) -> list[int]:
+        """Send ``batches`` and wait for all acks, and for ``beside``; return their offsets. Raises what commit does."""
+        work: list[asyncio.Future[Any]] = [asyncio.ensure_future(beside)] if beside else []
         sent: list[tuple[str, asyncio.Future[Any]]] = []
         try:
             for batch in batches:
@@ -317,17 +356,7 @@ class KafkaPartition:
             for future in work:
                 future.add_done_callback(seen)
                 future.cancel()
-        ending = asyncio.ensure_future(producer.commit_transaction())
-        try:
-            await asyncio.shield(ending)
-        except asyncio.CancelledError:
-            # Left half committed it would hold back the topics' readers until a successor comes, or it times out.
-            await asyncio.wait({ending}, timeout=ENDING)
-            raise
-        finally:
-            ending.add_done_callback(seen)
-            ending.cancel()
-        self._token = token
+        return [future.result().offset for _, future in sent]
 
     # --- letting go ---
 
@@ -347,7 +376,7 @@ class KafkaPartition:
         """
         producer, self._producer = self._producer, None
         if producer is not None:
-            if abort:
+            if abort and self._config.exactly_once:
                 forsake(producer)  # before what bears the transaction's error is replaced by the abort
                 try:
                     async with asyncio.timeout(ENDING):

@@ -18,9 +18,9 @@ from waybill.mqtt.settings import Hooks, Settings
 from waybill.mqtt.testing import MemorySink
 
 
-@pytest.fixture(params=["embedded", "kafka"])
+@pytest.fixture(params=["embedded", "kafka", "kafka-at-least-once"])
 async def log(request: pytest.FixtureRequest, tmp_path: Path, unique: str) -> AsyncIterator[Log]:
-    bootstrap = request.getfixturevalue("kafka") if request.param == "kafka" else ""
+    bootstrap = "" if request.param == "embedded" else request.getfixturevalue("kafka")
     made = make(request.param, unique, tmp_path, bootstrap)
     await made.start()
     yield made

@@ -19,6 +19,8 @@ def make(kind: str, name: str, directory: Path, bootstrap: str) -> Log:
     """Return a log, not started: deployment and topics named after ``name``, one routed topic ``{name}.fleet``."""
     if kind == "kafka":
         return make_log(bootstrap, name, partitions=PARTITIONS)
+    if kind == "kafka-at-least-once":
+        return make_log(bootstrap, name, partitions=PARTITIONS, delivery="at-least-once")
     return EmbeddedLog(directory / "log.db", Topics(prefix=f"{name}.", partitions=PARTITIONS), max_record=MAX_RECORD)
 
 

@@ -353,3 +353,39 @@ async def test_closing_leaves_no_task_behind(open_log: OpenLog, unique: str) -> 
     await partition.close()
     await log.close()
     assert asyncio.all_tasks() <= before
+
+
+async def test_without_transactions_the_offset_is_in_the_ledger_and_back_in_the_group_with_them(
+    open_log: OpenLog, unique: str
+) -> None:
+    plain, whole = await open_log(delivery="at-least-once"), await open_log()
+    number = await _journal(plain, "gw-1", 3)
+    for log, offset in ((plain, 1), (whole, 2), (plain, 3)):
+        partition = log.open_partition(number)
+        loaded = await partition.load()
+        assert (loaded.start, dict(loaded.ledger)) == (
+            offset - 1,
+            {b"last": b"%d" % (offset - 1)} if offset > 1 else {},
+        )
+        await partition.commit(step(unique, b"%d" % offset, next_offset=offset))
+        await partition.close()
+        assert [record.offset async for record in log.unrouted() if record.partition == number] == [*range(offset, 3)]
+    assert await values(whole, f"{unique}.fleet") == [b"1", b"2", b"3"]
+
+
+async def test_without_transactions_a_worker_that_was_overtaken_leaves_the_ledger_alone(
+    open_log: OpenLog, unique: str
+) -> None:
+    log = await open_log(delivery="at-least-once")
+    old, new = log.open_partition(0), log.open_partition(0)
+    await old.load()
+    await old.commit(step(unique, b"1"))
+    await new.load()
+    await new.commit(step(unique, b"2"))
+    with pytest.raises(Unavailable, match="another worker wrote the ledger"):
+        await old.commit(step(unique, b"by the zombie"))
+    assert dict((await old.load()).ledger) == {b"last": b"2"}
+    await old.commit(step(unique, b"3"))
+    assert await values(log, f"{unique}.fleet") == [b"1", b"2", b"by the zombie", b"3"]
+    await old.close()
+    await new.close()
