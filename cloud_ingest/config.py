@@ -18,6 +18,7 @@ Relative paths are relative to the directory of the file.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -150,11 +151,25 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Messages whose MQTT topic matches ``filter`` become records of ``topic`` under ``key``.
 
     Placeholders of ``key``: {device} {client} {gateway} {topic} {level:N}, N from 1.
+
+    How the records reach Kafka, alike in all routes of a topic: ``compression``: empty for that of ``[log]``.
+    ``batch_bytes``: of a batch before compression, at which it is closed. ``send`` ``sync``: a batch goes when Kafka
+    has acknowledged the one before; else all of a step go at once. ``linger_ms``: how long messages may wait for others
+    to share a step with; a step is one transaction for all routes, so the smallest of all routes counts.
     """
 
     topic: str
     filter: str = "#"
     key: str = "{device}"
+    compression: Literal["", "none", "gzip", "snappy", "lz4", "zstd"] = ""
+    batch_bytes: int = 512 << 10
+    send: Literal["async", "sync"] = "async"
+    linger_ms: int = 0
+
+    @property
+    def sending(self) -> tuple[object, ...]:
+        """What must be alike in all routes of a topic."""
+        return self.compression, self.batch_bytes, self.send, self.linger_ms
 
 
 DEFAULT_ROUTES: Final = (Route(topic="fleet.telemetry"),)
@@ -333,6 +348,20 @@ def _check_topics(config: CloudConfig, where: str) -> None:
                 f"{where}: [[route]] {number}: topic {route.topic!r} is an internal topic, which messages of devices "
                 "would spoil; choose another name"
             )
+        _check_sending(route, config.route, f"{where}: [[route]] {number}")
+
+
+def _check_sending(route: Route, routes: Sequence[Route], where: str) -> None:
+    if not 1024 <= route.batch_bytes <= 16 * MIB:  # noqa: PLR2004 - a record with its headers; a request
+        raise ConfigError(f"{where}: batch_bytes {route.batch_bytes}: use 1024 to {16 * MIB}")
+    if not 0 <= route.linger_ms <= 60_000:  # noqa: PLR2004 - a minute
+        raise ConfigError(f"{where}: linger_ms {route.linger_ms}: use 0 to 60000")
+    other = next(other for other in routes if other.topic == route.topic)
+    if other.sending != route.sending:
+        raise ConfigError(
+            f"{where}: topic {route.topic!r} has another route: give compression, batch_bytes, send and linger_ms "
+            "alike in both"
+        )
 
 
 def _log(table: dict[str, Any], base: Path, data: Path, where: str) -> Embedded | Kafka:

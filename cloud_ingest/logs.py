@@ -30,7 +30,6 @@ class Opened(NamedTuple):
 def open_log(settings: config.Settings) -> Opened:
     """Return the log of ``settings``. Only the one that is asked for is imported. Raises ConfigError."""
     topics = settings.config.topics
-    routed = list(dict.fromkeys(route.topic for route in settings.config.route))
     if isinstance(settings.log, config.Kafka):
         from cloud_ingest.journal.kafka import KafkaLog
 
@@ -38,7 +37,7 @@ def open_log(settings: config.Settings) -> Opened:
             settings.log.settings,
             deployment=settings.config.deployment,
             topics=topics,
-            routed=routed,
+            routes=settings.config.route,
             base=settings.log.base,
             where=settings.where,
         )

@@ -21,11 +21,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.structs import ConsumerRecord
 
-from cloud_ingest.config import Topics
+from cloud_ingest.config import Route, Topics
 from cloud_ingest.following import following
 from cloud_ingest.journal.kafka_admin import prepare, specs
 from cloud_ingest.journal.kafka_append import Appender
-from cloud_ingest.journal.kafka_batches import DEFAULT_LIMIT, Shape
+from cloud_ingest.journal.kafka_batches import CODECS, DEFAULT_LIMIT, Shape
 from cloud_ingest.journal.kafka_client import Client, discard, partitions_of, probe, quiet, reason, started, translated
 from cloud_ingest.journal.kafka_config import parse
 from cloud_ingest.journal.kafka_owner import Owner
@@ -51,11 +51,11 @@ class KafkaLog:
         *,
         deployment: str,
         topics: Topics,
-        routed: Sequence[str] = (),
+        routes: Sequence[Route] = (),
         base: Path = Path(),
         where: str = "configuration",
     ) -> None:
-        """Check ``settings``, the keys of ``[log]`` but ``kind``; ``routed``: the routes' topics. Raises ConfigError.
+        """Check ``settings``, the keys of ``[log]`` but ``kind``; ``routes`` say how records go. Raises ConfigError.
 
         ``base``: the directory that relative paths are relative to. ``where``: origin, for errors.
         """
@@ -66,7 +66,7 @@ class KafkaLog:
         self.ledger = topics.ledger
         self.dictionaries = topics.dictionaries
         self._topics = topics
-        self._routed = tuple(routed)
+        self._routes = {route.topic: route for route in routes}
         self._shapes: dict[str, Shape] = {}
         self._admin: AIOKafkaAdminClient | None = None
         self._asker: AIOKafkaConsumer | None = None
@@ -112,7 +112,7 @@ class KafkaLog:
         admin = AIOKafkaAdminClient(**self.config.connection)
         await self._begin(admin)
         try:
-            wanted = specs(self._topics, self._routed, self.config.frames_retention_ms)
+            wanted = specs(self._topics, list(self._routes), self.config.frames_retention_ms)
             async with asyncio.timeout(60):
                 self._shapes = await prepare(
                     admin, self.config, wanted, self._topics.partitions, self._topics.replication_factor
@@ -219,7 +219,12 @@ class KafkaLog:
 
     async def shape(self, topic: str, producer: AIOKafkaProducer) -> Shape:
         """Return what batches must know of ``topic``. Raises TopicRefused, Unavailable."""
-        return Shape(await partitions_of(producer.client, topic), self._limit(topic))
+        partitions, limit = await partitions_of(producer.client, topic), self._limit(topic)
+        route = self._routes.get(topic)
+        codec = (route and route.compression) or self.config.compression or "none"
+        if route is None:
+            return Shape(partitions, limit, CODECS[codec])
+        return Shape(partitions, limit, CODECS[codec], route.batch_bytes, sync=route.send == "sync")
 
     # --- read ---
 

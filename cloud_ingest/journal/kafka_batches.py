@@ -19,6 +19,9 @@ from waybill.errors import RecordRefused
 BATCH_BYTES: Final = 512 << 10
 """Uncompressed bytes at which a batch is closed: half of the default of ``max.message.bytes``."""
 
+CODECS: Final = {"none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4}
+"""A batch's compression, as in its attributes (Kafka protocol, record batch, bits 0 to 2)."""
+
 DEFAULT_LIMIT: Final = 1_048_588
 """Kafka's default of ``max.message.bytes``, for topics whose own cannot be read."""
 
@@ -27,30 +30,36 @@ SLICE: Final = 2_000
 
 
 class Batch(NamedTuple):
-    """Records of one partition, in order."""
+    """Records of one partition, in order. ``sync``: nothing of its topic goes before it is acknowledged."""
 
     topic: str
     partition: int
     builder: BatchBuilder
     size: int
+    sync: bool = False
 
 
 class Shape(NamedTuple):
-    """What the filling must know of a topic. ``limit``: its ``max.message.bytes``."""
+    """What the filling must know of a topic. ``limit``: its ``max.message.bytes``.
+
+    ``codec``: one of CODECS. ``batch_bytes``, ``sync``: as in its route.
+    """
 
     partitions: int
     limit: int
+    codec: int = 0
+    batch_bytes: int = BATCH_BYTES
+    sync: bool = False
 
 
 class Filling:
     """Batches of one step, being filled."""
 
-    def __init__(self, codec: int, shapes: dict[str, Shape], *, turn: int = 0, transactional: bool = True) -> None:
-        """Fill for ``shapes``; ``codec`` as in a batch's attributes; ``turn`` is where records without a key go.
+    def __init__(self, shapes: dict[str, Shape], *, turn: int = 0, transactional: bool = True) -> None:
+        """Fill for ``shapes``; ``turn`` is where records without a key go.
 
         ``transactional``: whether the batches are of a transaction.
         """
-        self._codec = codec
         self._transactional = int(transactional)
         self._shapes = shapes
         self._turn = turn
@@ -101,9 +110,10 @@ class Filling:
         """Begin a new batch with this record. A batch takes its first record at any size, so here it is checked."""
         open_ = self._open[topic]
         if full := open_.get(partition):
-            self._full.append(Batch(topic, partition, full, full.record_count()))
-        limit = self._shapes[topic].limit
-        builder = BatchBuilder(min(BATCH_BYTES, limit), self._codec, is_transactional=self._transactional)
+            self._full.append(Batch(topic, partition, full, full.record_count(), self._shapes[topic].sync))
+        shape = self._shapes[topic]
+        limit = shape.limit
+        builder = BatchBuilder(min(shape.batch_bytes, limit), shape.codec, is_transactional=self._transactional)
         builder.append(timestamp=now, key=key, value=value, headers=headers)
         # Compressed it might fit, by luck: what is taken must not depend on that.
         if builder.size() > limit:
@@ -115,7 +125,7 @@ class Filling:
     def batches(self) -> list[Batch]:
         """Return all batches; those of one partition in the order of their records."""
         last = [
-            Batch(topic, partition, builder, builder.record_count())
+            Batch(topic, partition, builder, builder.record_count(), self._shapes[topic].sync)
             for topic, open_ in self._open.items()
             for partition, builder in open_.items()
         ]

@@ -303,8 +303,7 @@ class KafkaPartition:
         for topic, entries in tables:
             if entries:
                 shapes[topic] = await cluster.shape(topic, producer)
-        codec = producer._message_accumulator._compression_type  # noqa: SLF001 - a batch must agree with its producer
-        filling = Filling(codec, shapes, turn=self._steps, transactional=self._config.exactly_once)
+        filling = Filling(shapes, turn=self._steps, transactional=self._config.exactly_once)
         for _ in filling.add(step.records):
             await asyncio.sleep(0)
         for topic, entries in tables:
@@ -341,10 +340,14 @@ class KafkaPartition:
         work: list[asyncio.Future[Any]] = [asyncio.ensure_future(beside)] if beside else []
         sent: list[tuple[str, asyncio.Future[Any]]] = []
         try:
-            for batch in batches:
+            for batch in sorted(
+                batches, key=lambda batch: batch.sync
+            ):  # those that wait for each other hold up no other
                 future = await producer.send_batch(batch.builder, batch.topic, partition=batch.partition)
                 sent.append((batch.topic, future))
                 work.append(future)
+                if batch.sync:
+                    await future
             await asyncio.gather(*work)
         except (*REFUSED_RECORD, *REFUSED_TOPIC) as error:
             topic = _culprit(error, sent)

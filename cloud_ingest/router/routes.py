@@ -54,6 +54,8 @@ class Routes:
         Raises ConfigError for a filter or key template that cannot be.
         """
         self._routes = [_compile(f"{where}: [[route]] {number}", route) for number, route in enumerate(routes, 1)]
+        self.linger = min((route.linger_ms for route in routes), default=0) / 1000
+        """Seconds that a step may wait for more messages."""
         self._known: dict[tuple[str, str, str], Target] = {}
 
     @property

@@ -216,7 +216,7 @@ class _Worker:
                 raise Unavailable("the commands topics cannot be followed any more")
             if state.commands.stale:
                 raise Unavailable("there is room for more commands: they are read again")
-            records, at_end = await self._log.read(self._limits.read_frames, READ_WAIT)
+            records, at_end = await self._read()
             log_start = None
             if (now := time.monotonic()) >= self._forget_at:
                 self._forget_at = now + FORGET_EVERY
@@ -224,6 +224,16 @@ class _Worker:
             await self._advance(state, records, at_end=at_end, log_start=log_start)
             if at_end:
                 status.behind_ms = 0
+
+    async def _read(self) -> tuple[Sequence[JournalRecord], bool]:
+        """Read frames; at the journal's end the first one waits for others as long as the routes allow."""
+        count = self._limits.read_frames
+        records, at_end = await self._log.read(count, READ_WAIT)
+        until = time.monotonic() + self._routes.linger
+        while records and at_end and len(records) < count and (left := until - time.monotonic()) > 0:
+            more, at_end = await self._log.read(count - len(records), min(left, READ_WAIT))
+            records = [*records, *more]
+        return records, at_end
 
     async def _advance(
         self, state: Partition, records: Sequence[JournalRecord], *, at_end: bool, log_start: int | None

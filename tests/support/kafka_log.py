@@ -9,7 +9,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 
-from cloud_ingest.config import Topics
+from cloud_ingest.config import Route, Topics
 from cloud_ingest.journal.kafka import KafkaLog
 from cloud_ingest.journal.kafka_partitions import KafkaPartition
 from cloud_ingest.journal.port import JournalRecord, OutRecord, Step, TopicRecord
@@ -18,12 +18,16 @@ OpenLog = Callable[..., Awaitable[KafkaLog]]
 
 
 def make_log(bootstrap: str, name: str, *, partitions: int = 2, **settings: Any) -> KafkaLog:
-    """Make a log whose deployment and topics are named after ``name``; one routed topic, ``{name}.fleet``."""
+    """Make a log whose deployment and topics are named after ``name``; one routed topic, ``{name}.fleet``.
+
+    ``settings``: those of ``[log]``, and ``route`` in place of the default one.
+    """
+    route = settings.pop("route", Route(topic=f"{name}.fleet"))
     return KafkaLog(
         {"bootstrap.servers": bootstrap, "session.timeout.ms": 6000, **settings},
         deployment=name,
         topics=Topics(prefix=f"{name}.", partitions=partitions),
-        routed=[f"{name}.fleet"],
+        routes=[route],
     )
 
 

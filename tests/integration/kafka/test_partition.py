@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
+from cloud_ingest.config import Route
 from cloud_ingest.journal import kafka_partitions
 from cloud_ingest.journal.kafka import KafkaLog
 from cloud_ingest.journal.kafka_partitions import KafkaPartition
@@ -389,3 +390,21 @@ async def test_without_transactions_a_worker_that_was_overtaken_leaves_the_ledge
     assert await values(log, f"{unique}.fleet") == [b"1", b"2", b"by the zombie", b"3"]
     await old.close()
     await new.close()
+
+
+@pytest.mark.parametrize("send", ["async", "sync"])
+async def test_a_route_says_how_its_records_are_sent(
+    open_log: OpenLog, unique: str, send: Literal["async", "sync"]
+) -> None:
+    route = Route(topic=f"{unique}.fleet", compression="lz4", batch_bytes=2_000, send=send)
+    log = await open_log(route=route, partitions=1)
+    partition = log.open_partition(0)
+    await partition.load()
+    sent = [b"%d" % number * 100 for number in range(300)]
+    await partition.commit(step(unique, *sent))
+    assert await values(log, f"{unique}.fleet") == sent
+    with pytest.raises(RecordRefused):
+        await partition.commit(step(unique, bytes(2 << 20)))
+    await partition.commit(step(unique, b"after"))
+    assert await values(log, f"{unique}.fleet") == [*sent, b"after"]
+    await partition.close()

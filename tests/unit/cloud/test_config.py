@@ -88,6 +88,13 @@ def test_kafka_settings_are_handed_on_under_kafkas_own_names(tmp_path: Path) -> 
         ('data = "d"\nroute = []\n[listener]\naddress = "[::1]:1"\n', ("no [[route]]",)),
         ('data = "d"\n[listener]\naddress = "[::1]:1"\n[[route]]\ntopic = "a b"\n', ("[[route]] 1", "topic 'a b'")),
         ('data = "d"\n[[route]]\nfilter = "a"\n', ("'topic' is missing",)),
+        (f'data = "d"\n{PLAIN}[[route]]\ntopic = "a"\nbatch_bytes = 5\n', ("[[route]] 1", "batch_bytes 5", "1024")),
+        (f'data = "d"\n{PLAIN}[[route]]\ntopic = "a"\nlinger_ms = -1\n', ("[[route]] 1", "linger_ms -1")),
+        (f'data = "d"\n{PLAIN}[[route]]\ntopic = "a"\ncompression = "brotli"\n', ("brotli",)),
+        (
+            f'data = "d"\n{PLAIN}[[route]]\ntopic = "a"\nfilter = "x"\n[[route]]\ntopic = "a"\nsend = "sync"\n',
+            ("[[route]] 2", "topic 'a' has another route", "alike in both"),
+        ),
         (
             f'data = "d"\n{PLAIN}proxies = ["10.0.0.1/8"]\n',
             ("[listener] proxies", "10.0.0.1/8", "10.0.0.0/8"),

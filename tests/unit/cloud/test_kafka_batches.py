@@ -3,7 +3,7 @@
 import pytest
 from aiokafka.partitioner import murmur2
 
-from cloud_ingest.journal.kafka_batches import SLICE, Batch, Filling, Shape
+from cloud_ingest.journal.kafka_batches import CODECS, SLICE, Batch, Filling, Shape
 from cloud_ingest.journal.port import OutRecord
 from waybill.errors import RecordRefused
 
@@ -15,7 +15,7 @@ def _record(key: bytes | None, value: bytes, topic: str = "t") -> OutRecord:
 
 
 def _fill(records: list[OutRecord], *, codec: int = PLAIN, turn: int = 0, limit: int = 100_000) -> list[Batch]:
-    filling = Filling(codec, {"t": Shape(4, limit), "u": Shape(3, limit)}, turn=turn)
+    filling = Filling({"t": Shape(4, limit, codec), "u": Shape(3, limit, codec)}, turn=turn)
     for _ in filling.add(records):
         pass
     return filling.batches()
@@ -56,12 +56,27 @@ def test_r5_a_record_above_the_limit_is_refused_however_well_it_would_compress(c
 
 
 def test_others_may_run_between_slices() -> None:
-    filling = Filling(PLAIN, {"t": Shape(4, 1 << 20)})
+    filling = Filling({"t": Shape(4, 1 << 20)})
     assert len(list(filling.add([_record(b"k", b"v")] * (3 * SLICE + 1)))) == 3
 
 
 def test_ledger_entries_go_to_the_partition_of_their_frames() -> None:
-    filling = Filling(PLAIN, {"t": Shape(4, 1 << 20)})
+    filling = Filling({"t": Shape(4, 1 << 20)})
     filling.put("t", 3, [(b"a", b"1"), (b"b", None)])
     [batch] = filling.batches()
     assert (batch.partition, batch.size) == (3, 2)
+
+
+@pytest.mark.parametrize(("name", "bits"), CODECS.items())
+def test_each_topic_has_its_own_compression_and_size_of_batches(name: str, bits: int) -> None:
+    filling = Filling({"t": Shape(1, 1 << 20, CODECS[name], 5_000), "u": Shape(1, 1 << 20, sync=True)})
+    for _ in filling.add([_record(b"k", b"x" * 900, topic) for topic in "tu" * 50]):
+        pass
+    batches = filling.batches()
+    mine = [batch for batch in batches if batch.topic == "t"]
+    assert len(mine) > 8
+    assert all(batch.builder.size() <= 5_000 for batch in mine)
+    assert {(batch.topic, batch.sync) for batch in batches} == {("t", False), ("u", True)}
+    assert len(batches) == len(mine) + 1
+    codecs = {(batch.topic, batch.builder._build()[22] & 7) for batch in batches}
+    assert codecs == {("t", bits), ("u", PLAIN)}

@@ -322,3 +322,24 @@ async def test_c1_states_of_gateways_are_written_in_the_frames_transaction(log: 
     async with routing(Router(log, TOPICS, ROUTES), EmbeddedPartition(log, 0)):
         (found,) = await written(log, TOPICS.command_status, 1)
     assert msgspec.json.decode(found.value or b"", type=CommandStatus) == status
+
+
+async def test_a_step_waits_for_more_as_long_as_all_routes_allow(log: EmbeddedLog) -> None:
+    patient = Route(topic="a", filter="a/#", linger_ms=60_000)
+    for other, commits in ((patient, 1), (Route(topic="b", linger_ms=0), 2)):
+        router = Router(log, TOPICS, Routes([patient, other]), limits=Limits(read_frames=2))
+        partition, start = EmbeddedPartition(log, 0), log.head(TOPICS.frames, 0)
+        async with routing(router, partition) as status:
+            for number in range(2):  # the next one comes once the one before was read
+                await log.append_frame(GATEWAY, ONE.frame(start + number + 1, start + number + 1, topics=["a/b"]))
+
+                async def read(one: EmbeddedPartition = partition, end: int = start + number + 1) -> bool:
+                    return one._position == end
+
+                async def routed(end: int = start + number + 1) -> bool:
+                    return status[0].position == end
+
+                await until(read)
+                if commits == 2 or number:
+                    await until(routed)
+            assert status[0].commits == commits
