@@ -197,14 +197,22 @@ class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _EmbeddedTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: str = ""
     max_bytes: int = 4 << 30
+    retention_ms: int = 0
+    retention_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """``[log] kind = "embedded"``. ``path``: the SQLite file. ``max_bytes``: its disk cap; at it nothing is acked."""
+    """``[log] kind = "embedded"``. ``path``: the SQLite file. ``max_bytes``: its disk cap; at it nothing is acked.
+
+    ``retention_ms``, ``retention_bytes``: beyond this age, or size of the file, the oldest records of data topics are
+    deleted; 0: never.
+    """
 
     path: Path
     max_bytes: int
+    retention_ms: int = 0
+    retention_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,4 +382,13 @@ def _log(table: dict[str, Any], base: Path, data: Path, where: str) -> Embedded 
     embedded = convert(settings, _EmbeddedTable, f"{where}: [log]")
     if embedded.max_bytes < 16 * MIB:
         raise ConfigError(f"{where}: [log] max_bytes {embedded.max_bytes}: use at least {16 * MIB}")
-    return Embedded(base / embedded.path if embedded.path else data / "log.db", embedded.max_bytes)
+    for name in ("retention_ms", "retention_bytes"):
+        if getattr(embedded, name) < 0:
+            raise ConfigError(f"{where}: [log] {name} must be 0 (keep) or more")
+    if embedded.retention_bytes > embedded.max_bytes:
+        raise ConfigError(
+            f"{where}: [log] retention_bytes {embedded.retention_bytes} is above max_bytes {embedded.max_bytes}, where "
+            "nothing is written any more: use less"
+        )
+    path = base / embedded.path if embedded.path else data / "log.db"
+    return Embedded(path, embedded.max_bytes, embedded.retention_ms, embedded.retention_bytes)

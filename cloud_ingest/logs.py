@@ -43,8 +43,10 @@ def open_log(settings: config.Settings) -> Opened:
         )
         return Opened(kafka, kafka.config.frames_retention_ms)
     from cloud_ingest.journal.embedded import EmbeddedLog
+    from cloud_ingest.journal.embedded_retention import Retention
 
-    return Opened(EmbeddedLog(settings.log.path, topics, max_bytes=settings.log.max_bytes), None)
+    retention = Retention(settings.log.retention_ms, settings.log.retention_bytes)
+    return Opened(EmbeddedLog(settings.log.path, topics, max_bytes=settings.log.max_bytes, retention=retention), None)
 
 
 @contextlib.asynccontextmanager

@@ -3,9 +3,9 @@
 One writer task commits everything that waits in one transaction (``synchronous=FULL``), so many gateways share an
 fsync, and a router step is one transaction like all else. Readers in this process and in others read only.
 
-Limits: at ``max_bytes`` nothing more is written (R8): frames are answered ``retry`` and gateways keep them. Frames
-that are routed are pruned after ``KEEP_FRAMES_MS``, and at once where the file is more than half full; data topics
-are kept whole. At most ``MAX_JOBS`` writes wait for the disk; more wait for their turn.
+Limits: at ``max_bytes`` nothing more is written (R8): frames are answered ``retry`` and gateways keep them. What is
+deleted before: :mod:`cloud_ingest.journal.embedded_retention`. At most ``MAX_JOBS`` writes wait for the disk; more wait
+for their turn.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from cloud_ingest.journal import embedded_file as file
 from cloud_ingest.journal.embedded_file import Job, Row
 from cloud_ingest.journal.embedded_partition import EmbeddedPartition
 from cloud_ingest.journal.embedded_reader import Reader
+from cloud_ingest.journal.embedded_retention import Retention, prune_data, prune_forgotten, prune_frames
 from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import CaughtUp, OutRecord, PartitionLog, TopicRecord
 from waybill.errors import ConfigError, Fenced, Locked, Refused, Unavailable
@@ -42,9 +43,7 @@ MAX_RECORD: Final = 16 << 20
 BATCH_BYTES: Final = 16 << 20
 """A transaction takes no more once it has so much; it may pass the cap by as much."""
 
-KEEP_FRAMES_MS: Final = 7 * 86_400_000
 PRUNE_EVERY: Final = 60.0
-PRUNED_AT_ONCE: Final = 2_000
 MAX_BYTES: Final = 4 << 30
 
 
@@ -57,14 +56,19 @@ class EmbeddedLog:
         topics: Topics,
         *,
         max_bytes: int = MAX_BYTES,
+        retention: Retention | None = None,
         max_record: int = MAX_RECORD,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """``max_bytes``: the file's disk cap. ``clock_ms``: the log's clock, milliseconds since 1970 UTC."""
+        """``max_bytes``: the file's disk cap. ``retention``: of data topics.
+
+        ``clock_ms``: the log's clock, milliseconds since 1970 UTC.
+        """
         self.path = path
         self.topics = topics
         self.max_record = max_record
         self._max_bytes = max_bytes
+        self._retention = retention or Retention()
         self._clock_ms = clock_ms
         self._partitions = topics.partitions
         self._known: dict[str, file.Topic] = {}
@@ -321,31 +325,28 @@ class EmbeddedLog:
             await asyncio.Event().wait()
 
     async def _prune(self) -> None:
-        """Delete routed frames that are old, or all of them where the file is over half full; never others (R8)."""
-        topic = self._known.get(self.topics.frames)
-        writer = self._writer
-        if topic is None or writer is None:
+        """Delete what need not be kept any more."""
+        writer, known, partitions = self._writer, self._known, self._partitions
+        if writer is None:
             return
         now = self._clock_ms()
+        frames = known.get(self.topics.frames)
+        kept = {self.topics.frames, self.topics.commands, self.topics.command_status}
+        data = [topic for topic in known.values() if not topic.compact and topic.name not in kept]
 
-        def work(db: sqlite3.Connection) -> int:
-            full = file.used_bytes(db, self.path) > self._max_bytes // 2
-            before = now + 1 if full else now - KEEP_FRAMES_MS
-            gone = db.execute(file.SQL["prune_compacted"], (now - KEEP_FRAMES_MS,)).rowcount
-            for partition in range(self._partitions):
-                if found := db.execute(file.SQL["routed"], (partition,)).fetchone():
-                    low, high = (
-                        file.record_id(topic.number, partition, 0),
-                        file.record_id(topic.number, partition, found[0]),
-                    )
-                    gone += db.execute(file.SQL["prune"], (low, high, before, PRUNED_AT_ONCE)).rowcount
-            return gone
+        def work(db: sqlite3.Connection) -> bool:
+            more = False
+            if frames is not None:
+                full = file.used_bytes(db, self.path) > self._max_bytes // 2
+                more = prune_frames(db, frames, partitions, now, full=full)
+            prune_forgotten(db, now)
+            return prune_data(db, self.path, data, partitions, now, self._retention) or more
 
         try:
-            if await writer.run(work) >= PRUNED_AT_ONCE:
-                self._prune_at = 0.0  # there may be more
+            if await writer.run(work):
+                self._prune_at = 0.0
         except (sqlite3.Error, ValueError) as error:
-            log.warning("%s: old frames cannot be pruned: %s", self.path, error)
+            log.warning("%s: old records cannot be pruned: %s", self.path, error)
 
     async def close(self) -> None:
         """Finish what is being written, refuse what waits, close the file."""

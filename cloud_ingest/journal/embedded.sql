@@ -62,6 +62,9 @@ SELECT offset, stamp_ms, key, value, headers FROM compacted WHERE topic = ? AND 
 -- name: table
 SELECT key, value FROM compacted WHERE topic = ? AND partition = ? AND value IS NOT NULL;
 
+-- name: first
+SELECT stamp_ms FROM record WHERE id >= ? AND id < ? ORDER BY id LIMIT 1;
+
 -- name: oldest
 SELECT min(id) FROM record WHERE id >= ? AND id < ?;
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import signal
 import sqlite3
 import subprocess
@@ -15,10 +16,11 @@ import pytest
 
 from cloud_ingest.config import Topics
 from cloud_ingest.following import following
-from cloud_ingest.journal import embedded
+from cloud_ingest.journal import embedded, embedded_retention
 from cloud_ingest.journal.embedded import EmbeddedLog
 from cloud_ingest.journal.embedded_partition import EmbeddedPartition
 from cloud_ingest.journal.embedded_reader import open_reader
+from cloud_ingest.journal.embedded_retention import KEEP_FRAMES_MS, Retention
 from cloud_ingest.journal.port import CaughtUp, OutRecord, Step, TopicRecord
 from tests.support.logs import read_to_end
 from waybill.errors import ConfigError, Fenced, Locked, Unavailable
@@ -32,9 +34,13 @@ def now_ms() -> int:
 
 @contextlib.asynccontextmanager
 async def opened(
-    path: Path, *, max_bytes: int = 1 << 30, clock_ms: Callable[[], int] = now_ms
+    path: Path,
+    *,
+    max_bytes: int = 1 << 30,
+    retention: Retention | None = None,
+    clock_ms: Callable[[], int] = now_ms,
 ) -> AsyncIterator[EmbeddedLog]:
-    log = EmbeddedLog(path, TOPICS, max_bytes=max_bytes, clock_ms=clock_ms)
+    log = EmbeddedLog(path, TOPICS, max_bytes=max_bytes, retention=retention, clock_ms=clock_ms)
     await log.start()
     try:
         yield log
@@ -136,7 +142,7 @@ async def test_r8_only_routed_frames_are_pruned(path: Path, monkeypatch: pytest.
             await log.append_frame("gw", b"%d" % n)
         await partition.commit(Step([], {}, 4))
         assert await partition.log_start() == 0
-        now += embedded.KEEP_FRAMES_MS + 1
+        now += KEEP_FRAMES_MS + 1
         await log.append_frame("gw", b"new")
 
         await log.append_frame("gw", b"newer")  # the writer prunes between two writes
@@ -156,6 +162,39 @@ async def test_frames_are_pruned_early_where_the_file_is_half_full(path: Path, m
             await log.append_frame("gw", bytes(500_000))
             await partition.commit(Step([], {}, n + 1))
         assert await partition.log_start() > 50
+
+
+async def test_records_are_kept_for_their_time_and_frames_until_they_are_routed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "PRUNE_EVERY", 0.0)
+    now = 1_000_000
+    async with opened(path, retention=Retention(age_ms=60_000), clock_ms=lambda: now) as log:
+        await log.append(OutRecord(TOPICS.ledger, b"k", b"entry", []))
+        for topic in ("fleet", "fleet.dlq", TOPICS.commands):
+            await log.append(OutRecord(topic, b"V1", b"old", []))
+        await log.append_frame("gw", b"not routed")
+        now += 60_001
+        for number in range(2):  # the writer prunes between two writes
+            await log.append(OutRecord("fleet", b"V1", b"new %d" % number, []))
+        kept = [TOPICS.ledger, TOPICS.commands, TOPICS.frames]
+        assert [record.value for record in await read_to_end(log, kept)] == [b"entry", b"old", b"not routed"]
+        found = await read_to_end(log, ["fleet", "fleet.dlq"])
+        assert [(record.offset, record.value) for record in found] == [(1, b"new 0"), (2, b"new 1")]
+
+
+async def test_above_its_size_the_oldest_records_go_first(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "PRUNE_EVERY", 0.0)
+    monkeypatch.setattr(embedded_retention, "AT_ONCE", 5)
+    ticks = itertools.count(1_000_000)
+    async with opened(path, retention=Retention(size=16 << 20), clock_ms=lambda: next(ticks)) as log:
+        for number in range(80):
+            await log.append(OutRecord("ab"[number % 2], b"V1", bytes(1_000_000), []))
+        for topic in "ab":
+            offsets = [record.offset for record in await read_to_end(log, [topic])]
+            assert 1 <= len(offsets) <= 16
+            assert offsets == [*range(40 - len(offsets), 40)]
+        assert log.fault == ""
 
 
 async def test_many_appends_share_a_transaction(path: Path) -> None:
