@@ -117,6 +117,36 @@ def audit(
 
 
 @app.command()
+def reroute(
+    *,
+    config_file: Annotated[Path, typer.Option("--config", help="The ingest's configuration file, with the new rules.")],
+    since: Annotated[str, typer.Option("--from", help="2026-11-21T08:00:00Z: when the journal took the first frame.")],
+    name: Annotated[str, typer.Option("--route", help="The route: its name, or its topic where it has none.")],
+    to: Annotated[str, typer.Option("--to", help="The topic to write to; made where it is missing.")],
+) -> None:
+    """Route frames of the journal once more, by the rules of now, into another topic; beside the running ingest."""
+    import logging
+
+    from cloud_ingest.reroute import Rerouting
+
+    try:
+        at = dt.datetime.fromisoformat(since)
+    except ValueError as error:
+        raise ConfigError(f"--from {since!r} is no time; write 2026-11-21T08:00:00Z") from error
+    at = at if at.tzinfo else at.replace(tzinfo=dt.UTC)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    job = Rerouting(config.read(config_file), name, to, int(at.timestamp() * 1000))
+    try:
+        asyncio.run(job.run())
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(f"{job.records} records written to {to}, {job.dead} dead letters to {to}.dlq")
+    if job.unreadable:
+        print(f"{job.unreadable} frames could not be read: damaged, or their dictionary is gone")
+
+
+@app.command()
 def status(config_file: ConfigOption = None, data: DataOption = None, *, as_json: JsonOption = False) -> None:
     """Say how the ingest on this machine is doing."""
     import msgspec

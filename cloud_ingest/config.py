@@ -150,7 +150,8 @@ class Topics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Messages whose MQTT topic matches ``filter`` become records of ``topic`` under ``key``.
 
-    Placeholders of ``key``: {device} {client} {gateway} {topic} {level:N}, N from 1.
+    Placeholders of ``key``: {device} {client} {gateway} {topic} {level:N}, N from 1. ``name``: by which ``reroute``
+    knows it; without one its topic's.
 
     How the records reach Kafka, alike in all routes of a topic: ``compression``: empty for that of ``[log]``.
     ``batch_bytes``: of a batch before compression, at which it is closed. ``send`` ``sync``: a batch goes when Kafka
@@ -165,6 +166,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_bytes: int = 512 << 10
     send: Literal["async", "sync"] = "async"
     linger_ms: int = 0
+    name: str = ""
 
     @property
     def sending(self) -> tuple[object, ...]:
@@ -278,7 +280,7 @@ def check(config: CloudConfig, base: Path, where: str) -> Settings:
     _check_listener(config.listener, where)
     if config.websocket is not None:
         _check_websocket(config.websocket, config.listener, where)
-    _check_topics(config, where)
+    check_topics(config, where)
     data = base / config.data
     listener, websocket = config.listener, config.websocket
     if websocket is not None and websocket.certificate:
@@ -337,7 +339,8 @@ def _check_websocket(websocket: WebSocket, listener: Listener, where: str) -> No
         raise ConfigError(f"{where}: [websocket] address {websocket.address!r} {_OPEN}")
 
 
-def _check_topics(config: CloudConfig, where: str) -> None:
+def check_topics(config: CloudConfig, where: str) -> None:
+    """Check topics and routes. Raises ConfigError."""
     if config.topics.prefix and not _TOPIC.fullmatch(config.topics.prefix):
         raise ConfigError(f"{where}: [topics] prefix {config.topics.prefix!r}: use letters, digits, '.', '_', '-'")
     if not 1 <= config.topics.partitions <= 1000:  # noqa: PLR2004 - a producer each

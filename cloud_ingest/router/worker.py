@@ -18,12 +18,12 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from cloud_ingest.config import Topics
-from cloud_ingest.following import following
+from cloud_ingest.following import Readable, following
 from cloud_ingest.journal.keys import partition_of
-from cloud_ingest.journal.port import CaughtUp, JournalRecord, Log, PartitionLog
+from cloud_ingest.journal.port import CaughtUp, JournalRecord, PartitionLog
 from cloud_ingest.router.commands import Commands
 from cloud_ingest.router.dictionaries import Dictionaries
 from cloud_ingest.router.ledger import Ledger
@@ -43,6 +43,14 @@ READ_WAIT: Final = 1.0
 """Seconds that a read waits at most; also how late a frame is given up or a command expires at worst."""
 
 KEPT_ALARMS: Final = 100
+
+
+class Source(Readable, Protocol):
+    """The part of a :class:`~cloud_ingest.journal.port.Log` that the router needs besides its partitions."""
+
+    @property
+    def partitions(self) -> int:
+        """How many frames partitions there are."""
 
 
 class _Stopped(Exception):
@@ -86,14 +94,14 @@ class Router:
 
     def __init__(
         self,
-        source: Log,
+        source: Source,
         topics: Topics,
         routes: Routes,
         *,
         limits: Limits | None = None,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """``source``: the log; ``clock_ms``: milliseconds since 1970 UTC."""
+        """``source``: the log, whose commands are followed; ``clock_ms``: milliseconds since 1970 UTC."""
         self._source = source
         self._topics = topics
         self._routes = routes
@@ -118,7 +126,7 @@ class _Worker:
 
     def __init__(
         self,
-        source: Log,
+        source: Source,
         partition: PartitionLog,
         topics: Topics,
         routes: Routes,
