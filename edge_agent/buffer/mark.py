@@ -10,9 +10,9 @@ the commit returned; at the next start a database that is behind its mark has lo
     slot   = "WBMK", u32 length of the body, u32 CRC-32 of counter and body, u64 counter, body; little endian
     body   = MessagePack [transactions, [[lane, ordinal, epoch, prev_epoch, prev_last, last, delivered], …]]
 
-The slot with the higher counter holds. It is written about once a second at most and synced only at the close: what
-the kernel has not written yet is lost with the power, and the bound is a little lower. Newest epochs come first; what
-does not fit into a slot is left out.
+The slot with the higher counter holds. It is written about once a second at most. It is synced at the start, which
+takes away rows that it names, and at the close: in between, what the kernel has not written yet is lost with the power,
+and the bound is a little lower. Newest epochs come first; what does not fit into a slot is left out.
 """
 
 from __future__ import annotations

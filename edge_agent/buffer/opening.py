@@ -68,13 +68,19 @@ async def open_file(directory: Directory, mark: Mark | None, synchronous: str, s
             ) from error
         return await _salvaged(directory, mark, synchronous, start, error)
     alarm = ""
-    if started.behind:
+    if started.lost and not started.behind:
+        alarm = (
+            f"{path} is another one than it was (a file was put in its place), and lacks what was acknowledged;"
+            f" {loss_of(started.lost)}"
+        )
+    elif started.behind:
         what = "is older than it was" if there else "is gone"
         alarm = (
             f"{path} {what}: its last {started.behind} transactions are missing (a log that was damaged or removed, a"
             " file that was put back; a power cut, where only a relaxed lane is concerned);"
             f" {loss_of(started.lost)}, and subscriptions and commands are as they were then"
         )
+    if alarm:
         log.error("buffer: %s", alarm)
     return Opened(db, path, started, alarm)
 

@@ -17,7 +17,7 @@ from edge_agent.buffer.directory import Directory
 from edge_agent.buffer.engine import Counters, Engine, Job, say
 from edge_agent.buffer.index import Track
 from edge_agent.buffer.keeper import Keeper, within
-from edge_agent.buffer.mark import MarkFile
+from edge_agent.buffer.mark import MarkFile, mark_of
 from edge_agent.buffer.opening import open_file
 from edge_agent.buffer.port import Backlog, Commit, Lease, OutboxEntry, Position
 from edge_agent.buffer.reader import Damaged, Missing, Run
@@ -87,6 +87,7 @@ class SqliteBuffer:
                     raise
                 opened = await open_file(directory, mark.last, cls.engine.synchronous, begin)
             directory.take_ballast(settings.min_free_bytes)
+            await asyncio.to_thread(mark.write, mark_of(opened.started.context.index), sync=True)
         except (sqlite3.Error, OSError) as error:
             directory.close()
             if trouble_of(error) is None:

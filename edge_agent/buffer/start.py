@@ -72,7 +72,7 @@ class Start:
         with transaction(db):
             count = transactions(db)
             behind = max(0, found.mark.transactions - count) if found.mark else 0
-            losses = catch_up(db, found) if behind or found.salvaged else []
+            losses = catch_up(db, found) if behind or found.salvaged or lacks(db, found.mark) else []
             boots = {ordinal: (epoch, its_boot) for ordinal, epoch, its_boot in db.execute(SQL["epochs"])}
             newest = max(boots, default=0)
             memories = remembered(db, newest, boots[newest][0], self.window) if newest else {}
@@ -161,6 +161,19 @@ def _take_delivered(index: Index, mark: Mark | None) -> None:
     for one in mark.reached if mark else ():
         if track := index.track(one.lane, one.epoch):
             track.delivered = one.delivered
+
+
+def lacks(db: sqlite3.Connection, mark: Mark | None) -> bool:
+    """Tell whether the mark names what the file never had: it is another one, however many transactions it has seen.
+
+    A start takes no row away without a mark that leaves it out, too; what was delivered is not asked for.
+    """
+    epochs = {epoch: ordinal for ordinal, epoch, _ in db.execute(SQL["epochs"])}
+    lasts = {(lane, ordinal): last for lane, ordinal, last, *_ in db.execute(SQL["lanes"])}
+    return any(
+        one.last > max(one.delivered, lasts.get((one.lane, epochs.get(one.epoch, 0)), 0))
+        for one in (mark.reached if mark else ())
+    )
 
 
 def catch_up(db: sqlite3.Connection, found: Found) -> list[Receipt]:

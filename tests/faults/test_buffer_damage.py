@@ -230,6 +230,76 @@ async def test_b6_an_older_copy_of_the_file_put_back_is_declared_from_there_on(t
     await buffer.close()
 
 
+async def test_b6_a_file_of_another_gateway_with_more_in_it_is_not_taken_for_the_own(tmp_path: Path) -> None:
+    mine, other = Written(), Written()
+    buffer = await open_sqlite(tmp_path / "mine")
+    await mine.add(buffer, b"1", b"2", b"3")
+    await mine.deliver(buffer, 1, 1)
+    await buffer.close()
+    buffer = await open_sqlite(tmp_path / "other")
+    for number in range(20):
+        await other.add(buffer, b"other %d" % number)
+    await buffer.close()
+    shutil.copy(tmp_path / "other" / "buffer.db", tmp_path / "mine" / "buffer.db")
+    buffer = await open_sqlite(tmp_path / "mine")
+    assert "buffer.db is another one than it was" in buffer.alarm
+    mine.acked |= other.acked
+    assert await check(buffer, mine) == (20, 2)
+    await buffer.close()
+    buffer = await open_sqlite(tmp_path / "mine")
+    assert buffer.alarm == ""
+    assert await check(buffer, mine) == (20, 2)
+    await buffer.close()
+
+
+@pytest.mark.parametrize("while_it_runs", [False, True])
+async def test_b6_a_clone_that_ran_on_and_was_put_back_is_declared_from_where_it_left(
+    tmp_path: Path, *, while_it_runs: bool
+) -> None:
+    mine, clone, data = Written(), Written(), tmp_path / "mine"
+    buffer = await open_sqlite(data)
+    await mine.add(buffer, b"1", b"2", b"3")
+    if while_it_runs:
+        await marked(buffer)
+    else:
+        await buffer.close()
+    shutil.copytree(data, tmp_path / "clone")
+    clone.acked |= mine.acked
+    if not while_it_runs:
+        buffer = await open_sqlite(data)
+    await mine.add(buffer, b"4", b"5")
+    await buffer.close()
+    buffer = await open_sqlite(tmp_path / "clone")
+    for number in range(20):
+        await clone.add(buffer, b"clone %d" % number)
+    await buffer.close()
+    shutil.copy(tmp_path / "clone" / "buffer.db", data / "buffer.db")
+    buffer = await open_sqlite(data)
+    assert "buffer.db is another one than it was" in buffer.alarm
+    clone.acked |= mine.acked
+    assert await check(buffer, clone) == (23, 2)
+    await buffer.close()
+
+
+async def test_b6_what_a_start_took_away_of_what_had_been_dropped_is_no_loss_at_the_next(tmp_path: Path) -> None:
+    buffer = await open_sqlite(tmp_path)
+    await buffer.commit(commit(b"1", b"2"))
+    epoch = buffer.epoch
+    await buffer.give_up(Receipt(epoch, TELEMETRY_LANE, 0, 0, 1, 2, 2, 9, "evicted: full"))
+    await buffer.close()
+    buffer = await open_sqlite(tmp_path)
+    await buffer.commit(commit(b"3"))
+    await buffer.close()
+    for number in range(3):
+        copy = tmp_path / f"killed{number}"
+        buffer = await open_sqlite(tmp_path)
+        shutil.copytree(tmp_path, copy, ignore=shutil.ignore_patterns("killed*"))  # before the first mark that is due
+        await buffer.close()
+        buffer = await open_sqlite(copy)
+        assert buffer.alarm == ""
+        await buffer.close()
+
+
 async def test_b6_a_damaged_file_is_left_as_it_is_and_sessions_are_saved_as_far_as_can_be(tmp_path: Path) -> None:
     written = Written()
     buffer = await open_sqlite(tmp_path)
