@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from edge_agent.buffer import repair
 from edge_agent.buffer.connection import Connection, checkpoint, connect, transaction, trouble_of
-from edge_agent.buffer.directory import Directory
+from edge_agent.buffer.directory import Directory, log_of, size
 from edge_agent.buffer.index import Outcome, Track
 from edge_agent.buffer.mark import MarkFile
 from edge_agent.buffer.opening import Opened, loss_of
@@ -430,7 +430,8 @@ class Engine:
         await self._shut()
         self._readers.clear()
         self.counters.repairs += 1
-        unreadable = self._bad_reads > 1  # opening it helped once and not again
+        # Opening it helped once and not again; or it would take a log for old whose file is gone.
+        unreadable = self._bad_reads > 1 or (not size(self.path) and size(log_of(self.path)))
         try:
             db = None if unreadable else await connect(self.path, self.synchronous)
         except (sqlite3.Error, OSError, ConfigError) as error:
@@ -484,7 +485,8 @@ class Engine:
         finally:
             await db.close()
         self._directory.promote(written, path)
-        self._found = f"{self.path} was damaged and is left as it is; going on in {path}"
+        what = "was damaged and is left as it is" if size(self.path) else "is gone"
+        self._found = f"{self.path} {what}; going on in {path}"
         log.error("buffer: %s", self._found)
         self.path = path
         self._bad_reads = 0

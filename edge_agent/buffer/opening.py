@@ -52,7 +52,7 @@ async def open_file(directory: Directory, mark: Mark | None, synchronous: str, s
     there = size(path) > 0
     found = Found(mark)
     try:
-        if mark is not None and size(log_of(path)):
+        if size(log_of(path)) and (mark is not None or not there):
             found = await asyncio.to_thread(_look, path, mark)
         db, started = await _begin(path, synchronous, start, found)
     except (sqlite3.Error, Corrupt) as error:
@@ -68,7 +68,12 @@ async def open_file(directory: Directory, mark: Mark | None, synchronous: str, s
             ) from error
         return await _salvaged(directory, mark, synchronous, start, error)
     alarm = ""
-    if started.lost and not started.behind:
+    if found.rows and not there:
+        alarm = (
+            f"{path} is gone; going on with {len(found.rows)} blocks of messages that its log held;"
+            f" {loss_of(started.lost)}, and subscriptions and commands are gone"
+        )
+    elif started.lost and not started.behind:
         alarm = (
             f"{path} is another one than it was (a file was put in its place), and lacks what was acknowledged;"
             f" {loss_of(started.lost)}"
@@ -99,25 +104,28 @@ async def _begin(path: Path, synchronous: str, start: Start, found: Found) -> tu
         raise
 
 
-def _look(path: Path, mark: Mark) -> Found:
+def _look(path: Path, mark: Mark | None) -> Found:
     """Compare a file whose log was not moved into it with the mark, before anything touches the log.
 
-    Where it is behind, keep a copy of the log and take from it what its own checksums no longer let SQLite see.
+    Where it is behind, or gone, keep a copy of the log and take from it what SQLite no longer sees: what its own
+    checksums prove.
     """
-    try:
-        with closing(read_only(path)) as db:
-            if repair.transactions(db) >= mark.transactions:
-                return Found(mark)
-            epochs = {ordinal: epoch for ordinal, epoch, _ in db.execute(SQL["epochs"])}
-    except sqlite3.OperationalError:  # not for reading alone, or no table yet
-        return Found(mark)
-    finally:
-        path.with_name(path.name + "-shm").unlink(missing_ok=True)
-    epochs |= {one.ordinal: one.epoch for one in mark.reached}
+    epochs: dict[int, int] = {}
+    if size(path):
+        try:
+            with closing(read_only(path)) as db:
+                if mark is None or repair.transactions(db) >= mark.transactions:
+                    return Found(mark)
+                epochs = {ordinal: epoch for ordinal, epoch, _ in db.execute(SQL["epochs"])}
+        except sqlite3.OperationalError:  # not for reading alone, or no table yet
+            return Found(mark)
+        finally:
+            path.with_name(path.name + "-shm").unlink(missing_ok=True)
+    epochs |= {one.ordinal: one.epoch for one in mark.reached} if mark else {}
     rows = list(salvage.rows(path, epochs, log_only=True))
     with contextlib.suppress(OSError):  # no room for evidence is no reason not to go on
         shutil.copyfile(log_of(path), _free_name(log_of(path)))
-    return Found(mark, rows)
+    return Found(mark, rows, epochs)
 
 
 def _free_name(path: Path) -> Path:

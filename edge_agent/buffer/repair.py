@@ -21,6 +21,7 @@ import msgspec
 
 from edge_agent.buffer import salvage
 from edge_agent.buffer.connection import checkpoint, read_only, transaction
+from edge_agent.buffer.directory import size
 from edge_agent.buffer.index import Index
 from edge_agent.buffer.salvage import Row
 from edge_agent.buffer.spans import SpanSet
@@ -146,8 +147,10 @@ def save(
     ordinal, as far as known; with those that blocks prove they are the file's. Raises sqlite3.Error where the target
     cannot be written.
     """
-    with closing(read_only(source)) as db:
-        unreadable = [said for table in _TABLES if (said := _copy_table(db, target, table))]
+    unreadable = ["no table"]
+    if size(source):  # else only its log is there
+        with closing(read_only(source)) as db:
+            unreadable = [said for table in _TABLES if (said := _copy_table(db, target, table))]
     if unreadable:
         log.error("buffer: %s: not everything could be read: %s", source, "; ".join(unreadable))
     count = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edge_agent.buffer.blocks import intact
@@ -29,12 +29,14 @@ _Lane = tuple[str, int]
 class Found:
     """What is known of the buffer beside its file.
 
-    ``mark``: how far it had come at least. ``rows``: blocks that the file may lack. ``salvaged``: the file was put
+    ``mark``: how far it had come at least. ``rows``: blocks that the file may lack, and
+    ``epochs`` by ordinal, theirs among them. ``salvaged``: the file was put
     together from what could be read of a damaged one, so that every gap in it may be a loss.
     """
 
     mark: Mark | None = None
     rows: Sequence[Row] = ()
+    epochs: Mapping[int, int] = field(default_factory=dict)
     salvaged: bool = False
 
 
@@ -72,7 +74,8 @@ class Start:
         with transaction(db):
             count = transactions(db)
             behind = max(0, found.mark.transactions - count) if found.mark else 0
-            losses = catch_up(db, found) if behind or found.salvaged or lacks(db, found.mark) else []
+            differs = behind or found.rows or found.salvaged or lacks(db, found.mark)
+            losses = catch_up(db, found) if differs else []
             boots = {ordinal: (epoch, its_boot) for ordinal, epoch, its_boot in db.execute(SQL["epochs"])}
             newest = max(boots, default=0)
             memories = remembered(db, newest, boots[newest][0], self.window) if newest else {}
@@ -182,6 +185,7 @@ def catch_up(db: sqlite3.Connection, found: Found) -> list[Receipt]:
     Missing is what no block holds, behind what was there already and behind what the cloud is known to have. The
     ledger knows better what the cloud has: for a seq that was delivered the receipt is without effect (B5).
     """
+    db.executemany(SQL["ensure_epoch"], [(ordinal, epoch, "") for ordinal, epoch in found.epochs.items()])
     ordinals = {epoch: ordinal for ordinal, epoch, _ in db.execute(SQL["epochs"])}
     rows = {(lane, ordinal): (last, *prev) for lane, ordinal, last, *prev in db.execute(SQL["lanes"])}
     sure: dict[_Lane, int] = {} if found.salvaged else {lane: row[0] for lane, row in rows.items()}

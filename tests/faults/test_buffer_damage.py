@@ -341,6 +341,46 @@ async def test_b6_a_file_that_is_gone_is_declared_and_the_agent_goes_on(tmp_path
     await buffer.close()
 
 
+@pytest.mark.parametrize("with_mark", [True, False])
+async def test_b6_of_a_file_that_is_gone_what_its_log_holds_is_saved(tmp_path: Path, *, with_mark: bool) -> None:
+    written = Written()
+    buffer = await open_sqlite(tmp_path / "data")
+    for number in range(50):
+        await written.add(buffer, b"%d " % number + b"x" * 3000)
+    data = await killed(buffer, tmp_path / "killed")
+    log = (data / "buffer.db-wal").read_bytes()
+    (data / "buffer.db").unlink()
+    if not with_mark:
+        (data / "mark").unlink()
+    buffer = await open_sqlite(data)
+    assert await check(buffer, written) == (50, 0)
+    assert "buffer.db is gone; going on with 50 blocks" in buffer.alarm
+    assert (data / "buffer.db-wal.damaged-1").read_bytes() == log
+    await buffer.close()
+    buffer = await open_sqlite(data)
+    assert buffer.alarm == ""
+    assert await check(buffer, written) == (50, 0)
+    await buffer.close()
+
+
+async def test_b6_of_a_file_that_is_removed_from_a_running_agent_what_its_log_holds_is_saved(tmp_path: Path) -> None:
+    written = Written()
+    buffer = await open_sqlite(tmp_path)
+    for number in range(20):
+        await written.add(buffer, b"%d" % number)
+    await buffer._engine.read(lambda db: checkpoint(db, "TRUNCATE"))
+    for number in range(30):
+        await written.add(buffer, b"log %d" % number)
+    (tmp_path / "buffer.db").unlink()
+    await written.add(buffer, b"later")
+    there, lost = await check(buffer, written)
+    assert there >= 31
+    assert there + lost == 51
+    assert "buffer.db is gone; going on in" in buffer.alarm
+    assert buffer.path == tmp_path / "buffer.2.db"
+    await buffer.close()
+
+
 async def test_b6_a_start_that_was_killed_before_its_first_mark_is_no_loss(tmp_path: Path) -> None:
     """It drops what is settled from the file while the mark still names it."""
     for _ in range(3):
