@@ -5,7 +5,7 @@
     DATA/lock          held with flock by the agent; its process id inside
     DATA/buffer.db     the database, with buffer.db-wal beside it
     DATA/buffer.2.db   its successor, where an I/O error made the agent go on in a new file (B2); the highest number is
-                       current, the others are left for people to look at and never deleted
+                       that is not empty is current, the others are left for people to look at and never deleted
     DATA/mark          how far the lanes had come (edge_agent/buffer/mark.py)
     DATA/buffer.db-wal.damaged-1
                        the log as it was found, where it had lost what was acknowledged; never deleted either
@@ -50,18 +50,27 @@ class Directory:
         with contextlib.suppress(OSError):  # a full disk: the lock holds without its number
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
-        for entry in path.iterdir():
-            if _UNFINISHED.fullmatch(entry.name):  # a move into a new file that did not end; its source is current
-                entry.unlink()
+        try:
+            for entry in path.iterdir():
+                if _UNFINISHED.fullmatch(entry.name):  # a move into a new file that did not end; its source is current
+                    entry.unlink()
+        except OSError as error:
+            os.close(self._lock)
+            raise ConfigError(f"{error.filename}: cannot be read, or removed: {error.strerror}; mend that") from error
 
     def close(self) -> None:
         """Let another process in."""
         os.close(self._lock)
 
     def current(self) -> Path:
-        """Return the database file to use, whether it exists or not."""
-        numbers = [int(found[1] or 1) for entry in self.path.iterdir() if (found := _FILE.fullmatch(entry.name))]
-        return self._file(max(numbers, default=1))
+        """Return the database file to use, there or not: the newest that holds anything, or its log does."""
+        found = self._numbers()
+        return self._file(max((number for number, held in found if held), default=min(found, default=(1, 0))[0]))
+
+    def _numbers(self) -> list[tuple[int, int]]:
+        """Return number and bytes of each database file, and of each log."""
+        names = ((_FILE.fullmatch(entry.name.removesuffix("-wal")), entry) for entry in self.path.iterdir())
+        return [(int(found[1] or 1), size(entry)) for found, entry in names if found]
 
     def check(self, path: Path) -> None:
         """Raise OSError where the database file ``path`` is no longer the one that it was at the last call.
@@ -74,6 +83,12 @@ class Directory:
             raise OSError("the file was replaced by another one")
         self._in_use = (path, found.st_dev, found.st_ino)
 
+    def before(self) -> list[Path]:
+        """Return the database files before the current one, the newest first."""
+        current = self.current()
+        files = [self._file(number) for number in sorted({number for number, _ in self._numbers()}, reverse=True)]
+        return files[files.index(current) + 1 :] if current in files else []
+
     def left(self) -> list[Path]:
         """Return what an I/O error or damage made the agent leave: files before the current one, copies of logs."""
         current = self.current()
@@ -85,8 +100,7 @@ class Directory:
 
     def successor(self) -> tuple[Path, Path]:
         """Return the name of the next file while it is written, and its name from then on."""
-        found = _FILE.fullmatch(self.current().name)
-        path = self._file(int(found[1] or 1) + 1 if found else 2)
+        path = self._file(max((number for number, _ in self._numbers()), default=1) + 1)
         return path.with_name(path.name + ".new"), path
 
     def promote(self, written: Path, path: Path) -> None:

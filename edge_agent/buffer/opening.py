@@ -25,6 +25,7 @@ from edge_agent.buffer import repair, salvage
 from edge_agent.buffer.connection import APPLICATION_ID, Connection, check_version, connect, read_only, trouble_of
 from edge_agent.buffer.directory import Directory, log_of, size
 from edge_agent.buffer.mark import Mark
+from edge_agent.buffer.salvage import Row
 from edge_agent.buffer.sql import SQL
 from edge_agent.buffer.start import Found, Start, Started
 from waybill.errors import ConfigError, Corrupt, Unavailable
@@ -133,6 +134,23 @@ def _free_name(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
+def _save_undelivered(db: sqlite3.Connection, source: Path, mark: Mark) -> int:
+    """Copy from an earlier file what the mark knows to be open: the current one may never have been the buffer's."""
+    epochs = {one.ordinal: one.epoch for one in mark.reached}
+    found = epochs.copy()
+    delivered = {(one.lane, one.ordinal): one.delivered for one in mark.reached}
+
+    def wanted(row: Row) -> bool:
+        last = row.first + row.messages - 1
+        if found[row.ordinal] != epochs.get(row.ordinal):
+            found.clear()  # what another epoch's block proves is not the mark's
+            found.update(epochs)
+            return False
+        return last > delivered.get(row[:2], last)
+
+    return repair.save_blocks(db, source, found, wanted)
+
+
 async def _salvaged(
     directory: Directory, mark: Mark | None, synchronous: str, start: Start, error: Exception
 ) -> Opened:
@@ -145,6 +163,9 @@ async def _salvaged(
         try:
             epochs = {one.ordinal: one.epoch for one in mark.reached} if mark else {}
             count = await db.run(repair.save, source, epochs)
+            for other in directory.before():
+                if mark is not None:
+                    count += await db.run(_save_undelivered, other, mark)
             started = await db.run(start.run, Found(mark, salvaged=True))
         finally:
             await db.close()

@@ -153,6 +153,11 @@ def save(
             unreadable = [said for table in _TABLES if (said := _copy_table(db, target, table))]
     if unreadable:
         log.error("buffer: %s: not everything could be read: %s", source, "; ".join(unreadable))
+    return save_blocks(target, source, epochs, wanted)
+
+
+def save_blocks(target: sqlite3.Connection, source: Path, epochs: dict[int, int], wanted: Callable[[Row], bool]) -> int:
+    """Copy blocks alone, and epochs that they prove. See ``save``."""
     count = 0
     step: list[Row] = []
     for row in salvage.rows(source, epochs):

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from waybill.errors import Unavailable, WaybillError
+from waybill.errors import ConfigError, Unavailable, WaybillError
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 """Takes the request's JSON object, returns something msgspec can encode.
@@ -53,7 +53,7 @@ async def serve(
     """Serve ``snapshot()`` and ``handlers`` on the Unix socket ``path`` while the context is open.
 
     A socket file left by a killed process is replaced: the data directory's lock already says that nobody else is
-    alive.
+    alive. Raises ConfigError where the socket cannot be made.
     """
 
     async def on_connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -68,13 +68,16 @@ async def serve(
         finally:
             writer.close()
 
-    path.unlink(missing_ok=True)
-    with _short(path) as name:
-        mask = os.umask(0o177)
-        try:
-            server = await asyncio.start_unix_server(on_connect, name, limit=MAX_REQUEST)
-        finally:
-            os.umask(mask)
+    try:
+        path.unlink(missing_ok=True)
+        with _short(path) as name:
+            mask = os.umask(0o177)
+            try:
+                server = await asyncio.start_unix_server(on_connect, name, limit=MAX_REQUEST)
+            finally:
+                os.umask(mask)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be made a socket: {error.strerror}; move away what is there") from error
     try:
         yield
     finally:

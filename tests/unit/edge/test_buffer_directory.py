@@ -15,8 +15,9 @@ import pytest
 
 from edge_agent.buffer.directory import Directory
 from edge_agent.buffer.settings import BufferSettings
-from tests.support.buffer import commit, open_sqlite, payloads
+from tests.support.buffer import commit, drain, open_sqlite, payloads
 from waybill.errors import ConfigError, Locked
+from waybill.wire import CONTROL_LANE
 
 
 async def test_b3_a_second_agent_is_refused_by_the_number_of_the_first(tmp_path: Path) -> None:
@@ -77,6 +78,32 @@ async def test_the_highest_number_is_the_current_file_and_unfinished_ones_go(tmp
     await buffer.close()
     assert not list(tmp_path.glob("*.new*"))
     assert (tmp_path / "buffer.9.db").read_bytes() == b"set aside"
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 1000])
+async def test_a_file_that_was_never_the_buffers_takes_nothing_from_the_one_that_is(
+    tmp_path: Path, content: bytes
+) -> None:
+    buffer = await open_sqlite(tmp_path)
+    await buffer.commit(commit(b"sent"))
+    await drain(buffer, settle=True)
+    await buffer.commit(commit(b"1"))
+    await buffer.commit(commit(b"2"))
+    await buffer.close()
+    (tmp_path / "buffer.3.db").write_bytes(content)
+    buffer = await open_sqlite(tmp_path)
+    assert await payloads(buffer) == [b"1", b"2"]
+    assert await payloads(buffer, CONTROL_LANE) == []
+    assert buffer.path.name == ("buffer.4.db" if content else "buffer.db")
+    await buffer.close()
+
+
+async def test_a_data_directory_with_something_in_the_way_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "buffer.2.db.new").mkdir()
+    with pytest.raises(ConfigError, match=r"buffer\.2\.db\.new: cannot be read, or removed: Is a directory"):
+        await open_sqlite(tmp_path)
+    (tmp_path / "buffer.2.db.new").rmdir()
+    await (await open_sqlite(tmp_path)).close()  # the lock was let go
 
 
 async def test_the_ballast_is_really_there_and_small_disks_get_none(tmp_path: Path) -> None:

@@ -36,6 +36,13 @@ async def test_a_snapshot_is_taken_at_the_time_of_the_request(tmp_path: Path) ->
         await request(path, "snapshot")
 
 
+async def test_a_path_that_is_no_socket_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.sock").mkdir()
+    with pytest.raises(ConfigError, match=r"a\.sock: cannot be made a socket: Is a directory; move away"):
+        async with serve(tmp_path / "a.sock", lambda: Snap(1)):
+            pass
+
+
 async def test_handlers_answer_and_their_errors_travel(tmp_path: Path) -> None:
     async def double(asked: dict[str, Any]) -> int:
         if "n" not in asked:
