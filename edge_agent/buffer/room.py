@@ -41,6 +41,7 @@ class Room:
         self._max = settings.max_bytes
         self._floor = settings.min_free_bytes
         self._log = min(LOG_BYTES, self._max // 8)
+        self._least = max(self._floor, min(self._log, settings.ballast_bytes))
         self.reserve = min(RESERVE, self._max // 8)
 
     def is_plenty(self, db: sqlite3.Connection, path: Path, need: int) -> bool:
@@ -68,7 +69,7 @@ class Room:
             # what the log holds already has to fit into the database as well, or it could never be shortened again
             whole = used + free * page + grows
             left = self._directory.free() - max(0, whole - size(path)) - max(0, need - size(log_of(path)))
-            if left < self._floor:
+            if left < self._least:  # below that not even what makes room could be written any more
                 floor = f"less than {_mib(self._floor)} free on the disk of {path.parent} (min_free_bytes)"
                 return grows, floor if self._floor else f"disk full: {path}"
         return 0, ""
