@@ -319,6 +319,7 @@ class Agent:
             left=tuple((str(path), size(path)) for path in self._buffer.left),
             sources=tuple(source.state for source in self._sources),
             clock=self._clock.trouble,
+            full=self._buffer.full if self._buffer.refusing else "",
             holds_s=self._gauge.outlook.holds_s,
             outage_s=self._gauge.outlook.outage_s,
             drained_s=self._gauge.outlook.drained_s,

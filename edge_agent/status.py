@@ -105,6 +105,7 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     ``error``: what the cloud finds wrong with our frames. ``alarm``: what was lost or damaged.
     ``left``: damaged files that stay for people to look at, with their bytes. ``flash``: what was written to storage.
     ``counters``: since the start, by stage and name.
+    ``full``: which limit of the buffer makes lanes refuse, beside their own caps.
     ``clock``: why times are told as unknown, or an empty string (:attr:`edge_agent.clock.Clock.trouble`).
     ``holds_s``: seconds until the buffer is full as it fills now; ``outage_s``: if nothing leaves it from now on;
     ``drained_s``: until the backlog is gone, but for lanes that are held (0: there is none). None: never as it goes, or
@@ -133,6 +134,7 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     flash: FlashState | None = None
     sources: tuple[SourceState, ...] = ()
     clock: str = ""
+    full: str = ""
     holds_s: float | None = None
     outage_s: float | None = None
     drained_s: float | None = 0.0
@@ -194,6 +196,7 @@ def render(status: EdgeStatus) -> RenderableType:
         facts.add_row("written", f"{_size(status.flash.written)}{a_message}{a_day}")
     for name, text, colour in (
         ("clock", status.clock, "yellow"),
+        ("full", status.full, "yellow"),
         ("fault", status.fault, "red"),
         ("error", status.error, "red"),
         ("alarm", status.alarm, "red"),

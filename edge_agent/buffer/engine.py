@@ -78,7 +78,7 @@ class Job:
     result: Any = None
     outcome: Outcome | None = None
     leaving: int = 0
-    tight: int = 0
+    tight: tuple[int, str] = (0, "")
     present: bool = False
 
 
@@ -100,6 +100,8 @@ class Engine:
         self.on_refusing: Callable[[frozenset[str]], None] = lambda _: None
         self.tight = 0
         """Bytes that are lacking of the reserve."""
+        self.full = ""
+        """Which limit says so."""
         self.policy = policy
         self.leaving: list[tuple[str, int, int, int]] = []
         """(lane, ordinal, first, last) that are settled and to be deleted with the next transaction."""
@@ -308,22 +310,24 @@ class Engine:
                 writer.settle(lane, ordinal, first, last)
             job.result = job.work(writer)
             job.outcome = writer.finish()
-            job.tight = 0 if plenty else self._short(db)
+            job.tight = (0, "") if plenty else self._short(db)
 
-    def _short(self, db: sqlite3.Connection) -> int:
-        return self._room.lacking(db, self.path, self._room.reserve)[0]
+    def _short(self, db: sqlite3.Connection) -> tuple[int, str]:
+        return self._room.lacking(db, self.path, self._room.reserve(self.path))
 
     async def look(self) -> None:
         """Find out how much room there is: others may have taken some, or given some back. Raises Unavailable."""
-        self._refuse(tight=await self.read(self._short))
+        self._refuse(*await self.read(self._short))
 
-    def _refuse(self, *, tight: int) -> None:
+    def _refuse(self, tight: int, why: str) -> None:
         """Find out which lanes are to take nothing, and tell where that has changed."""
-        self.tight = tight
-        refusing = self.policy.refusing(self.index, self._room.reserve, tight=tight)
+        self.tight, self.full = tight, why
+        reserve = self._room.reserve(self.path) if tight else 0
+        refusing = self.policy.refusing(self.index, reserve, tight=tight)
         if refusing != self.refusing:
             self.refusing = refusing
-            log.info("buffer: lanes that take nothing now: %s", ", ".join(sorted(refusing)) or "none")
+            because = f": {why}" if why and refusing else ""
+            log.info("buffer: lanes that take nothing now: %s%s", ", ".join(sorted(refusing)) or "none", because)
             self.on_refusing(refusing)
 
     def _apply(self, job: Job) -> None:
@@ -342,7 +346,7 @@ class Engine:
         self._bad_reads = 0
         if outcome.messages:
             self.appended.set()
-        self._refuse(tight=job.tight)
+        self._refuse(*job.tight)
 
     async def _read(self, read: Callable[[Connection], Coroutine[Any, Any, T]]) -> T:
         async with self._lock:
@@ -364,12 +368,12 @@ class Engine:
             raise error
         self.counters.faults += 1
         if trouble == "full":
-            self._refuse(tight=max(1, self.tight))
+            text = str(error) if isinstance(error, NoRoom) else f"disk full: {self.path}"
+            self._refuse(max(1, self.tight), text)
             makes_room = job is None or not job.size
             if again:
                 await self._make_room(0 if job is None or isinstance(error, NoRoom) else job.size, makes=makes_room)
                 return
-            text = str(error) if isinstance(error, NoRoom) else f"disk full: {self.path}"
             self._held_back = not makes_room
             self._note(text)
             raise Unavailable(text) from error

@@ -31,10 +31,7 @@ class LongLog(NoRoom):
 
 
 class Room:
-    """The two limits. What makes room (settling, receipts) does not ask. Runs in the connection's thread.
-
-    ``reserve``: bytes kept for messages that were read already when lanes begin to refuse.
-    """
+    """The two limits. What makes room (settling, receipts) does not ask. Runs in the connection's thread."""
 
     def __init__(self, directory: Directory, settings: BufferSettings) -> None:
         self._directory = directory
@@ -42,11 +39,19 @@ class Room:
         self._floor = settings.min_free_bytes
         self._log = min(LOG_BYTES, self._max // 8)
         self._least = max(self._floor, min(self._log, settings.ballast_bytes))
-        self.reserve = min(RESERVE, self._max // 8)
+        self._reserve = min(RESERVE, self._max // 8)
+
+    def reserve(self, path: Path) -> int:
+        """Return the bytes kept for messages that were read already when lanes begin to refuse.
+
+        An eighth of what the buffer may take, by its cap or by what the disk has left for it.
+        """
+        own = size(path) + size(log_of(path)) + self._directory.ballast()
+        return min(self._reserve, (own + max(0, self._directory.free() - self._least)) // 8)
 
     def is_plenty(self, db: sqlite3.Connection, path: Path, need: int) -> bool:
         """Tell at once that ``need`` more bytes fit and leave the reserve; what is asked of every commit."""
-        need += self.reserve + _OVERHEAD
+        need += self._reserve + _OVERHEAD
         page, free, used = _pages(db)
         whole = max(used + free * page, used + need)
         log = max(size(log_of(path)), self._log, need)
@@ -87,12 +92,11 @@ class Room:
 
     def space(self, db: sqlite3.Connection, path: Path) -> tuple[int, int]:
         """Return the bytes of the file that hold something, and how many more fit before just the reserve is left."""
-        need = self.reserve + _OVERHEAD
+        need = self.reserve(path) + _OVERHEAD
         page, free, used = _pages(db)
         left = self._max - used - need - max(self._log, need) - self._directory.ballast()
-        if self._floor:
-            log = max(0, need - size(log_of(path)))
-            left = min(left, self._directory.free() + free * page - need - log - self._floor)
+        log = max(0, need - size(log_of(path))) + max(0, used + free * page - size(path))
+        left = min(left, self._directory.free() + free * page - need - log - self._least)
         return used, max(0, left)
 
 

@@ -127,6 +127,11 @@ class SqliteBuffer:
         """Names of the lanes that have no room now."""
         return self._engine.refusing
 
+    @property
+    def full(self) -> str:
+        """Which limit leaves no room for lanes that refuse, or an empty string: none, but for a lane's own cap."""
+        return self._engine.full
+
     def on_refusing(self, tell: Callable[[frozenset[str]], None]) -> None:
         """Have ``tell`` called now, and whenever :attr:`refusing` has changed."""
         self._engine.on_refusing = tell

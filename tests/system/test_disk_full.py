@@ -143,6 +143,30 @@ async def test_a_full_disk_holds_commits_and_settling_makes_room_again(
         await buffer.close()
 
 
+async def test_a_small_disk_is_used_before_lanes_begin_to_refuse_and_it_is_said_why(tmp_path: Path) -> None:
+    with loop_disk(tmp_path, 32) as disk:
+        data = disk.path / "data"
+        buffer = await open_sqlite(data, BufferSettings(min_free_bytes=0))
+        _, room = await buffer.space()
+        assert room < 32 * MIB
+        assert (buffer.refusing, buffer.full) == (frozenset(), "")
+        count = 0
+        while not buffer.refusing:
+            await buffer.commit(commit(b"x" * 100_000))
+            count += 1
+        assert count > 80  # the rest is the log's, the ballast's and the reserve
+        assert room > count * 100_000
+        assert (await buffer.space())[1] < MIB
+        assert buffer.full == f"disk full: {buffer.path}"
+        for _ in range(10):  # what was read already
+            await asyncio.wait_for(buffer.commit(commit(b"x" * 100_000)), 20)
+        assert buffer.fault == ""
+        await drain(buffer, settle=True)
+        await buffer.commit(commit(b"1"))
+        assert (buffer.refusing, buffer.full) == (frozenset(), "")
+        await buffer.close()
+
+
 async def test_b6_a_damaged_file_waits_untouched_for_room_to_save_what_is_in_it(tmp_path: Path) -> None:
     settings = BufferSettings(ballast_bytes=MIB, min_free_bytes=0)
     with loop_disk(tmp_path, 32) as disk:

@@ -84,7 +84,9 @@ def test_what_a_lane_has_lost_and_its_cap_are_there_where_there_is_any() -> None
     assert "dropped" not in drawn(STATUS)
     lane = LaneState("bulk", 7, 1 << 20, NOW, ("plan",), 2 << 20, dropped=1234, refused=56, full=True)
     text = drawn(msgspec.structs.replace(STATUS, lanes=(*STATUS.lanes, lane)))
-    for piece in ("bulk (full)", "cap", "2.0 MiB", "dropped", "1,234", "refused", "56", "plan"):
+    assert "no room" not in text
+    text = drawn(msgspec.structs.replace(STATUS, lanes=(*STATUS.lanes, lane), full="no room on the disk"))
+    for piece in ("no room on the disk", "bulk (full)", "cap", "2.0 MiB", "dropped", "1,234", "refused", "56", "plan"):
         assert piece in text
     assert "expired" not in text
 
