@@ -7,7 +7,8 @@
     buffer.give_up ◀── a single message, refused for good (U4)
 
 It reads ahead only what the window lets go: while the link is down, or the cloud gives no credit, everything stays in
-the buffer. Frames in the window outlive a connection, and are what the next one begins with (U2).
+the buffer. What a connection leaves unacked is read again, and is what the next one begins with, in frames that are
+right for that (U2).
 """
 
 from __future__ import annotations
@@ -131,12 +132,10 @@ class Forwarder:
     def shut(self, reason: str, lanes: Collection[str]) -> None:
         """Send nothing more of ``lanes`` for ``reason``, in place of what was shut for it before; none opens them.
 
-        Nothing is sent again either. What a connection left unacknowledged in the window goes back to the buffer.
+        Nothing is sent again either.
         """
         self._shut[reason] = frozenset(lanes)
         self.window.shut(frozenset[str]().union(*self._shut.values()))
-        if self._link is None:
-            self._put_back()
         self._wake.set()
 
     def why_shut(self, lane: str) -> Sequence[str]:
@@ -145,13 +144,6 @@ class Forwarder:
 
     def _has_turn(self, reader: _Reader) -> bool:
         return self.window.room(reader.lane.name) and not self.why_shut(reader.lane.name)
-
-    def _put_back(self) -> None:
-        """Without a connection: let the window hold nothing of a lane that is shut; it is read again when it opens."""
-        for reader in self._readers:
-            if self.why_shut(reader.lane.name):
-                self.window.drop(reader.lane.name)
-                reader.after, reader.more = None, True
 
     async def send_over(self, link: Sender, *, metered: bool = False) -> None:
         """Send over one connection, until it raises or this is cancelled. ``metered``: bytes cost money."""
@@ -183,7 +175,8 @@ class Forwarder:
             self._link = None
             self._queued.clear()
             self.window.reset()
-            self._put_back()
+            for reader in self._readers:
+                reader.after, reader.more, reader.since = None, True, float("-inf")
 
     def _look(self) -> None:
         """Tell the window which frames have left the socket's queue."""

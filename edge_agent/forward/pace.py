@@ -11,6 +11,10 @@ What the cloud acknowledges, and how soon, says what the link is like::
 So the link is always busy, and what is urgent finds about a second of other bytes before it, however slow the link is.
 A window that was too small grows with each round trip, because more than what was measured may go.
 
+The first bytes of a connection often go much faster than those behind them (a token bucket). So after the first of it
+the window is at most twice what was delivered so far, and a frame a quarter: no frame takes longer than its
+keepalive because those before it went fast.
+
 ``base`` is measured whenever a frame finds nothing in flight. Where none does, because there is always more to send,
 the link is let run empty once in a while: every 30 s, or 30 times ``base``; and at once when an ack takes far longer
 than it should, which means that the link has become slower, or longer. What was sent alone, or when there was little to
@@ -82,12 +86,13 @@ class Pace:
         if self._emptying:
             return 0
         least = 4 * SMALLEST if self.filled else START_WINDOW
-        return max(least, int(self.rate * (1.25 * self.base + self._slack)))
+        return max(least, min(2 * self._delivered, int(self.rate * (1.25 * self.base + self._slack))))
 
     @property
     def frame(self) -> int:
         """Bytes that the next frame should have, encoded."""
-        return max(SMALLEST if self.filled else START_FRAME, int(self.rate * FRAME_SECONDS))
+        least = SMALLEST if self.filled else START_FRAME
+        return max(least, min(self._delivered // 4, int(self.rate * FRAME_SECONDS)))
 
     @property
     def _slack(self) -> float:

@@ -4,13 +4,16 @@ A frame lives here from the moment it is encoded until its last message is ackno
 
                  add()             next()             left()
     (buffer) ──────────▶ UNSENT ──────────▶ QUEUED ──────────▶ LEFT ──┐ due: next() hands it out again (a probe)
-                           ▲                  │                 │ ◀───┘
-                           └── reset(), and the rest after ─────┤
-                               a probe's ack                    │
+       ▲                   ▲                  │                 │ ◀───┘
+       │                   └── the rest after a probe's ack ────┤
+       └── reset(): the link is gone                            │
                                        refused: REFUSED ◀───────┘──▶ acknowledged: gone
 
-**Order.** Lanes by priority and share (``turns``); within a lane by epoch and seq, so that after a
-reconnect each begins with its unacked frames.
+**Order.** Lanes by priority and share (``turns``); within a lane by epoch and seq.
+
+**Reconnect.** With its connection a frame is forgotten here: what is unacked is in the buffer still, and each lane
+begins with it, cut for the new link. A frame that was right for a fast link may take a slow one longer than its
+keepalive, and would never get through, however often it is sent.
 
 **Timers** (U2). A frame's time begins when its last byte left the socket's queue: a slow link is no loss. Only a
 lane's oldest unacked frame is probed. When the ack of a probe comes, the frames that had been sent before the probe
@@ -141,7 +144,7 @@ class Window:
         self.unspoken: tuple[int, ...] = ()
         """Versions that the cloud speaks, where ours is not among them: nothing but a probe goes until that changes."""
         self.resent = 0
-        """Frames handed out again since the start."""
+        """Frames since the start that were handed out again, or that a connection left without an ack."""
 
     @property
     def held(self) -> int:
@@ -182,10 +185,6 @@ class Window:
     def shut(self, lanes: Collection[str]) -> None:
         """Hand out nothing of ``lanes``, resends included, in place of those that were shut before; none opens all."""
         self._shut = frozenset(lanes)
-
-    def drop(self, lane: str) -> None:
-        """Forget the lane's frames: they are to be read again."""
-        self._lanes[lane].flights.clear()
 
     def next(self, now: float) -> Flight | None:
         """Return the frame to hand to the uplink now, or None. It counts as in flight from here on.
@@ -233,14 +232,14 @@ class Window:
         return min((due for lane in self._lanes.values() if (due := self._due(lane)) is not None), default=None)
 
     def reset(self) -> None:
-        """The link is gone: everything unacked is sent again on the next one, and credit begins anew."""
+        """The link is gone: everything unacked is to be read and cut again for the next one; credit begins anew."""
         self.credit = None
         self.unspoken = ()
         self.pace.reset()
         for lane in self._lanes.values():
             lane.timeout, lane.pause, lane.resting = FIRST_TIMEOUT, RETRY_PAUSE, False
-            for flight in lane.flights:
-                flight.stage = Stage.UNSENT
+            self.resent += sum(flight.times > 0 for flight in lane.flights)
+            lane.flights.clear()
 
     def on_ack(self, ack: Ack, now: float) -> Settled:
         """Take an ack of the cloud. Spans that are unknown here are passed on: the buffer may know them."""

@@ -117,7 +117,12 @@ class WindowMachine(RuleBasedStateMachine):
     def lose_the_link(self) -> None:
         self.queue.clear()
         self.wire.clear()
+        unacked = [(f.lane, low, high) for lane in LANES for f in self.window.frames(lane) for low, high in f.open]
         self.window.reset()
+        assert not any(self.window.frames(lane) for lane in LANES)
+        for lane, low, high in unacked:  # read again, and cut for the next link
+            count = high - low + 1
+            self.window.add(Flight(lane, EPOCH, Position(1, low), count, 0, 0, count, b"x" * count))
         self.fresh = dict.fromkeys(LANES, True)
 
     @rule(seconds=st.floats(0.1, 70))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -147,3 +148,27 @@ async def test_a_link_on_which_everything_vanishes_is_known_to_be_dead_within_1_
         await link.set("both", hole=0)
         counters = await all_routed(ends, count, 120)
         assert counters["forwarder_resent"] < counters["forwarder_sent_frames"] / 2
+
+
+async def test_u2_a_link_that_becomes_300_times_slower_loses_one_connection_and_goes_on(tmp_path: Path) -> None:
+    count, rng = 6000, random.Random(16)
+    payloads = [(b"vehicles/V1/image", rng.randbytes(3000)) for _ in range(count)]
+    async with emulated_link(rate=20e6, delay=0.01) as link, site(tmp_path, link, keepalive=10) as ends:
+        await ends.buffer(payloads)
+        await ends.cloud.start()
+        await ends.start_agent()
+        async with asyncio.timeout(60):
+            while await ends.waiting() > count - 1500:  # noqa: ASYNC110 - another process's
+                await asyncio.sleep(0.05)
+        await link.set("both", rate=64e3)  # a frame of 256 KiB takes half a minute now
+        async with asyncio.timeout(60):
+            while (await ends.snapshot())["counters"]["uplink_connects"] < 2:  # noqa: ASYNC110 - another process's
+                await asyncio.sleep(0.2)
+        before = await ends.waiting()
+        assert before
+        async with asyncio.timeout(60):
+            while await ends.waiting() > before - 40:  # noqa: ASYNC110 - another process's
+                await asyncio.sleep(0.2)
+        await link.set("both", rate=20e6)
+        counters = await all_routed(ends, count, 120)
+        assert counters["uplink_connects"] == 2

@@ -95,15 +95,15 @@ async def test_u2_on_a_reconnect_a_lane_begins_with_what_was_not_acknowledged(tm
     ):
         await publish(agent.port, numbered(40))
         await until(lambda: sum(header.count for header in cloud.headers) == 40)
-        before = [(header.first, header.last) for header in cloud.headers]
+        before = len(cloud.headers)
         await relay.cut()
         deaf = False
         cloud.headers.clear()
         await publish(agent.port, numbered(10, 40))
         await relay.restore()
         await until(lambda: agent.waiting() == 0)
-        assert [(header.first, header.last) for header in cloud.headers][: len(before)] == before
-        assert agent.agent.status().counters["forwarder_resent"] == len(before)
+        assert [seq for h in cloud.headers for seq in range(h.first, h.last + 1)] == list(range(1, 51))
+        assert agent.agent.status().counters["forwarder_resent"] == before
     assert cloud.payloads == Counter(numbered(50))
 
 

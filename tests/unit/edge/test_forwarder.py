@@ -188,6 +188,33 @@ async def test_what_a_connection_left_unacknowledged_goes_back_while_its_lane_is
     assert [row[3] for row in second.frames[1].rows] == [b"1"]
 
 
+async def test_u2_what_a_fast_link_left_unacknowledged_is_cut_anew_for_the_next_one() -> None:
+    buffer = MemoryBuffer("gw")
+    made, fast, slow = forwarder(buffer), Wire(), Wire()
+    payloads = [random.Random(n).randbytes(500) for n in range(1000)]
+    await buffer.commit(chunk(payloads))
+    async with sending(made, fast):
+        await made.on_ack(Ack(credit=1 << 30))
+        while max(fast.sizes) < 20_000:
+            header = fast.frames[-1].header
+            await made.on_ack(Ack((Span(header.epoch, header.lane, 1, header.last),)))
+            await settled()
+        acked = fast.frames[-1].header.first - 1
+        await made.on_ack(Ack((Span(buffer.epoch, "telemetry", 1, acked),)))
+        await settled()
+    async with sending(made, slow):
+        await made.on_ack(Ack(credit=1 << 30))
+        while slow.frames[-1].header.last < fast.frames[-1].header.last:
+            seen = len(slow.frames)
+            header = slow.frames[-1].header
+            await made.on_ack(Ack((Span(header.epoch, header.lane, 1, header.last),)))
+            await until(lambda: len(slow.frames) > seen)  # noqa: B023 - called at once
+    assert slow.sizes[0] < 5_000
+    assert slow.frames[0].header.first == acked + 1
+    rows = [row[3] for frame in slow.frames for row in frame.rows]
+    assert rows == payloads[acked : acked + len(rows)]
+
+
 async def test_a_frame_without_an_answer_is_not_sent_again_while_its_lane_is_shut() -> None:
     buffer, wire, clock = MemoryBuffer("gw"), Wire(), SetClock(synced=lambda: False)
     made = forwarder(buffer, clock=clock)
@@ -427,8 +454,8 @@ async def test_u4_columns_that_are_refused_come_again_as_plain_and_no_more_until
     await buffer.commit(chunk(telemetry(100, 200)))
     wire = Wire()
     async with sending(made, wire):
-        await until(lambda: len(wire.frames) == 3)
-    assert wire.frames[-1].header.codec == COLUMNS
+        await until(lambda: sum(frame.header.count for frame in wire.frames) == 300)
+    assert {frame.header.codec for frame in wire.frames} == {COLUMNS}
 
 
 async def test_fresh_first_sends_what_comes_before_the_backlog_and_the_backlog_from_its_end() -> None:

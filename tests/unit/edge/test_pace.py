@@ -16,6 +16,8 @@ from waybill.wire import Ack, Span
 
 EPOCH = 5
 LARGEST = 100_000
+MESSAGE = 500
+"""Bytes of a message that is not urgent."""
 
 
 @dataclass
@@ -23,6 +25,8 @@ class Link:
     """A window that always has something to send, over a link with one queue, to a cloud that acks at once.
 
     ``rate``: bytes a second, ``rtt``: seconds; either may be changed. ``overhead``: seconds that encoding takes.
+    ``burst``: bytes that go at once after the link was idle for long enough. ``keepalive``: seconds without an ack
+    after which the connection is given up, and another one made.
     """
 
     rate: float
@@ -30,6 +34,11 @@ class Link:
     overhead: float = 0.005
     now: float = 0.0
     busy: float = 0.0
+    burst: float = 0.0
+    keepalive: float = float("inf")
+    connections: int = 1
+    acked: int = 0
+    """The seq of the last message that is not urgent and was acknowledged."""
     urgent: list[float] = field(default_factory=list)
     """How long urgent frames took until their acks."""
 
@@ -41,6 +50,7 @@ class Link:
         self.queue: deque[Flight] = deque()
         self.events: list[tuple[float, int, Callable[[], None]]] = []
         self.sent = 0
+        self.tokens, self.idle_since, self.heard = self.burst, 0.0, 0.0
         self.since: dict[int, float] = {}
 
     @property
@@ -48,9 +58,9 @@ class Link:
         return self.window.pace
 
     def add(self, lane: str, size: int) -> None:
-        seq = self.next_seq[lane]
-        self.next_seq[lane] += 1
-        self.window.add(Flight(lane, EPOCH, Position(1, seq), 1, 0, 0, size, b"x" * size))
+        seq, count = self.next_seq[lane], max(1, size // MESSAGE)
+        self.next_seq[lane] += count
+        self.window.add(Flight(lane, EPOCH, Position(1, seq), count, 0, 0, size, b"x" * size))
 
     def add_urgent(self) -> None:
         self.since[self.next_seq["control"]] = self.now
@@ -63,13 +73,19 @@ class Link:
     def run(self, seconds: float, urgent_every: float = 0.0) -> float:
         """Go on for some time, and return which share of it the link was busy."""
         end, busy, began = self.now + seconds, self.busy, self.now
+        self.end = end
         if urgent_every:
             for number in range(1, int(seconds / urgent_every)):
                 self.at(began + number * urgent_every, self.add_urgent)
         self.at(end, lambda: None)
         self.at(self.now, lambda: None)
         while self.events and self.events[0][0] <= end:
-            self.now, _, what = heapq.heappop(self.events)
+            when, _, what = heapq.heappop(self.events)
+            if (self.queue or self.window.in_flight) and when > self.heard + self.keepalive:
+                self.now = max(self.now, self.heard + self.keepalive)
+                self.reconnect()
+                continue
+            self.now = when
             what()
             self.pump()
         return (self.busy - busy) / seconds
@@ -86,18 +102,37 @@ class Link:
                 break
 
     def transmit(self) -> None:
-        seconds = len(self.queue[0].data) / self.rate
+        self.tokens = min(self.burst, self.tokens + (self.now - self.idle_since) * self.rate)
+        size = len(self.queue[0].data)
+        at_once = min(self.tokens, size)
+        self.tokens -= at_once
+        seconds = (size - at_once) / self.rate
         self.at(self.now + seconds, lambda: self.gone(seconds))
 
     def gone(self, seconds: float) -> None:
         flight = self.queue.popleft()
         self.busy += seconds
+        self.idle_since = self.now
         self.window.left(flight, self.now)
         self.at(self.now + self.rtt, lambda: self.ack(flight))
         if self.queue:
             self.transmit()
 
+    def reconnect(self) -> None:
+        """The connection is dead: nothing of it arrives any more, and the next one begins with what is not acked."""
+        self.connections += 1
+        self.queue.clear()
+        self.events = [event for event in self.events if event[0] == self.end]
+        self.window.reset()
+        self.window.credit = 1 << 30
+        self.next_seq["telemetry"] = self.acked + 1
+        self.heard = self.idle_since = self.now
+        self.pump()
+
     def ack(self, flight: Flight) -> None:
+        self.heard = self.now
+        if flight.lane == "telemetry":
+            self.acked = flight.last
         if flight.lane == "control":
             self.urgent.append(self.now - self.since[flight.first])
         self.window.on_ack(Ack((Span(EPOCH, flight.lane, flight.first, flight.last),)), self.now)
@@ -177,3 +212,23 @@ def test_what_trickles_says_nothing_of_the_rate() -> None:
     assert not pace.filled
     assert pace.base == pytest.approx(0.1)
     assert pace.frame >= 2048
+
+
+def test_u2_a_link_that_becomes_250_times_slower_costs_one_connection_and_goes_on() -> None:
+    link = Link(1e6, 0.05, keepalive=10)
+    link.run(30)
+    assert link.pace.frame > 20 * 4000  # it will take longer than the keepalive
+    link.rate = 4000
+    link.run(15)
+    before = link.acked
+    link.run(100)
+    assert link.connections == 2
+    assert (link.acked - before) * MESSAGE > 0.9 * 100 * 4000
+
+
+@pytest.mark.parametrize("burst", [5_000, 20_000, 100_000])
+def test_a_burst_that_goes_at_once_does_not_make_a_frame_that_takes_longer_than_the_keepalive(burst: int) -> None:
+    link = Link(4000, 0.02, burst=burst, keepalive=10)
+    link.run(120)
+    assert link.connections == 1
+    assert link.acked * MESSAGE > 0.9 * 120 * 4000
