@@ -132,7 +132,7 @@ class Forwarder:
     def shut(self, reason: str, lanes: Collection[str]) -> None:
         """Send nothing more of ``lanes`` for ``reason``, in place of what was shut for it before; none opens them.
 
-        Nothing is sent again either.
+        Nothing is sent again either, what gets no ack goes back to the buffer.
         """
         self._shut[reason] = frozenset(lanes)
         self.window.shut(frozenset[str]().union(*self._shut.values()))
@@ -155,6 +155,7 @@ class Forwarder:
             while True:
                 self._look()
                 now = self._clock.mono()
+                self._read_again(self.window.forget_lost(now))
                 if await self._read(now, self.window.upcoming()):
                     await asyncio.sleep(0)  # devices come first
                     continue
@@ -175,7 +176,12 @@ class Forwarder:
             self._link = None
             self._queued.clear()
             self.window.reset()
-            for reader in self._readers:
+            self._read_again(self._lanes)
+
+    def _read_again(self, lanes: Collection[str]) -> None:
+        """Read these lanes from their oldest unsettled message on: the window holds nothing of them any more."""
+        for reader in self._readers:
+            if reader.lane.name in lanes:
                 reader.after, reader.more, reader.since = None, True, float("-inf")
 
     def _look(self) -> None:

@@ -26,6 +26,9 @@ before the first. So does what the link can take (``pace``), but that the most u
 by a part of a frame: it must not wait for acks. ``limit`` bounds the encoded bytes kept here, for resends; each lane
 may always hold one frame.
 
+**Shut.** Of a lane that is shut nothing goes, not even a probe. What went before and gets no ack in its time is
+forgotten, as with a reconnect (``forget_lost``): else one lost ack would hold up the others for as long as it is shut.
+
 **Retry.** A lane whose frame could not be journaled rests: its oldest frame is tried after a pause, which doubles, and
 everything else of it waits for that one's ack.
 """
@@ -186,14 +189,20 @@ class Window:
         """Hand out nothing of ``lanes``, resends included, in place of those that were shut before; none opens all."""
         self._shut = frozenset(lanes)
 
+    def forget_lost(self, now: float) -> Sequence[str]:
+        """Return the lanes that are shut and whose frames got no ack in their time: to be read again when they open."""
+        lost = [lane for name in self._shut if (lane := self._lanes.get(name)) and _at_most(_lost_at(lane), now)]
+        for lane in lost:
+            self._forget(lane)
+        return [lane.name for lane in lost]
+
     def next(self, now: float) -> Flight | None:
         """Return the frame to hand to the uplink now, or None. It counts as in flight from here on.
 
         Call :meth:`left` when its last byte has left the socket's queue. ``now``: seconds, monotonic, as everywhere.
         """
         for lane in self._lanes.values():
-            due = self._due(lane)
-            if due is not None and due <= now:
+            if lane.name not in self._shut and _at_most(self._due(lane), now):
                 lane.timeout = min(lane.timeout * 2, MAX_TIMEOUT)
                 return self._hand_out(lane.flights[0], now)
         waiting = self._waiting()
@@ -228,8 +237,9 @@ class Window:
             flight.left_at = now
 
     def wake_at(self) -> float | None:
-        """Return when :meth:`next` will have a probe, or None."""
-        return min((due for lane in self._lanes.values() if (due := self._due(lane)) is not None), default=None)
+        """Return when :meth:`next` will have a probe, or :meth:`forget_lost` something to forget, or None."""
+        times = [_lost_at(lane) if lane.name in self._shut else self._due(lane) for lane in self._lanes.values()]
+        return min((time for time in times if time is not None), default=None)
 
     def reset(self) -> None:
         """The link is gone: everything unacked is to be read and cut again for the next one; credit begins anew."""
@@ -238,8 +248,7 @@ class Window:
         self.pace.reset()
         for lane in self._lanes.values():
             lane.timeout, lane.pause, lane.resting = FIRST_TIMEOUT, RETRY_PAUSE, False
-            self.resent += sum(flight.times > 0 for flight in lane.flights)
-            lane.flights.clear()
+            self._forget(lane)
 
     def on_ack(self, ack: Ack, now: float) -> Settled:
         """Take an ack of the cloud. Spans that are unknown here are passed on: the buffer may know them."""
@@ -281,9 +290,14 @@ class Window:
             return True
         return self.credit is not None and not self.unspoken and in_flight + max(size, 1) <= self.credit
 
-    def _due(self, lane: _Lane) -> float | None:
+    def _forget(self, lane: _Lane) -> None:
+        self.resent += sum(flight.times > 0 for flight in lane.flights)
+        lane.flights.clear()
+
+    @staticmethod
+    def _due(lane: _Lane) -> float | None:
         """When the lane's oldest frame is to be sent again without an ack having come."""
-        if not lane.flights or lane.name in self._shut:
+        if not lane.flights:
             return None
         oldest = lane.flights[0]
         if oldest.stage is Stage.UNSENT and lane.resting:
@@ -346,6 +360,18 @@ class Window:
             lane.resting = True
             lane.retry_at = now + lane.pause
             lane.pause = min(lane.pause * 2, MAX_TIMEOUT)
+
+
+def _lost_at(lane: _Lane) -> float | None:
+    """When everything of the lane that was sent has had its time; None while some of it has not left yet."""
+    if any(flight.stage is Stage.QUEUED for flight in lane.flights):
+        return None
+    left = [flight.left_at for flight in lane.flights if flight.stage is Stage.LEFT]
+    return max(*left, lane.restarted) + lane.timeout if left else None
+
+
+def _at_most(time: float | None, now: float) -> bool:
+    return time is not None and time <= now
 
 
 def _place(flight: Flight) -> tuple[int, int]:

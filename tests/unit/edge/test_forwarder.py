@@ -232,6 +232,30 @@ async def test_a_frame_without_an_answer_is_not_sent_again_while_its_lane_is_shu
     assert [frame.header.lane for frame in wire.frames] == ["telemetry", "control", "telemetry"]
 
 
+async def test_u2_a_lost_ack_of_a_lane_that_is_shut_holds_up_nobody_and_is_sent_again_when_it_opens() -> None:
+    buffer, wire, clock = MemoryBuffer("gw"), Wire(), SetClock(synced=lambda: False)
+    made = forwarder(buffer, clock=clock)
+    async with sending(made, wire):
+        await buffer.commit(chunk([b"1"]))
+        await until(lambda: wire.frames)
+        await made.on_ack(Ack(credit=1))  # one frame at a time
+        made.shut("plan", ["telemetry"])
+        await buffer.commit(Commit(own=[Own("$waybill/note", b"{}")]))
+        await settled()
+        assert len(wire.frames) == 1
+        clock.now += 6
+        made._wake.set()
+        await until(lambda: len(wire.frames) == 2)
+        note = wire.frames[1].header
+        await made.on_ack(Ack((Span(note.epoch, "control", 1, 1),)))
+        await settled()
+        assert len(wire.frames) == 2
+        made.shut("plan", ())
+        await until(lambda: len(wire.frames) == 3)
+    assert [frame.header.lane for frame in wire.frames] == ["telemetry", "control", "telemetry"]
+    assert wire.frames[2].rows == wire.frames[0].rows
+
+
 async def test_a_frame_waits_for_its_linger_unless_it_is_full() -> None:
     buffer, wire = MemoryBuffer("gw1"), Wire()
     made = forwarder(buffer, linger_ms=60_000, frame_messages=10)

@@ -326,18 +326,47 @@ def test_a_frame_that_left_after_its_link_was_lost_has_no_timer() -> None:
 
 def test_nothing_of_a_lane_that_is_shut_goes_not_even_again() -> None:
     w = window()
-    w.add(frame(1, lane="control"))
     w.add(frame(1))
-    send(w)
-    sent = send(w)
     w.add(frame(11))
+    send(w)
     w.shut(["telemetry"])
-    assert w.wake_at() == FIRST_TIMEOUT  # control's
-    ack(w, 1, 10, lane="control")
-    assert w.wake_at() is None
+    assert w.next(0.0) is None
     assert w.next(FIRST_TIMEOUT * 10) is None
     w.shut(())
-    assert w.next(FIRST_TIMEOUT * 10) is sent
+    assert send(w, FIRST_TIMEOUT * 10).first == 1
+    assert send(w, FIRST_TIMEOUT * 10).first == 11
+
+
+def test_u2_what_a_lane_that_is_shut_lost_is_forgotten_in_its_time_and_holds_up_nobody() -> None:
+    w = window(credit=150)
+    w.add(frame(1))
+    send(w, 1.0)
+    w.shut(["telemetry"])
+    w.add(frame(1, lane="control"))
+    assert w.next(1.0) is None  # its ack may come yet
+    assert w.wake_at() == 1.0 + FIRST_TIMEOUT
+    assert w.forget_lost(FIRST_TIMEOUT) == []
+    assert w.next(FIRST_TIMEOUT) is None
+    assert w.forget_lost(1.0 + FIRST_TIMEOUT) == ["telemetry"]
+    assert not w.frames("telemetry")
+    assert send(w, 6.0).lane == "control"
+    assert ack(w, 1, 10).spans  # late: for the buffer
+
+
+def test_u2_what_has_not_left_is_not_forgotten_because_its_lane_is_shut() -> None:
+    w = window()
+    w.add(frame(1))
+    w.add(frame(11))
+    send(w)
+    last = w.next(0.0)
+    assert last is not None
+    w.shut(["telemetry"])
+    assert w.forget_lost(100.0) == []
+    w.left(last, 100.0)
+    assert w.wake_at() == 100.0 + FIRST_TIMEOUT
+    ack(w, 1, 10, 101.0)
+    assert w.forget_lost(101.0 + FIRST_TIMEOUT) == []  # an ack: the rest has its time anew, and longer
+    assert w.wake_at() is not None
 
 
 def test_u2_a_journal_that_is_away_for_an_hour_costs_a_frame_a_minute_and_then_all_goes_at_once() -> None:
