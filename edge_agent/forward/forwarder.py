@@ -47,6 +47,9 @@ GATHER: Final = 0.02
 """Seconds between two looks at what was appended: commits come by the hundred."""
 
 
+QUIET: Final = 60.0
+"""Seconds between two lines of the log about refusals of one kind in one lane; those between are details."""
+
 FIRST_RATIO: Final = 2.0
 """Bytes of payload a byte of frame, before the first frame of a lane."""
 
@@ -114,6 +117,7 @@ class Forwarder:
         self._link: Sender | None = None
         self._queued: deque[tuple[Flight, int, int]] = deque()  # handed over: its place in that order, its mark
         self._owed: list[Span] = []
+        self._said: dict[str, float] = {}  # a few a lane
         self.counters = Counters()
         self.error = ""
         """What the cloud found wrong with our frames, or an empty string."""
@@ -367,9 +371,20 @@ class Forwarder:
     # --- refused (U4) ---
 
     async def _cut_anew(self, flight: Flight) -> None:
-        """Encode a refused frame anew; where it was already, in halves; a single message leaves with a receipt."""
+        """Encode a refused frame anew; where it was already, in halves; a single message leaves with a receipt.
+
+        Where :meth:`Window.rests` says so, it stays.
+        """
         if flight.anew and flight.count == 1:
-            log.error(
+            if self.window.rests(flight, self._clock.mono()):
+                log.log(
+                    self._level(f"kept in {flight.lane}", logging.WARNING),
+                    "the cloud refused message %s/%d of epoch %d: %s; it is kept and tried again",
+                    flight.lane, flight.first, flight.epoch, flight.reason,
+                )  # fmt: skip
+                return
+            log.log(
+                self._level(f"given up in {flight.lane}", logging.ERROR),
                 "the cloud refused message %s/%d of epoch %d for good: %s",
                 flight.lane, flight.first, flight.epoch, flight.reason,
             )  # fmt: skip
@@ -383,7 +398,8 @@ class Forwarder:
             self.window.replace(flight, ())
             return
         self.counters.recut += 1
-        log.warning(
+        log.log(
+            self._level(f"cut anew in {flight.lane}", logging.WARNING),
             "the cloud refused frame %s/%d..%d of epoch %d: %s; it is encoded anew",
             flight.lane, flight.first, flight.last, flight.epoch, flight.reason,
         )  # fmt: skip
@@ -396,6 +412,14 @@ class Forwarder:
         pieces = [piece async for piece in self._again(flight, part)]
         # What is not there any more was settled or declared meanwhile.
         self.window.replace(flight, pieces)
+
+    def _level(self, what: str, level: int) -> int:
+        """Return ``level`` for what was not logged with it in the last minute, else that of details."""
+        now = self._clock.mono()
+        if now < self._said.get(what, float("-inf")) + QUIET:
+            return logging.DEBUG
+        self._said[what] = now
+        return level
 
     async def _again(self, flight: Flight, part: int) -> AsyncIterator[Flight]:
         """Read the messages of ``flight`` again, in frames of ``part`` messages, in the body that every cloud knows."""

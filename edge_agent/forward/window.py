@@ -30,7 +30,8 @@ may always hold one frame.
 forgotten, as with a reconnect (``forget_lost``): else one lost ack would hold up the others for as long as it is shut.
 
 **Retry.** A lane whose frame could not be journaled rests: its oldest frame is tried after a pause, which doubles, and
-everything else of it waits for that one's ack.
+everything else of it waits for that one's ack. So does a lane of which a message was refused for good (``rests``): a
+cloud that refuses everything costs a message a pause, and the control lane, whose receipts it would refuse, too, none.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from edge_agent.buffer.port import Position
 from edge_agent.forward.pace import Mark, Pace
 from edge_agent.forward.turns import Turns
 from waybill.frames.header import VERSION
-from waybill.wire import Ack, RefusedSpan, Span
+from waybill.wire import CONTROL_LANE, Ack, RefusedSpan, Span
 
 FIRST_TIMEOUT: Final = 5.0
 """Seconds until a frame is probed for the first time."""
@@ -109,12 +110,20 @@ class _Lane:
     flights: list[Flight] = field(default_factory=list)  # by epoch and seq; few, so a list
     timeout: float = FIRST_TIMEOUT
     restarted: float = 0.0  # the oldest frame's time does not begin before the last progress
-    resting: bool = False  # the listener could not journal: only the oldest is tried
+    resting: bool = False  # the listener could not journal, or never will: only the oldest is tried
     retry_at: float = 0.0
     pause: float = RETRY_PAUSE
 
     def held(self) -> int:
         return sum(len(flight.data) for flight in self.flights)
+
+    def rest(self, now: float) -> None:
+        self.resting = True
+        self.retry_at = now + self.pause
+        self.pause = min(self.pause * 2, MAX_TIMEOUT)
+
+    def awake(self) -> None:
+        self.resting, self.retry_at, self.pause = False, 0.0, RETRY_PAUSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +256,8 @@ class Window:
         self.unspoken = ()
         self.pace.reset()
         for lane in self._lanes.values():
-            lane.timeout, lane.pause, lane.resting = FIRST_TIMEOUT, RETRY_PAUSE, False
+            lane.timeout = FIRST_TIMEOUT
+            lane.awake()
             self._forget(lane)
 
     def on_ack(self, ack: Ack, now: float) -> Settled:
@@ -267,6 +277,20 @@ class Window:
         for again in ack.retry:
             self._rest(again, now)
         return Settled(spans, refused)
+
+    def rests(self, flight: Flight, now: float) -> bool:
+        """A single message was refused for good: let its lane rest, and tell whether the message stays, too.
+
+        It does where a receipt would not help, on the control lane, or where the lane's last one was less than a pause
+        ago. A pause doubles up to 60 s, and begins anew with each ack of a frame that was journaled.
+        """
+        lane = self._lanes[flight.lane]
+        control, soon = flight.lane == CONTROL_LANE, now < lane.retry_at
+        if control or soon:
+            flight.stage = Stage.UNSENT
+        if not soon:
+            lane.rest(now)
+        return control or soon
 
     def replace(self, flight: Flight, pieces: Sequence[Flight]) -> None:
         """Put ``pieces`` (none, where its messages were given up or are settled) in the place of ``flight``."""
@@ -331,7 +355,8 @@ class Window:
             return
         lane = self._lanes[span.lane]
         lane.flights = [flight for flight in lane.flights if flight.open]
-        lane.restarted, lane.resting, lane.pause = now, False, RETRY_PAUSE
+        lane.restarted = now
+        lane.awake()
         for flight in done:
             if flight.times == 1:
                 if flight.mark is not None and flight.stage in (Stage.QUEUED, Stage.LEFT):
@@ -357,9 +382,7 @@ class Window:
             flight.stage = Stage.UNSENT
         lane = self._lanes.get(span.lane)
         if hit and lane is not None and (not lane.resting or hit[0] is lane.flights[0]):
-            lane.resting = True
-            lane.retry_at = now + lane.pause
-            lane.pause = min(lane.pause * 2, MAX_TIMEOUT)
+            lane.rest(now)
 
 
 def _lost_at(lane: _Lane) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from edge_agent.buffer.port import Position
@@ -289,6 +291,45 @@ def test_u4_retry_lets_the_lane_rest_and_the_rest_follows_its_oldest_frame() -> 
     assert send(w, 3.0).first == 1
     ack(w, 1, 10, 3.0)
     assert send(w, 3.0).first == 11
+
+
+def test_u4_messages_refused_for_good_leave_one_a_pause_which_doubles_until_something_is_journaled() -> None:
+    w = window()
+    now, left = 0.0, list[float]()
+    for first in range(1, 20):
+        w.add(frame(first, 1))
+    while len(left) < 9:
+        while flight := w.next(now):
+            w.left(flight, now)
+            refusal = RefusedSpan(EPOCH, "telemetry", flight.first, flight.first, "no")
+            for refused in w.on_ack(Ack(refused=(refusal,)), now).refused:
+                if not w.rests(refused, now):
+                    w.replace(refused, ())
+                    left.append(now)
+        due = w.wake_at()
+        assert due is not None
+        now = max(due, now)
+    assert [after - before for before, after in itertools.pairwise(left)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    tried = send(w, now)
+    ack(w, tried.first, tried.first, now)
+    assert w.next(now) is not None  # and the next to be refused leaves at once
+    assert not w.rests(w.frames("telemetry")[0], now)
+
+
+def test_u4_a_message_of_the_control_lane_is_kept_however_often_it_is_refused() -> None:
+    w = window()
+    w.add(frame(1, 1, lane="control"))
+    now, tries = 0.0, list[float]()
+    while len(tries) < 9:
+        flight = send(w, now)
+        tries.append(now)
+        (refused,) = w.on_ack(Ack(refused=(RefusedSpan(EPOCH, "control", 1, 1, "no"),)), now).refused
+        assert w.rests(refused, now)
+        assert w.frames("control") == [flight]
+        now = w.wake_at() or now
+    assert [after - before for before, after in itertools.pairwise(tries)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    w.add(frame(1))
+    assert send(w, tries[-1]).lane == "telemetry"  # other lanes go on
 
 
 def test_u4_an_unknown_version_keeps_the_frames_and_is_probed_every_minute() -> None:
