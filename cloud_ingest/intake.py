@@ -33,7 +33,11 @@ AGAIN: Final = 60.0
 
 
 class Journal(Protocol):
-    """The part of a :class:`~cloud_ingest.journal.port.Log` that the intake needs."""
+    """The part of a :class:`~cloud_ingest.journal.port.Log` that the listener needs."""
+
+    @property
+    def log_id(self) -> int:
+        """Which log this is; 0 where that is not known (R10)."""
 
     async def append_frame(self, gateway: str, frame: bytes) -> None:
         """Journal a frame; durable on return. Raises Unavailable, Refused."""
@@ -221,7 +225,7 @@ class Intake:
                 _done(item, acknowledge=result)
         self.counters.refused += len(refused)
         self.counters.retried += len(retry)
-        return Ack(merged(journaled), self._news(gateway), tuple(refused), merged(retry), versions)
+        return self._ack(gateway, merged(journaled), tuple(refused), merged(retry), versions)
 
     async def _append(self, gateway: str, frame: bytes) -> bool:
         """Journal one frame. False where that is not possible now. Raises Refused."""
@@ -246,7 +250,18 @@ class Intake:
     def listening(self, gateway: str) -> None:
         """``gateway`` has subscribed to its ``ack`` topic: from now on it is told its credit (U3)."""
         self._told[gateway] = 0, 0.0
-        self._send(gateway, Ack(credit=self._news(gateway)))
+        self._send(gateway, self._ack(gateway))
+
+    def _ack(
+        self,
+        gateway: str,
+        journaled: tuple[Span, ...] = (),
+        refused: tuple[RefusedSpan, ...] = (),
+        retry: tuple[Span, ...] = (),
+        versions: tuple[int, ...] = (),
+    ) -> Ack:
+        credit = self._news(gateway)
+        return Ack(journaled, credit, refused, retry, versions, 0 if credit is None else self._journal.log_id)
 
     def _news(self, gateway: str) -> int | None:
         """Return the credit of ``gateway`` where it has changed, or was told so long ago that it may be lost."""
@@ -273,7 +288,7 @@ class Intake:
             await asyncio.sleep(every)
             for gateway, (told, _) in tuple(self._told.items()):
                 if self.credit() != told:
-                    self._send(gateway, Ack(credit=self._news(gateway)))
+                    self._send(gateway, self._ack(gateway))
 
     async def answered(self, gateway: str) -> None:
         """Wait until every frame of ``gateway`` that was taken is answered."""

@@ -71,6 +71,7 @@ class EmbeddedLog:
         self._retention = retention or Retention()
         self._clock_ms = clock_ms
         self._partitions = topics.partitions
+        self._log_id = 0
         self._known: dict[str, file.Topic] = {}
         self._heads: dict[tuple[int, int], int] = {}
         self._jobs: asyncio.Queue[Job | None] = asyncio.Queue(MAX_JOBS)
@@ -90,6 +91,11 @@ class EmbeddedLog:
     def partitions(self) -> int:
         """How many partitions every topic has."""
         return self._partitions
+
+    @property
+    def log_id(self) -> int:
+        """Which file this is, drawn when it was made; 0 before it is open."""
+        return self._log_id
 
     async def start(self) -> None:
         """Open the file, or make it. Raises ConfigError, Locked."""
@@ -117,7 +123,18 @@ class EmbeddedLog:
             raise ConfigError(
                 f"{self.path}: made with {found} partitions; set [topics] partitions = {found}, or name another path"
             )
+        self._log_id = await self._identity()
         await self._learn()
+
+    async def _identity(self) -> int:
+        assert self._writer is not None  # noqa: S101 - opened
+        try:
+            return await self._writer.run(file.log_id_of)
+        except sqlite3.Error as error:  # a full disk, say: it is drawn in the next start
+            log.warning(
+                "%s: its id cannot be written, gateways send their dictionaries more often: %s", self.path, error
+            )
+            return 0
 
     async def _learn(self) -> None:
         assert self._writer is not None  # noqa: S101 - opened

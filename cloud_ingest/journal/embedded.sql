@@ -23,6 +23,9 @@ SELECT value FROM setting WHERE name = ?;
 -- name: set_setting
 INSERT INTO setting (name, value) VALUES (?, ?);
 
+-- name: keep_setting
+INSERT INTO setting (name, value) VALUES (?, ?) ON CONFLICT DO NOTHING;
+
 -- name: topics
 SELECT name, number, compact FROM topic;
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -172,6 +173,12 @@ def create(db: sqlite3.Connection, partitions: int) -> None:
 def partitions_of(db: sqlite3.Connection) -> int:
     """Return how many partitions every topic of the file has."""
     return int(db.execute(SQL["setting"], ("partitions",)).fetchone()[0])
+
+
+def log_id_of(db: sqlite3.Connection) -> int:
+    """Return the random number that tells this file from all others; drawn where there is none."""
+    db.execute(SQL["keep_setting"], ("log_id", secrets.randbelow((1 << 63) - 1) + 1))
+    return int(db.execute(SQL["setting"], ("log_id",)).fetchone()[0])
 
 
 def used_bytes(db: sqlite3.Connection, path: Path) -> int:

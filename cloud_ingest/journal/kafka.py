@@ -31,6 +31,7 @@ from cloud_ingest.journal.kafka_config import parse
 from cloud_ingest.journal.kafka_owner import Owner
 from cloud_ingest.journal.kafka_partitions import KafkaPartition, place_key
 from cloud_ingest.journal.kafka_plain import PlainPartition
+from cloud_ingest.journal.kafka_topic_id import topic_number
 from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import CaughtUp, OutRecord, PartitionLog, TopicRecord
 from waybill.errors import ConfigError, TopicRefused, Unavailable
@@ -68,6 +69,7 @@ class KafkaLog:
         self._topics = topics
         self._routes = {route.topic: route for route in routes}
         self._shapes: dict[str, Shape] = {}
+        self._log_id = 0
         self._admin: AIOKafkaAdminClient | None = None
         self._asker: AIOKafkaConsumer | None = None
         self._appender = Appender(self._appending, self.config.delivery)
@@ -106,6 +108,11 @@ class KafkaLog:
         """How many frames partitions (and ledger partitions) there are."""
         return self._topics.partitions
 
+    @property
+    def log_id(self) -> int:
+        """Which topic of dictionaries this is; 0 before the start, and where Kafka gives topics no id (before 2.8)."""
+        return self._log_id
+
     async def start(self) -> None:
         """Connect; create the topics with the right settings, or check them. Raises ConfigError, Unavailable."""
         await probe(self.config)
@@ -117,6 +124,7 @@ class KafkaLog:
                 self._shapes = await prepare(
                     admin, self.config, wanted, self._topics.partitions, self._topics.replication_factor
                 )
+                self._log_id = await topic_number(admin, self.dictionaries)
             # read_uncommitted, so that its end is the high watermark
             asker = self.consumer(isolation_level="read_uncommitted")
             await self._begin(asker)

@@ -126,6 +126,13 @@ class Log(Protocol):
     def partitions(self) -> int:
         """How many frames partitions (and ledger partitions) there are."""
 
+    @property
+    def log_id(self) -> int:
+        """Which log this is: 1 … 2⁶³−1, the same for all nodes, another once it was wiped; 0 where that is not known.
+
+        Gateways send their dictionary to each log that does not have it yet (R10).
+        """
+
     async def start(self) -> None:
         """Connect; create the topics with the right settings, or check them. Raises ConfigError, Unavailable."""
 

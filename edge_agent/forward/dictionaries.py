@@ -6,8 +6,10 @@ A frame of few messages is mostly what the frame before it said, too. A dictiona
                                                      └─ does it pay? ─▶ else      │ leased()
     usable: frames are compressed with it ◀── settled(): the cloud has journaled it ◀┘
 
-So the cloud has a dictionary in its journal before any frame that needs it. After a start the one of the last start is
-sent again before it is used: the cloud may be another by now.
+So the cloud has a dictionary in its journal before any frame that needs it. Which cloud, it says itself: it names its
+log in an ack of each connection. The dictionary is used while that is a log that has it, and sent again to another: a
+cloud that was wiped, or that of another uplink. To a log without a name it is sent again on each connection, but at
+most once an hour. After a start the one of the last start is sent again, too.
 
 Whether one pays is measured on frames that it was not trained with: what it saves of them, at the pace at which they
 came, must be worth its own bytes within ``PAYS_WITHIN``, and a tenth of theirs. The same holds for the next one,
@@ -26,7 +28,7 @@ from waybill.errors import Corrupt
 from waybill.frames import Dictionary, read_header, zstd
 from waybill.frames.body import raw_body
 from waybill.frames.plain import LEVEL
-from waybill.wire import CONTROL_LANE, DICTIONARY_TOPIC, Span
+from waybill.wire import CONTROL_LANE, DICTIONARY_TOPIC, Ack, Span
 
 SIZE: Final = 8 << 10
 """Bytes of a dictionary. Larger ones gain less than they cost: tried with frames of 1 to 10 messages."""
@@ -67,6 +69,16 @@ OVERHEAD: Final = 400
 MAX_UNDER_WAY: Final = 8
 """Dictionaries in the control lane that are waited for; of more the oldest are forgotten."""
 
+NAMELESS: Final = 0
+"""The log of a cloud that does not name it."""
+
+MAX_LOGS: Final = 8
+"""Logs that are known to have the dictionary; of more the oldest are forgotten, and sent it again."""
+
+AGAIN: Final = 60.0
+SAME_AGAIN: Final = 3600.0
+"""Seconds until a dictionary is sent again at the earliest: to another log; to the one it was sent to last."""
+
 
 @dataclass(slots=True)
 class Counters:
@@ -91,8 +103,11 @@ class Dictionaries:
 
     def __init__(self) -> None:
         self.current: Dictionary | None = None
-        """The newest that the cloud has."""
-        self.connections = 0
+        """The newest that a cloud has, or had in the last start."""
+        self._logs: dict[int, None] = {}  # which have it, in the order in which they got it
+        self._log: int | None = None  # that of this connection; None: nothing is known yet
+        self._sent_to: int | None = None
+        self._last_at = float("-inf")
         self.counters = Counters()
         self._refused = False
         self._frames: deque[bytes] = deque()
@@ -106,12 +121,23 @@ class Dictionaries:
 
     def usable(self, lane: str) -> Dictionary | None:
         """Return what the next frame of ``lane`` is compressed with; the control lane brings them, and needs none."""
-        return None if self._refused or lane == CONTROL_LANE else self.current
+        return self.current if lane != CONTROL_LANE and not self._refused and self._log in self._logs else None
 
     def connected(self) -> None:
-        """Another connection: perhaps to a receiver that knows dictionaries."""
+        """Another connection: perhaps to a receiver that knows dictionaries, perhaps to another log."""
         self._refused = False
-        self.connections += 1
+        self._log = None
+        self._logs.pop(NAMELESS, None)
+
+    def answered(self, ack: Ack) -> bool:
+        """Note to which log this connection leads; told before :meth:`settled`.
+
+        Returns whether that is news, and the log does not have the dictionary: frames with it are of no use there.
+        """
+        if ack.log == self._log or (ack.log == NAMELESS and self._log is not None):
+            return False
+        self._log = ack.log
+        return self._log not in self._logs
 
     def refused(self) -> None:
         """The cloud refused a frame with a dictionary: none is used until the next connection."""
@@ -140,9 +166,16 @@ class Dictionaries:
 
     def _use(self, content: bytes) -> None:
         try:
-            self.current = Dictionary(content)
+            found = Dictionary(content)
         except Corrupt:  # of another program's start: the cloud refuses it as well
             return
+        if self.current is None or self.current.id != found.id:
+            self._logs.clear()
+        self.current = found
+        if self._log is not None:
+            self._logs[self._log] = None
+            if len(self._logs) > MAX_LOGS:
+                del self._logs[next(iter(self._logs))]
         self.counters.known += 1
         self._begin()  # what was sampled shows nothing of how this one does
 
@@ -176,8 +209,21 @@ class Dictionaries:
         return taken
 
     def announced(self, now: float) -> None:
-        """One was put into the control lane: trained, or kept from the last start. It is waited for before the next."""
+        """A new one is put into the control lane. It is waited for before the next."""
         self._sent_at.append(now)
+        self._sending(now)
+
+    def again(self, now: float) -> Dictionary | None:
+        """Return what is to be put into the control lane once more: the log of this connection does not have it."""
+        if self.current is None or self._log is None or self._refused or self._log in self._logs:
+            return None
+        if now < self._last_at + (SAME_AGAIN if self._log == self._sent_to else AGAIN):
+            return None
+        self._sending(now)
+        return self.current
+
+    def _sending(self, now: float) -> None:
+        self._sent_to, self._last_at = self._log, now
         self._next_at = max(self._next_at, now + FIRST_PAUSE)
         self.counters.sent += 1
 

@@ -114,6 +114,7 @@ class Forwarder:
         self.window = Window((lane.name for lane in ordered), settings.window_bytes, shares)
         self._bodies = Bodies(settings.body)
         self.dictionaries = Dictionaries()
+        self._useless = False  # frames with a dictionary: as far as is known this log does not have it
         self._link: Sender | None = None
         self._queued: deque[tuple[Flight, int, int]] = deque()  # handed over: its place in that order, its mark
         self._owed: list[Span] = []
@@ -155,9 +156,11 @@ class Forwarder:
         self._link = link
         self._bodies.connected(metered=metered)
         self.dictionaries.connected()
+        self._useless = False
         try:
             while True:
                 self._look()
+                self._drop_useless()
                 now = self._clock.mono()
                 self._read_again(self.window.forget_lost(now))
                 if await self._read(now, self.window.upcoming()):
@@ -188,6 +191,18 @@ class Forwarder:
             if reader.lane.name in lanes:
                 reader.after, reader.more, reader.since = None, True, float("-inf")
 
+    def _drop_useless(self) -> None:
+        """Let the window hold nothing with a dictionary that this log may not have: it is read and encoded again.
+
+        Not in ``on_ack``: the sender may be reading at that moment, and would go on behind what was dropped.
+        """
+        if not self._useless:
+            return
+        self._useless = False
+        lanes = [name for name in self._lanes if any(read_header(f.data).dictionary for f in self.window.frames(name))]
+        self.window.drop(lanes)
+        self._read_again(lanes)
+
     def _look(self) -> None:
         """Tell the window which frames have left the socket's queue."""
         while self._queued and self._link is not None and self._link.has_left(self._queued[0][2]):
@@ -203,6 +218,7 @@ class Forwarder:
         self._wake.set()
         self._note(before)
         self._owed += settled.spans
+        self._useless = self.dictionaries.answered(ack) or self._useless
         self.dictionaries.settled(settled.spans)
         await self._settle()
         for flight in settled.refused:

@@ -41,20 +41,18 @@ class Training:
         self._buffer = buffer
         self._path = path
         self._clock = clock
-        self._kept = _read(path)
+        dictionaries.current = _read(path)
 
     async def run(self) -> None:
         """Do what there is to do. A task of its own, for the life of the agent."""
-        found, kept = self._dictionaries, self._kept
-        said = False
+        found = self._dictionaries
+        kept = found.current
         thread = ThreadPoolExecutor(1, "dictionaries", _be_modest)
         try:
             while True:
                 await asyncio.sleep(LOOK)
-                if self._kept is not None and not said and found.connections:
-                    said = True
-                    found.announced(self._clock.mono())
-                    await self._send(self._kept)
+                if (known := found.again(self._clock.mono())) is not None:
+                    await self._send(known)
                 if found.current is not None and (kept is None or kept.id != found.current.id):
                     kept = found.current
                     self._keep(kept)

@@ -205,6 +205,11 @@ class Window:
             self._forget(lane)
         return [lane.name for lane in lost]
 
+    def drop(self, lanes: Iterable[str]) -> None:
+        """Forget all frames of ``lanes``: they are to be read again."""
+        for name in lanes:
+            self._forget(self._lanes[name])
+
     def next(self, now: float) -> Flight | None:
         """Return the frame to hand to the uplink now, or None. It counts as in flight from here on.
 

@@ -99,7 +99,7 @@ class Ack(
     msgspec.Struct,
     frozen=True,
     omit_defaults=True,
-    rename={"journaled": "j", "credit": "c", "refused": "r", "retry": "t", "versions": "v"},
+    rename={"journaled": "j", "credit": "c", "refused": "r", "retry": "t", "versions": "v", "log": "l"},
 ):
     """The cloud's answer to frames, MessagePack map; each key is one letter, because it comes with every frame.
 
@@ -107,6 +107,7 @@ class Ack(
     ``credit``: bytes of frames that may be in flight from now on (U3: absolute, the last one wins).
     ``refused``: never decodable as sent. ``retry``: could not be journaled now, send again.
     ``versions``: the frame versions spoken, when a frame of an unknown version came; the gateway keeps the frame.
+    ``log``: which log this cloud journals to (R10): comes with the credit; 0: not said.
     """
 
     journaled: tuple[Span, ...] = ()
@@ -114,6 +115,7 @@ class Ack(
     refused: tuple[RefusedSpan, ...] = ()
     retry: tuple[Span, ...] = ()
     versions: tuple[int, ...] = ()
+    log: int = 0
 
 
 class Envelope(msgspec.Struct, frozen=True):

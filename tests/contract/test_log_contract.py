@@ -2,14 +2,16 @@
 
 import asyncio
 import time
+from pathlib import Path
 
 import pytest
 
 from cloud_ingest.config import Topics
 from cloud_ingest.following import following
+from cloud_ingest.journal.embedded import EmbeddedLog
 from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import CaughtUp, JournalRecord, Log, OutRecord, PartitionLog, Step, TopicRecord
-from tests.support.logs import PARTITIONS, owned, read_to_end
+from tests.support.logs import PARTITIONS, make, owned, read_to_end
 from waybill.errors import RecordRefused, Refused, TopicRefused
 
 
@@ -40,6 +42,23 @@ async def test_frames_are_read_in_order_in_the_partition_of_their_gateway(log: L
             assert all(before - 5_000 <= record.stamp_ms <= before + 60_000 for record in found)
             assert await partition.read(100, 0.1) == ([], True)
             assert await partition.log_start() == 0
+
+
+async def test_r10_a_log_has_an_id_that_outlives_a_restart_and_no_other_log_has(
+    request: pytest.FixtureRequest, log: Log, unique: str, tmp_path: Path
+) -> None:
+    kind = "embedded" if isinstance(log, EmbeddedLog) else "kafka"
+    bootstrap = request.getfixturevalue("kafka") if kind == "kafka" else ""
+    known = log.log_id
+    assert 0 < known < 1 << 63
+    await log.close()
+    for name, directory, same in ((unique, tmp_path, True), (f"{unique}x", tmp_path / "wiped", False)):
+        other = make(kind, name, directory, bootstrap)
+        assert other.log_id == 0
+        await other.start()
+        assert (other.log_id == known) is same
+        assert other.log_id > 0
+        await other.close()
 
 
 async def test_a_frame_may_name_its_partition(log: Log) -> None:

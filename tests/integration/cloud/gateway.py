@@ -104,7 +104,7 @@ class Gateway:
         async with asyncio.timeout(20):
             while True:
                 ack = await self.acks.get()
-                if ack != Ack(credit=ack.credit):
+                if ack != Ack(credit=ack.credit, log=ack.log):
                     return ack
 
     async def journaled(self, first: int, last: int, lane: str = "telemetry") -> None:

@@ -78,7 +78,7 @@ async def test_a_frame_is_journaled_acked_and_routed(ingest: Ingest, certificate
 async def test_u3_credit_is_told_right_after_suback(ingest: Ingest, certificates: Pki) -> None:
     async with connected(ingest, "g1", certificates.gateway("g1")) as gateway:
         async with asyncio.timeout(10):
-            assert await gateway.acks.get() == Ack(credit=4 << 20)
+            assert await gateway.acks.get() == Ack(credit=4 << 20, log=ingest.log.log_id)
 
 
 async def test_a_gateway_that_publishes_under_anothers_topic_is_cut_off(ingest: Ingest, certificates: Pki) -> None:

@@ -39,7 +39,7 @@ async def until_known(agent: Running, payloads: Iterator[bytes], sent: list[byte
     """Publish until the cloud has a dictionary."""
     known = agent.agent._forwarder.dictionaries
     for _ in range(200):
-        if known.current is not None:
+        if known.counters.known:
             return
         sent += (part := [next(payloads) for _ in range(10)])
         await publish(agent.port, part)

@@ -55,6 +55,7 @@ class Bench:
         self.acks: list[tuple[str, Ack]] = []
         self.hung_up: list[str] = []
         self.closed = ""
+        self.log_id = 7
         self.intake = Intake(
             self,
             send=lambda gateway, ack: self.acks.append((gateway, ack)),
@@ -257,7 +258,7 @@ async def test_u3_credit_is_told_when_the_gateway_listens_when_it_changes_and_af
 ) -> None:
     bench = Bench(memory=8 << 20, credit=4 << 20)
     bench.intake.listening("g")
-    assert bench.acks == [("g", Ack(credit=4 << 20))]
+    assert bench.acks == [("g", Ack(credit=4 << 20, log=7))]
     assert (await bench.answer(batch(frame()))).credit is None
     monkeypatch.setattr(module, "AGAIN", 0.0)
     assert (await bench.answer(batch(frame()))).credit == 4 << 20
@@ -265,17 +266,30 @@ async def test_u3_credit_is_told_when_the_gateway_listens_when_it_changes_and_af
     for n in range(3):
         bench.intake.listening(f"h{n}")
     async with asyncio.timeout(5):
-        while ("g", Ack(credit=2 << 20)) not in bench.acks:  # noqa: ASYNC110 - what is waited for has no event
+        while ("g", Ack(credit=2 << 20, log=7)) not in bench.acks:  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.001)
     bench.intake.gone("g")
     told = len([one for one in bench.acks if one[0] == "g"])
     for n in range(2):
         bench.intake.gone(f"h{n}")
     async with asyncio.timeout(5):
-        while ("h2", Ack(credit=4 << 20)) not in bench.acks:  # noqa: ASYNC110 - what is waited for has no event
+        while ("h2", Ack(credit=4 << 20, log=7)) not in bench.acks:  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.001)
     assert len([one for one in bench.acks if one[0] == "g"]) == told
     renewing.cancel()
+
+
+async def test_r10_a_log_that_becomes_known_later_is_named_with_the_next_credit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    bench.log_id = 0
+    bench.intake.listening("g")
+    assert bench.acks[-1][1].log == 0
+    bench.log_id = 8
+    assert (await bench.answer(batch(frame()))).log == 0, "bytes: not with every ack"
+    monkeypatch.setattr(module, "AGAIN", 0.0)
+    assert (await bench.answer(batch(frame()))).log == 8
 
 
 async def test_u3_credit_is_a_share_of_the_free_memory_and_never_below_one_frame() -> None:

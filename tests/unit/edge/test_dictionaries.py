@@ -12,7 +12,7 @@ from edge_agent.buffer.port import Lease, Position, Stored
 from edge_agent.forward import dictionaries as module
 from edge_agent.forward.dictionaries import A_DAY, DAY, FEWEST, Dictionaries, Sample, train
 from waybill.frames import Dictionary, encode_plain, read_header
-from waybill.wire import CONTROL_LANE, DICTIONARY_TOPIC, TELEMETRY_LANE, Span
+from waybill.wire import CONTROL_LANE, DICTIONARY_TOPIC, TELEMETRY_LANE, Ack, Span
 
 
 def payload(rng: random.Random, n: int) -> bytes:
@@ -65,6 +65,28 @@ def fed(frames: Sequence[bytes], every: float = 1.0) -> Dictionaries:
     return one
 
 
+def at(log: int = 0) -> Dictionaries:
+    """Return dictionaries over a connection to a cloud with this log."""
+    one = Dictionaries()
+    reach(one, log)
+    return one
+
+
+def reach(one: Dictionaries, log: int) -> None:
+    one.connected()
+    one.answered(Ack(credit=1, log=log))
+
+
+def knowing(log: int) -> Dictionaries:
+    """Return dictionaries of which this log has one, since time 0."""
+    one = at(log)
+    one.announced(0.0)
+    announce(one, made().content)
+    one.settled([Span(11, CONTROL_LANE, 1, 1)])
+    assert one.usable(TELEMETRY_LANE) is not None
+    return one
+
+
 def announce(one: Dictionaries, content: bytes, first: int = 1) -> None:
     lane = lease((DICTIONARY_TOPIC, content), first=first)
     one.leased(lane, lane.messages, first)
@@ -74,7 +96,7 @@ def announce(one: Dictionaries, content: bytes, first: int = 1) -> None:
 
 
 def test_r10_a_dictionary_is_used_when_the_message_that_brings_it_is_journaled() -> None:
-    one, known = Dictionaries(), made()
+    one, known = at(), made()
     lane = lease(("$waybill/receipt", b"{}"), (DICTIONARY_TOPIC, known.content), first=3)
     one.leased(lane, lane.messages, 3)
     for span in (Span(11, CONTROL_LANE, 1, 3), Span(12, CONTROL_LANE, 1, 9), Span(11, TELEMETRY_LANE, 1, 9)):
@@ -106,12 +128,13 @@ def test_r10_messages_of_other_lanes_are_no_dictionaries() -> None:
 
 
 def test_u4_after_a_refusal_none_is_used_until_the_next_connection() -> None:
-    one = Dictionaries()
+    one = at(5)
     announce(one, made().content)
     one.settled([Span(11, CONTROL_LANE, 1, 1)])
     one.refused()
     assert one.usable(TELEMETRY_LANE) is None
-    one.connected()
+    assert one.again(1e9) is None
+    reach(one, 5)
     assert one.usable(TELEMETRY_LANE) is not None
 
 
@@ -123,6 +146,84 @@ def test_what_is_no_dictionary_is_never_used_and_what_waits_is_bounded() -> None
     for seq in range(1, 1000):
         announce(one, known.content, seq)
     assert len(one._under_way) == module.MAX_UNDER_WAY
+
+
+# --- to each log that does not have it ---
+
+
+def test_r10_on_a_new_connection_it_is_used_once_the_cloud_has_named_a_log_that_has_it() -> None:
+    one = knowing(5)
+    one.connected()
+    assert one.usable(TELEMETRY_LANE) is None
+    assert one.again(1e9) is None, "it is not known yet whether the log has it"
+    one.answered(Ack(credit=1, log=5))
+    assert one.usable(TELEMETRY_LANE) is not None
+    one.answered(Ack(journaled=(Span(11, TELEMETRY_LANE, 1, 1),)))
+    assert one.usable(TELEMETRY_LANE) is not None, "not every ack names the log"
+    assert one.again(1e9) is None
+
+
+@pytest.mark.parametrize("reconnects", [True, False])
+def test_r10_to_another_log_it_is_sent_again_and_used_when_that_has_it(reconnects: bool) -> None:  # noqa: FBT001
+    one, now = knowing(5), 1e6
+    if reconnects:
+        one.connected()
+    one.answered(Ack(credit=1, log=6))
+    assert one.usable(TELEMETRY_LANE) is None
+    again = one.again(now)
+    assert again is not None
+    assert one.usable(TELEMETRY_LANE) is None
+    assert one.again(now + module.SAME_AGAIN - 1) is None, "it is on its way"
+    announce(one, again.content, 2)
+    one.settled([Span(11, CONTROL_LANE, 2, 2)])
+    for log in (5, 6, 5):
+        reach(one, log)
+        assert one.usable(TELEMETRY_LANE) is not None
+        assert one.again(1e9) is None, "both have it"
+
+
+def test_r10_a_newer_one_is_sent_to_the_logs_that_have_the_older_one() -> None:
+    one = knowing(5)
+    reach(one, 6)
+    announce(one, made(2).content, 2)
+    one.settled([Span(11, CONTROL_LANE, 2, 2)])
+    reach(one, 5)
+    assert one.usable(TELEMETRY_LANE) is None
+    assert one.again(1e6) is one.current
+
+
+def test_r10_to_a_cloud_that_names_no_log_it_is_sent_on_each_connection_but_once_an_hour_at_most() -> None:
+    one = knowing(0)
+    reach(one, 0)
+    assert one.usable(TELEMETRY_LANE) is None
+    assert one.again(module.SAME_AGAIN - 1) is None
+    again = one.again(module.SAME_AGAIN)
+    assert again is not None
+    announce(one, again.content, 2)
+    one.settled([Span(11, CONTROL_LANE, 2, 2)])
+    assert one.usable(TELEMETRY_LANE) is not None
+
+
+def test_r10_a_cloud_that_names_another_log_each_time_costs_little() -> None:
+    one, sent = knowing(5), 0
+    for second in range(3600):
+        one.answered(Ack(credit=1, log=6 + second))
+        if (again := one.again(second)) is not None:
+            sent += 1
+            announce(one, again.content, 2 + second)
+            one.settled([Span(11, CONTROL_LANE, 2 + second, 2 + second)])
+    assert 0 < sent <= 3600 / module.AGAIN
+    assert len(one._logs) == module.MAX_LOGS
+
+
+def test_sending_it_again_does_not_count_as_a_new_one() -> None:
+    one = knowing(5)
+    for log in range(6, 12):
+        reach(one, log)
+        assert one.again(log * 100.0) is not None
+    for each in like(FEWEST):
+        one.sent(TELEMETRY_LANE, each, 2_000.0)
+    assert one.due(2_000.0)
 
 
 # --- made where it pays ---
