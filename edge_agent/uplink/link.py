@@ -165,6 +165,8 @@ class Uplink:
         self._password = settings.password()
         self._past = Traffic()
         self._now: _Client | None = None
+        self.introduced = False
+        """Whether the cloud may know of the newest connection: from then on it may end the one before."""
 
     def traffic(self) -> Traffic:
         """Return what all connections since the start have cost on the wire: (sent, received), bytes; it never falls.
@@ -175,12 +177,14 @@ class Uplink:
 
     async def connect(self) -> Link:
         """Make a connection that the cloud has accepted. Raises LinkLost. The one before must be closed."""
+        self.introduced = False
         sock = await self._dialer.dial(self._spent)
         self._spent(Traffic())
         self._now = client = self._client(sock)
         link = Link(client, self._gateway, self.label, 1 if self.settings.broker == "foreign" else 0)
         try:
             try:
+                self.introduced = True
                 await client.open()
             except (aiomqtt.MqttError, ValueError) as error:
                 raise LinkLost(client.why(error)) from error

@@ -4,7 +4,8 @@
 
     none ──▶ the most preferred whose delay is over ──▶ connected ──▶ lost: its delay begins, the next has its turn
                                                             │
-                     every return_s the better ones are tried meanwhile; one that connects takes over
+                     every return_s the better ones are tried meanwhile; one that connects takes over,
+                     one that hangs is given up when the link in use is lost
 
 **Delays** are each uplink's own: full jitter, doubling up to a minute, short again after a stable minute. What is lost
 after a stable minute is tried first once more before a less preferred one has its turn: most losses are short.
@@ -21,7 +22,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from edge_agent.status import LinkState, UplinkState
 from edge_agent.uplink.config import UplinkSettings, labels, with_certificates
@@ -37,6 +38,9 @@ BASE_DELAY: Final = 0.5
 MAX_DELAY: Final = 60.0
 STABLE: Final = 60.0
 """Seconds after which a connection counts as stable: the next reconnect begins with short delays again."""
+
+TAKING_OVER: Final = 5.0
+"""Seconds in which the cloud answers who has introduced himself, once the link before was lost."""
 
 RETURN_JITTER: Final = 0.25
 """Part of ``return_s`` by which it varies."""
@@ -149,7 +153,7 @@ class Uplinks:
                     break
                 candidate = next(each for each in better if each.again <= time.monotonic())
                 self._later(candidate)
-                found = await self._connect(candidate)
+                found = await self._connect_beside(candidate, serving)
                 if found is None:
                     continue
                 # What is unacked goes over the new one: the old one's sender ends first.
@@ -175,6 +179,29 @@ class Uplinks:
             return None
         await asyncio.sleep(delay)
         return way
+
+    async def _connect_beside(self, way: _Way, serving: asyncio.Task[None]) -> Link | None:
+        """Connect while another link is ``serving``; given up when that is lost first, which must not wait for it.
+
+        But the cloud itself ends the other one when it accepts this one: what has introduced itself may finish.
+        """
+        connecting = asyncio.create_task(self._connect(way), name="uplink return")
+        try:
+            await asyncio.wait({connecting, serving}, return_when=asyncio.FIRST_COMPLETED)
+            if way.uplink.introduced:
+                await asyncio.wait({connecting}, timeout=TAKING_OVER)
+        except BaseException:
+            await _ended(connecting)
+            if not connecting.cancelled() and connecting.exception() is None and (made := connecting.result()):
+                made.close()
+            raise
+        if connecting.done():
+            return connecting.result()
+        await _ended(connecting)
+        if not connecting.cancelled():  # it was just done
+            return connecting.result()
+        self._failed(way, "given up, because the link in use was lost: it had not answered yet")
+        return None
 
     async def _serve(self, link: Link, serve: Callable[[Link], Awaitable[None]]) -> None:
         async with asyncio.TaskGroup() as group:
@@ -237,7 +264,7 @@ class Uplinks:
         return UplinkState(way.uplink.label, settings.way, state, settings.metered, way.error, sent, received)
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
+async def _ended(task: asyncio.Task[Any]) -> None:
     """End a task, whatever its own end is."""
     task.cancel()
     await asyncio.wait({task})

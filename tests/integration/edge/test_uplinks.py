@@ -14,6 +14,8 @@ import pytest
 
 from edge_agent.config import ForwardSettings
 from edge_agent.lanes import Lane
+from edge_agent.uplink import dial
+from edge_agent.uplink import link as link_module
 from edge_agent.uplink import uplinks as module
 from edge_agent.uplink.config import UplinkSettings
 from edge_agent.uplink.link import Link
@@ -143,6 +145,45 @@ async def test_a_better_link_that_answers_and_accepts_nobody_costs_the_other_one
         await until(lambda: uplinks.states[0].state == "offline")
         assert uplinks.states[0].error == "the cloud refuses this gateway: not authorized"
         assert (served.names, served.now, cloud.reasons) == (["b"], ["b"], [])
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["in its handshake", "before CONNACK"])
+async def test_a_lost_link_is_noticed_while_a_return_to_a_better_one_hangs(
+    tls: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (dial, link_module):
+        monkeypatch.setattr(name, "PATIENCE", 1000.0)
+    served, hangs, tried, ended = Served(), False, asyncio.Event(), asyncio.Event()
+    monkeypatch.setattr(module, "TAKING_OVER", 0.1)
+    monkeypatch.setattr(module, "backoff", lambda attempt, _: 0.01 * attempt)
+
+    async def better(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(64)
+        if hangs:
+            tried.set()
+            await reader.read()
+            ended.set()
+        writer.close()
+
+    server = await asyncio.start_server(better, "127.0.0.1", 0)
+    address = server.sockets[0].getsockname()
+    first = named("a", address, return_s=0.1, keepalive=600)
+    if tls:
+        first = msgspec.structs.replace(first, url=f"mqtts://{address[0]}:{address[1]}")
+    async with (
+        server,
+        listening(Cloud()) as cloud,
+        running([first, named("b", cloud.address)], served.serve) as uplinks,
+    ):
+        await until(lambda: served.now == ["b"])
+        hangs = True
+        await until(tried.is_set)
+        cloud.server.disconnect(GATEWAY)
+        await until(ended.is_set)
+        hangs = False
+        await until(lambda: served.names[:2] == ["b", "b"])
+        assert uplinks.state.uplink == "b"
 
 
 async def test_a_link_that_does_not_hold_is_come_back_to_ever_later(monkeypatch: pytest.MonkeyPatch) -> None:
