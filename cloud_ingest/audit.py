@@ -89,16 +89,17 @@ async def audit(source: Journal, topics: Topics, gateway: str | None = None) -> 
     Raises Unavailable, Corrupt, UnknownVersion.
     """
     journaled = await _unrouted(source)  # first: what is routed meanwhile is in the ledger then
-    values: dict[bytes, bytes] = {}
+    tables: dict[int, dict[bytes, bytes]] = {}  # by partition: where gateways moved, one forgets what another has
     async with following(source, (topics.ledger,), end=True) as records:
         async for record in records:
             if isinstance(record, CaughtUp) or record.key is None:
                 continue
+            values = tables.setdefault(record.partition, {})
             if record.value is None:
                 values.pop(record.key, None)
             else:
                 values[record.key] = record.value
-    return report(values, gateway, journaled)
+    return report({key: value for values in tables.values() for key, value in values.items()}, gateway, journaled)
 
 
 async def _unrouted(source: Journal) -> Journaled:

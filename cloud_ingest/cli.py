@@ -117,6 +117,37 @@ def audit(
 
 
 @app.command()
+def partitions(
+    count: Annotated[
+        int, typer.Argument(help="How many frames partitions there shall be: a multiple of those there are.")
+    ],
+    config_file: Annotated[Path, typer.Option("--config", help="The ingest's configuration file.")],
+) -> None:
+    """Grow the internal topics on Kafka while messages flow, so that more routers can share the work."""
+    from cloud_ingest import logs
+    from cloud_ingest.journal.kafka import KafkaLog
+
+    log = logs.open_log(config.read(config_file)).log
+    if not isinstance(log, KafkaLog):
+        raise ConfigError(
+            f'{config_file}: [log] kind = "embedded": one process routes all its partitions; they cannot grow'
+        )
+
+    async def grow() -> None:
+        await log.start()
+        try:
+            await log.grow(count, print)
+        finally:
+            await log.close()
+
+    try:
+        asyncio.run(grow())
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@app.command()
 def reroute(
     *,
     config_file: Annotated[Path, typer.Option("--config", help="The ingest's configuration file, with the new rules.")],

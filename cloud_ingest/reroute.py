@@ -28,6 +28,7 @@ from cloud_ingest import config
 from cloud_ingest.config import Route
 from cloud_ingest.journal.kafka import KafkaLog
 from cloud_ingest.journal.kafka_client import discard, started, translated
+from cloud_ingest.journal.kafka_growth import counts
 from cloud_ingest.journal.port import CaughtUp, JournalRecord, Loaded, PartitionLog, Step, TopicRecord
 from cloud_ingest.router.routes import Routes
 from cloud_ingest.router.worker import Router
@@ -76,6 +77,7 @@ class Rerouting:
         self._topics = settings.config.topics
         self._to = to
         self._from_ms = from_ms
+        self.grown: dict[int, int] = {}
         self.records = 0
         self.dead = 0
         self.unreadable = 0
@@ -87,6 +89,7 @@ class Rerouting:
             base=settings.log.base,
             where=settings.where,
         )
+        self._log.hands_over = False
         if not self._log.config.exactly_once:
             raise ConfigError(f'{settings.where}: reroute needs transactions: delivery = "exactly-once"')
 
@@ -97,6 +100,7 @@ class Rerouting:
         """
         await self._log.start()
         try:
+            self.grown = {number: count.offset for number, count in (await counts(self._log)).items()}
             gate = asyncio.Semaphore(AT_ONCE)
             async with asyncio.TaskGroup() as group:
                 for number in range(self._log.partitions):
@@ -199,6 +203,10 @@ class _Partition(PartitionLog):
             _, end = await self._log.bounds(self._place)
             start = end if first is None else first
             self._inner.rewind(start)
+        if start < self._job.grown.get(self.partition, 0):
+            raise ConfigError(
+                f"partition {self.partition}: gateways have moved to other partitions since then; give a later --from"
+            )
         if self._end is None:
             _, self._end = await self._log.bounds(self._place)
         if start >= self._end or _DONE in entries:

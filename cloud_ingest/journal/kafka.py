@@ -28,6 +28,7 @@ from cloud_ingest.journal.kafka_append import Appender
 from cloud_ingest.journal.kafka_batches import CODECS, DEFAULT_LIMIT, Shape
 from cloud_ingest.journal.kafka_client import Client, discard, partitions_of, probe, quiet, reason, started, translated
 from cloud_ingest.journal.kafka_config import parse
+from cloud_ingest.journal.kafka_growth import grow
 from cloud_ingest.journal.kafka_owner import Owner
 from cloud_ingest.journal.kafka_partitions import KafkaPartition, place_key
 from cloud_ingest.journal.kafka_plain import PlainPartition
@@ -63,6 +64,9 @@ class KafkaLog:
         self.config = parse(settings, base, where)
         self.deployment = deployment
         self.group = f"{deployment}.router"
+        self.configured = self._count = topics.partitions
+        self.hands_over = True
+        """Whether its partitions hand gateways over when the topics have grown."""
         self.frames = topics.frames
         self.ledger = topics.ledger
         self.dictionaries = topics.dictionaries
@@ -106,7 +110,20 @@ class KafkaLog:
     @property
     def partitions(self) -> int:
         """How many frames partitions (and ledger partitions) there are."""
-        return self._topics.partitions
+        return self._count
+
+    def grown(self, partitions: int) -> None:
+        """Note how many frames partitions there are: gateways go to theirs among so many from now on."""
+        self._count = max(self._count, partitions)
+
+    async def mark(self, partition: int, key: bytes, value: bytes) -> None:
+        """Write an entry of the log's own to the ledger; durable on return. Raises Unavailable."""
+        await self._appender.append(self.ledger, (key, value, []), partition, self._limit(self.ledger))
+
+    async def grow(self, partitions: int, tell: Callable[[str], None]) -> None:
+        """Grow to so many frames partitions and wait until all are ready. Raises ConfigError, Unavailable."""
+        assert self._admin is not None  # noqa: S101 - started
+        await grow(self, self._admin, partitions, tell)
 
     @property
     def log_id(self) -> int:
@@ -135,6 +152,7 @@ class KafkaLog:
             await discard(admin)
             raise
         self._admin, self._asker = admin, asker
+        self._count = self._shapes[self.frames].partitions
 
     async def close(self) -> None:
         """Flush within a bounded time and close."""

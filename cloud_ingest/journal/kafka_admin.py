@@ -143,7 +143,7 @@ def judge(spec: Spec, state: State, partitions: int) -> tuple[list[str], list[st
     """Return what makes the promise untrue and what is only worth a warning; each text ends with the mend."""
     wrong: list[str] = []
     doubtful: list[str] = []
-    if spec.fixed and state.partitions != partitions:
+    if spec.fixed and (state.partitions < partitions or state.partitions % partitions):
         wrong.append(
             f"topic {spec.name} has {state.partitions} partitions, the configuration says {partitions}: "
             f"set [topics] partitions = {state.partitions} (frames, ledger and dictionaries must agree, R4)"
@@ -190,6 +190,12 @@ async def prepare(
             hidden = await _create(admin, config, missing, partitions, replicas)
             there = await _settled(admin, [spec.name for spec in wanted], hidden)
     wrong: list[str] = []
+    frames, *tables = (spec.name for spec in wanted if spec.fixed)
+    wrong += [
+        f"topic {name} has fewer partitions than {frames} (R4): waybill cloud partitions grows them together"
+        for name in tables
+        if there[name].partitions < there[frames].partitions  # more: they are growing
+    ]
     for spec in wanted:
         bad, doubtful = judge(spec, there[spec.name], partitions)
         wrong += bad

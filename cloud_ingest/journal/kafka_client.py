@@ -129,7 +129,8 @@ async def probe(config: KafkaConfig) -> None:
 
     Raises ConfigError (a password, a certificate, a protocol: a person must act), Unavailable (none is there).
     """
-    options = {k: v for k, v in config.connection.items() if k != "bootstrap_servers"}
+    whole = {"bootstrap_servers", "metadata_max_age_ms"}  # of a client, not of a connection
+    options = {k: v for k, v in config.connection.items() if k not in whole}
     reasons = []
     for server in config.bootstrap:
         host, _, port = server.rpartition(":")

@@ -43,6 +43,7 @@ _TEXT: Final = {
 _NUMBER: Final = {
     "delivery.timeout.ms": 10_000,
     "frames.retention.ms": 7 * 24 * 3_600_000,
+    "metadata.max.age.ms": 30_000,
     "request.timeout.ms": 10_000,
     "session.timeout.ms": 10_000,
     "transaction.timeout.ms": 60_000,
@@ -109,6 +110,7 @@ def parse(settings: Mapping[str, object], base: Path, where: str) -> KafkaConfig
             "bootstrap_servers": list(bootstrap),
             "client_id": values["client.id"],
             "request_timeout_ms": values["request.timeout.ms"],
+            "metadata_max_age_ms": values["metadata.max.age.ms"],
             **_security(values, base, where),
         },
         compression=None if compression == "none" else compression,

@@ -18,7 +18,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, errors
@@ -33,12 +33,15 @@ from cloud_ingest.journal.kafka_client import (
     REFUSED_TOPIC,
     discard,
     forsake,
+    partitions_of,
     reason,
     seen,
     started,
     translated,
 )
 from cloud_ingest.journal.kafka_config import KafkaConfig
+from cloud_ingest.journal.kafka_growth import Count, count_key, count_of, handed_over
+from cloud_ingest.journal.kafka_table import read_table
 from cloud_ingest.journal.port import JournalRecord, Loaded, Step
 from waybill.errors import Fenced, RecordRefused, TopicRefused, Unavailable
 
@@ -65,6 +68,8 @@ class Cluster(Protocol):
     config: KafkaConfig
     deployment: str
     group: str
+    configured: int
+    hands_over: bool
     frames: str
     ledger: str
     dictionaries: str
@@ -76,6 +81,9 @@ class Cluster(Protocol):
 
     async def committed(self, place: TopicPartition) -> tuple[int, str]:
         """Return the group's offset (-1: none) and its metadata. Raises Unavailable."""
+
+    def grown(self, partitions: int) -> None:
+        """Note how many frames partitions there are."""
 
     async def shape(self, topic: str, producer: AIOKafkaProducer) -> Shape:
         """Return partitions and limit of ``topic``. Raises TopicRefused, Unavailable."""
@@ -98,7 +106,10 @@ class KafkaPartition:
         self._steps = 0
         self._token: str | None = None
         """What the group's offset bears if nobody else committed; None: load first."""
+        self._count_key = count_key(partition)
         self._place = place_key(cluster.group, partition)
+        self._count = 0
+        """How many frames partitions there are, as of the load."""
         self._placed = False
         """Whether the ledger holds the offset."""
         self._table_ends: dict[TopicPartition, int] = {}
@@ -126,12 +137,15 @@ class KafkaPartition:
         self._producer = await self._fence()
         # Only now: before the fence the old owner could still write.
         offset, token = await self._cluster.committed(self._frames)
-        ledger = await self._read_table(self._ledger)
+        ledger = await self._table(self._ledger)
         placed = ledger.pop(self._place, None)
         self._placed = placed is not None
         if placed is not None:
             offset = int(placed)
-        dictionaries = await self._read_table(self._dictionaries)
+        dictionaries = await self._table(self._dictionaries)
+        count = count_of(ledger.get(self._count_key), self._partition, self._cluster.configured)
+        if not count.partitions:
+            raise Unavailable(f"{self!r}: it is new, and its gateways are not handed over yet")
         log_start, end = await self._cluster.bounds(self._frames)
         self._log_start = (log_start, time.monotonic())
         start, lost = offset, 0
@@ -157,7 +171,44 @@ class KafkaPartition:
         self._reader = reader
         self._answered = time.monotonic()
         self._token = token
-        return Loaded(ledger=ledger, start=start, log_start=log_start, lost=lost, dictionaries=dictionaries)
+        self._count = await self._grow(count, ledger, dictionaries, start)
+        self._cluster.grown(self._count)
+        ledger.pop(self._count_key, None)
+        return Loaded(ledger, start, log_start, lost, dictionaries, self._count)
+
+    async def _grow(
+        self, count: Count, ledger: dict[bytes, bytes], dictionaries: dict[bytes, bytes], start: int
+    ) -> int:
+        """Hand the gateways over that are another's by now, and return how many frames partitions there are.
+
+        Raises Fenced, Unavailable.
+        """
+        producer = self._producer
+        assert producer is not None  # noqa: S101 - fenced
+        with translated(f"{self!r}: partitions"):
+            there = await partitions_of(producer.client, self._frames.topic)
+        if there <= count.partitions:
+            return count.partitions
+        if there % count.partitions or not self._config.exactly_once or not self._cluster.hands_over:
+            raise Unavailable(
+                f"{self!r}: the topic has {there} partitions instead of {count.partitions}; "
+                "grow to a multiple, with transactions, by waybill cloud partitions"
+            )
+        tables = {self._ledger.topic: ledger, self._dictionaries.topic: dictionaries}
+        written = handed_over(tables, self._partition, count.partitions, Count(there, start))
+
+        async def fill(producer: AIOKafkaProducer) -> list[Batch]:
+            shapes = {table: await self._cluster.shape(table, producer) for table in tables}
+            filling = Filling(shapes)
+            for table, found in written.items():
+                for target, entries in found.items():
+                    filling.put(table, target, entries.items())
+                    await asyncio.sleep(0)
+            return filling.batches()
+
+        await self._write(fill, start)
+        log.info("%r: its gateways are among %d partitions now, not %d", self, there, count.partitions)
+        return there
 
     async def _fence(self) -> AIOKafkaProducer:
         producer = self._cluster.producer(
@@ -169,48 +220,14 @@ class KafkaPartition:
         self._written.clear()
         return producer
 
-    async def _read_table(self, table: TopicPartition) -> dict[bytes, bytes]:
-        """Read a partition of a compacted topic as of now. Raises Unavailable.
+    async def _table(self, place: TopicPartition) -> dict[bytes, bytes]:
+        first, end = await self._cluster.bounds(place)
+        self._table_ends[place] = end
 
-        Up to the high watermark taken after fencing, not the last stable offset: while somebody else's transaction (a
-        re-route, R9) is open there, our own later entries are above the last stable offset, and would be missed.
-        """
-        first, end = await self._cluster.bounds(table)
-        self._table_ends[table] = end
-        found: dict[bytes, bytes] = {}
-        if first == end:
-            return found
-        what = f"{self!r}: reading {table.topic}"
-        consumer = self._cluster.consumer(isolation_level="read_committed")
-        consumer.assign([table])
-        await started(consumer, self._config.request, what)
-        try:
-            with translated(what):
-                consumer.seek(table, first)
-                await self._replay(consumer, table, end, found)
-        finally:
-            await discard(consumer)
-        return found
+        def make() -> AIOKafkaConsumer:
+            return self._cluster.consumer(isolation_level="read_committed")
 
-    async def _replay(
-        self, consumer: AIOKafkaConsumer, table: TopicPartition, end: int, found: dict[bytes, bytes]
-    ) -> None:
-        place, moved = await consumer.position(table), time.monotonic()
-        while place < end:
-            for records in (await consumer.getmany(table, timeout_ms=100, max_records=5_000)).values():
-                for record in records:
-                    if record.value is None:
-                        found.pop(record.key, None)
-                    elif record.key is not None:
-                        found[record.key] = record.value
-            now = await consumer.position(table)
-            if now > place:
-                place, moved = now, time.monotonic()
-            elif time.monotonic() - moved > self._config.commit:
-                raise Unavailable(
-                    f"{self!r}: {table.topic} cannot be read past offset {place} of {end}: "
-                    "a transaction of somebody else is open on it, or its broker is away"
-                )
+        return await read_table(make, place, first, end, self._config)
 
     # --- read ---
 
@@ -228,6 +245,8 @@ class KafkaPartition:
             if isinstance(error.__cause__, errors.OffsetOutOfRangeError):
                 raise Unavailable(f"{self!r}: frames were deleted while they waited; load again (R8)") from error
             raise
+        if len(reader.partitions_for_topic(self._frames.topic) or ()) > self._count:
+            raise Unavailable(f"{self!r}: the topic has more partitions by now; load again")
         records = [_frame(record) for record in got.get(self._frames, ())]
         spoken = (reader.last_poll_timestamp(self._frames) or 0) / 1000
         silent = time.time() - spoken
@@ -254,14 +273,21 @@ class KafkaPartition:
 
     async def commit(self, step: Step) -> None:
         """Write ``step`` in one transaction. Raises RecordRefused, TopicRefused, Fenced, Unavailable (load again)."""
+
+        async def fill(producer: AIOKafkaProducer) -> list[Batch]:
+            return await self._fill(step, producer)
+
+        await self._write(fill, step.next_offset)
+
+    async def _write(self, fill: Callable[[AIOKafkaProducer], Awaitable[list[Batch]]], next_offset: int) -> None:
         self._check()
         if self._token is None:
             raise Unavailable(f"{self!r}: load it first")
         try:
             async with asyncio.timeout(self._config.commit):
                 producer = self._producer or await self._again()
-                batches = await self._fill(step, producer)
-                await self._transact(producer, batches, step.next_offset)
+                batches = await fill(producer)
+                await self._transact(producer, batches, next_offset)
         except (RecordRefused, TopicRefused):
             raise  # nothing was begun; or dropped already
         except FENCED as error:

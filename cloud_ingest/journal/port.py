@@ -76,6 +76,8 @@ class Loaded:
     ``start``: offset from which ``read`` goes on (the committed one, or the log's start where there is none).
     ``log_start``: the oldest offset that the journal still has; frames between the committed offset and it were deleted
     unrouted (R8) where ``lost`` > 0. ``ledger``, ``dictionaries``: key -> the newest value in these topics.
+    ``partitions``: how many frames partitions there are now; frames of gateways that are another's by that are put into
+    the journal again. 0: as many as ever, and all frames are this one's.
     """
 
     ledger: Mapping[bytes, bytes]
@@ -83,6 +85,7 @@ class Loaded:
     log_start: int
     lost: int = 0
     dictionaries: Mapping[bytes, bytes] = field(default_factory=dict)
+    partitions: int = 0
 
 
 class PartitionLog(Protocol):

@@ -94,6 +94,8 @@ class Partition:
         self.commands = commands
         self.limits = limits
         self.counters = Counters()
+        self.partitions = 0
+        """How many frames partitions there are, where gateways may have moved to others; else 0."""
         self.refused: dict[str, str] = {}
         """Topics that the log refuses at present, and why: their records become dead letters (R5)."""
         self.resume(Ledger(), Dictionaries(), 0, 0)

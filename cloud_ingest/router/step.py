@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 
+from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import JournalRecord, OutRecord, Step
 from cloud_ingest.presence import record_of
 from cloud_ingest.printable import printable
@@ -45,6 +46,7 @@ from waybill.wire import (
     RECEIPT_TOPIC,
     CommandStatus,
     is_control,
+    is_node,
 )
 
 MAX_REASON = 64
@@ -135,6 +137,10 @@ class _Planner:
 
     def _arrive(self, record: JournalRecord) -> bool:
         """Route or hold ``record``; False where the limit cut it off."""
+        if self._has_moved(record.gateway):
+            # again in the journal, in the partition that is the gateway's by now, with its ledger (R4)
+            self._emit(OutRecord(self.state.topics.frames, record.gateway.encode(), record.frame, []))
+            return True
         try:
             header = read_header(record.frame)
         except Corrupt as error:
@@ -161,6 +167,10 @@ class _Planner:
             self.unfinished[lane] = None  # it may have been what others waited for
         self.counters.frames += done
         return done
+
+    def _has_moved(self, gateway: str) -> bool:
+        count = self.state.partitions
+        return count != 0 and not is_node(gateway) and partition_of(gateway.encode(), count) != self.state.number
 
     def _is_ahead(self, key: Key, header: FrameHeader) -> bool:
         """Tell whether a frame of a fifo lane has something new, and must wait for what is before it (R7)."""

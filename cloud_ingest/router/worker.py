@@ -173,9 +173,11 @@ class _Worker:
         """Load, then route until something fails. Raises Fenced, Unavailable, Corrupt, _Stopped."""
         loaded = await self._log.load()
         number = self._log.partition
-        commands = Commands(lambda gateway: partition_of(gateway.encode(), self._source.partitions) == number)
+        partitions = loaded.partitions or self._source.partitions
+        commands = Commands(lambda gateway: partition_of(gateway.encode(), partitions) == number)
         state = Partition(number, self._topics, self._routes, commands, self._limits)
         state.counters = self._status.counters
+        state.partitions = loaded.partitions
         state.resume(
             Ledger.load(loaded.ledger, number), Dictionaries.load(loaded.dictionaries), loaded.start, loaded.lost
         )

@@ -1,0 +1,135 @@
+"""More frames partitions while messages flow: every message once and in order, and the audit clean after it (R4)."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from cloud_ingest.audit import audit
+from cloud_ingest.config import Route, Topics
+from cloud_ingest.journal.kafka import KafkaLog
+from cloud_ingest.journal.kafka_growth import Count, children, count_key, counts, handed_over
+from cloud_ingest.journal.keys import partition_of
+from cloud_ingest.router.routes import Routes
+from cloud_ingest.router.worker import Router
+from tests.support.gateway import Epoch, control, trained
+from tests.support.kafka_log import OpenLog
+from tests.support.logs import read_to_end
+from waybill.errors import ConfigError, Unavailable
+from waybill.wire import DICTIONARY_TOPIC
+
+GATEWAYS = [f"gw-{number}" for number in range(12)]
+EPOCH = Epoch(1, oldest=1)
+SOON = {"metadata.max.age.ms": 500}
+
+
+@contextlib.asynccontextmanager
+async def _routing(log: KafkaLog, unique: str) -> AsyncIterator[None]:
+    router = Router(log, Topics(prefix=f"{unique}.", partitions=2), Routes([Route(topic=f"{unique}.fleet")]))
+    task = asyncio.create_task(log.own_partitions(router.route))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def _ids(log: KafkaLog, unique: str) -> list[str]:
+    return [dict(r.headers)["ce_id"].decode() for r in await read_to_end(log, [f"{unique}.fleet"])]
+
+
+async def _all_once(log: KafkaLog, unique: str, last: int) -> None:
+    """Wait for messages 1 to ``last`` of each gateway; each is there once and in order, and the audit is clean."""
+    async with asyncio.timeout(90):
+        while len(await _ids(log, unique)) < last * len(GATEWAYS):  # noqa: ASYNC110 - it asks the log
+            await asyncio.sleep(0.2)
+        report = await audit(log, Topics(prefix=f"{unique}."))
+        while any(lane.pending for lane in report.lanes):
+            report = await audit(log, Topics(prefix=f"{unique}."))
+    found = await _ids(log, unique)
+    for gateway in GATEWAYS:
+        mine = [name for name in found if name.startswith(f"{gateway}/")]
+        assert mine == [f"{gateway}/1/telemetry/{seq}" for seq in range(1, last + 1)]
+    lanes = {lane.gateway: lane.delivered for lane in report.lanes if lane.lane == "telemetry"}
+    assert (report.missing, lanes) == (0, dict.fromkeys(GATEWAYS, last))
+    assert await read_to_end(log, [f"{unique}.waybill.dlq"]) == []
+
+
+async def test_r4_partitions_grow_while_messages_flow(open_log: OpenLog, unique: str) -> None:
+    router, old_node, tool = await open_log(**SOON), await open_log(), await open_log()
+    known = trained()
+    for gateway in GATEWAYS:
+        await old_node.append_frame(gateway, control(9, 1, (DICTIONARY_TOPIC, known.content)))
+        await old_node.append_frame(gateway, EPOCH.frame(1, 10))
+    said: list[str] = []
+    async with _routing(router, unique):
+        await _all_once(router, unique, 10)
+        growing = asyncio.create_task(tool.grow(6, said.append))
+        for first in range(11, 61, 10):  # by a node that does not know yet
+            for gateway in GATEWAYS:
+                await old_node.append_frame(gateway, EPOCH.frame(first, first + 9, dictionary=known))
+        async with asyncio.timeout(90):
+            await growing
+        assert said[-1] == "6 of 6 partitions are ready"
+        assert (old_node.partitions, router.partitions) == (2, 6)
+        for gateway in GATEWAYS:
+            await old_node.append_frame(gateway, EPOCH.frame(61, 65))
+            await router.append_frame(gateway, EPOCH.frame(51, 70, dictionary=known))  # some of it is a copy
+            await old_node.append_frame(gateway, EPOCH.frame(1, 10))
+        await _all_once(router, unique, 70)
+    assert {count.partitions for count in (await counts(tool)).values()} == {6}
+    restarted = await open_log(**SOON)
+    assert restarted.partitions == 6
+    async with _routing(restarted, unique):
+        for gateway in GATEWAYS:
+            await restarted.append_frame(gateway, EPOCH.frame(71, 72, dictionary=known))
+        await _all_once(restarted, unique, 72)
+
+
+async def test_r4_a_growth_that_is_stopped_midway_goes_on(open_log: OpenLog, unique: str) -> None:
+    log, tool = await open_log(), await open_log()
+    for gateway in GATEWAYS:
+        await log.append_frame(gateway, EPOCH.frame(1, 5))
+    async with _routing(log, unique):
+        await _all_once(log, unique, 5)
+    said: asyncio.Queue[str] = asyncio.Queue()
+    growing = asyncio.create_task(tool.grow(4, said.put_nowait))  # nobody routes: it cannot end
+    async with asyncio.timeout(60):
+        while await said.get() != "0 of 4 partitions are ready":
+            pass
+    growing.cancel()
+    await asyncio.wait({growing})
+    node = await open_log()
+    assert node.partitions == 4
+    for gateway in GATEWAYS:
+        await node.append_frame(gateway, EPOCH.frame(4, 9))  # where the ledger is not yet
+    waiting = node.open_partition(3)
+    with pytest.raises(Unavailable, match="not handed over yet"):
+        await waiting.load()
+    await waiting.close()
+    again = await open_log()
+    with pytest.raises(ConfigError, match="have not handed their gateways over"):
+        await again.grow(8, said.put_nowait)
+    with pytest.raises(ConfigError, match="multiple"):
+        await again.grow(6, said.put_nowait)
+    async with _routing(node, unique), asyncio.timeout(90):
+        await again.grow(4, said.put_nowait)
+        await _all_once(node, unique, 9)
+
+
+def test_r4_each_entry_has_one_new_place_and_nodes_stay() -> None:
+    ledger = {f"{gateway}/1/telemetry".encode(): b"1" for gateway in GATEWAYS if partition_of(gateway.encode(), 2) == 1}
+    own = {b"#1": b"own", b"#reroute/x/gw/1/l": b"job", b"node:a/1/up": b"node"}
+    tables = {"ledger": {**ledger, **own}, "dictionaries": {b"gw-1/7": b"content"}}
+    written = handed_over(tables, 1, 2, Count(6, 40))
+    assert own.items() <= tables["ledger"].items()
+    assert list(children(1, 2, 6)) == [3, 5]
+    assert set(written["ledger"]) == {1, 3, 5}
+    assert written["ledger"][1][count_key(1)] == b"6@40"
+    assert {written["ledger"][child][count_key(child)] for child in (3, 5)} == {b"6@0"}
+    for key in ledger:
+        place = partition_of(key.partition(b"/")[0], 6)
+        assert [number for number in (1, 3, 5) if written["ledger"][number].get(key)] == ([place] if place != 1 else [])
+        assert (key in tables["ledger"]) == (place == 1)
+        assert (key in written["ledger"][1]) == (place != 1)
