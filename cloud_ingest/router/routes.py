@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
@@ -22,6 +23,7 @@ KNOWN_SOURCES: Final = 65_536
 """Resolved (gateway, topic, client) triples that are remembered; beyond it all are resolved anew."""
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_BY_DEVICE: Final = ("", "device", "")
 _LEVEL = re.compile(r"level:([1-9][0-9]{0,2})")
 
 Header = tuple[str, bytes]
@@ -77,18 +79,28 @@ class Routes:
         name = topic.encode()
         levels = topic.split("/")
         device = levels[1] if len(levels) > 1 else client
-        behind = "" if is_node(gateway) else f"/gateways/{quote(gateway, safe='')}"
-        source = f"{behind}/devices/{quote(device, safe='')}"
-        shared: tuple[Header, Header] = (("ce_source", source.encode()), ("mqtt_topic", name))
-        route = next((route for route in self._routes if route.match.fullmatch(name)), None)
-        if route is None:
+        # without what quote and templates cost where nothing is to be done: a fleet may have a million topics
+        quoted = device if device.isascii() and device.isalnum() else quote(device, safe="")
+        source: Header = ("ce_source", f"{_behind(gateway)}/devices/{quoted}".encode())
+        shared: tuple[Header, Header] = (source, ("mqtt_topic", name))
+        for route in self._routes:
+            if route.match.fullmatch(name):
+                break
+        else:
             return Target(None, device.encode(), *shared)
+        if route.parts == _BY_DEVICE:
+            return Target(route.topic, device.encode(), *shared)
         values = {"device": device, "client": client, "gateway": gateway, "topic": topic}
         key = "".join(
             (values[part] if part in values else _level(part, levels)) if number % 2 else part
             for number, part in enumerate(route.parts)
         )
         return Target(route.topic, key.encode(), *shared)
+
+
+@lru_cache(maxsize=4096)
+def _behind(gateway: str) -> str:
+    return "" if is_node(gateway) else f"/gateways/{quote(gateway, safe='')}"
 
 
 def _level(placeholder: str, levels: list[str]) -> str:
