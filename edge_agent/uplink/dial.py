@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import errno
 import fcntl
 import logging
@@ -251,9 +252,7 @@ async def _step(who: str, does_not: str, *, judged: bool = False) -> AsyncIterat
         raise LinkLost(f"{who} does not {does_not} within {PATIENCE:.0f} s") from error
     except ssl.SSLCertVerificationError as error:
         why = str(error).rpartition("certificate verify failed: ")[2].partition(" (_ssl.c")[0]
-        raise LinkLost(
-            f"the cloud's certificate is not trusted: {why}; check [[uplink]] ca, and the host in url"
-        ) from error
+        raise LinkLost(f"the cloud's certificate is not trusted: {why}; {_mend(why)}") from error
     except (ssl.SSLError, ConnectionError) as error:
         if judged:
             raise LinkLost(REFUSED) from error
@@ -264,6 +263,14 @@ async def _step(who: str, does_not: str, *, judged: bool = False) -> AsyncIterat
         raise LinkLost(f"{who} does not {does_not}: {_words(error)}") from error
     except Unavailable as error:  # it has said all
         raise LinkLost(str(error)) from error
+
+
+def _mend(why: str) -> str:
+    """Return what to do about a certificate that is not trusted; in OpenSSL's words it has expired, or is too new."""
+    if "expired" in why or "not yet valid" in why:
+        now = dt.datetime.now(dt.UTC)
+        return f"check this machine's clock, which says {now:%Y-%m-%d %H:%M} UTC, then the certificate"
+    return "check [[uplink]] ca, and the host in url"
 
 
 def _no_tcp(error: OSError, where: str, interface: str) -> str:

@@ -74,6 +74,8 @@ async def _http(stream: Stream, proxy: Proxy, host: str, port: int) -> None:
             raise ProxyRefused("the proxy speaks no HTTP: check its port, or write socks5://")
     words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
     status = words[1] if len(words) > 1 else ""
+    if not (len(status) == 3 and status.isdigit()):  # noqa: PLR2004 - RFC 9110, 15
+        raise ProxyRefused("the proxy's answer has no status: is it an HTTP proxy? Check its port in [[uplink]] proxy")
     if status.startswith("2"):
         return
     said = f"HTTP {status} {words[2] if len(words) > 2 else ''}".strip()  # noqa: PLR2004 - a reason is not required

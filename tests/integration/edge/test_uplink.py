@@ -272,6 +272,18 @@ async def test_wrong_certificates_are_said_in_one_line_and_tried_again(
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.parametrize(("years", "says"), [(-20, "certificate has expired"), (1, "certificate is not yet valid")])
+async def test_a_certificate_of_another_time_names_the_clock(pki: Path, years: int, says: str) -> None:
+    now = dt.datetime.now(dt.UTC)
+    issue_server(pki / "ca", pki / "late", ["localhost"], now=now + dt.timedelta(days=365 * years), days=90)
+    context = server_context(pki / "late" / "server.pem", pki / "late" / "server.key", pki / "ca" / "ca.pem")
+    async with listening(Cloud(), context) as cloud, running(tls(cloud, pki, "gw"), Got().serve) as uplink:
+        await until(lambda: uplink.state.state == "offline")
+    error = uplink.state.error
+    assert error.startswith(f"the cloud's certificate is not trusted: {says}; check this machine's clock, which says 2")
+    assert f"{now:%Y-%m-%d}" in error or f"{dt.datetime.now(dt.UTC):%Y-%m-%d}" in error
+
+
 async def test_a_refused_connection_and_an_unknown_name_are_said(caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
