@@ -58,6 +58,10 @@ def check(db: sqlite3.Connection) -> None:
         (found,) = db.execute(f"PRAGMA quick_check({table})").fetchone()
         if found != "ok":
             raise Corrupt(f"{table}: {found}")
+        kinds = [(name, kind.lower()) for _, name, kind, *_ in db.execute(f"PRAGMA table_info({table})")]
+        odd = " OR ".join(f"typeof({name}) <> '{kind}'" for name, kind in kinds)
+        if db.execute(f"SELECT 1 FROM {table} WHERE {odd} LIMIT 1").fetchone():  # noqa: S608 - names of our own
+            raise Corrupt(f"{table}: a row is not what its columns say")
 
 
 def align(db: sqlite3.Connection, index: Index) -> None:

@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from edge_agent.buffer.connection import checkpoint
+from edge_agent.buffer.port import Commit
 from edge_agent.buffer.sqlite import SqliteBuffer
-from tests.support.buffer import commit, drain, messages, open_sqlite, payloads, span_of
+from tests.support.buffer import chunk, commit, drain, messages, open_sqlite, payloads, span_of
 from waybill.wire import CONTROL_LANE, TELEMETRY_LANE, Receipt, Span
 
 SENT = [b"%d.%d" % (block, number) for block in range(6) for number in range(3)]
@@ -50,6 +51,20 @@ async def test_b6_a_number_that_is_none_is_found_at_the_start_and_the_rest_is_sa
     assert "buffer.db was damaged and is left as it is" in buffer.alarm
     assert await payloads(buffer) == SENT[:6] + SENT[9:]
     assert await declared(buffer) == {7, 8, 9}
+    await buffer.close()
+
+
+@pytest.mark.parametrize("what", ["lanes SET last = 'x'", "epochs SET boot = x'00'", "resend SET frozen = 1"])
+async def test_b6_a_table_with_a_value_of_another_type_is_found_at_the_start(tmp_path: Path, what: str) -> None:
+    buffer = await open_sqlite(tmp_path)
+    await buffer.commit(Commit([chunk(*SENT, pid=1)]))
+    await buffer.close()
+    await (await open_sqlite(tmp_path)).close()
+    with closing(sqlite3.connect(tmp_path / "buffer.db")) as db, db:
+        assert db.execute(f"UPDATE {what}").rowcount
+    buffer = await open_sqlite(tmp_path)
+    assert "buffer.db was damaged and is left as it is" in buffer.alarm
+    assert await payloads(buffer) == SENT
     await buffer.close()
 
 
