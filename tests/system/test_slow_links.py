@@ -119,7 +119,9 @@ async def test_a_backlog_drains_over_one_connection_and_commands_pass_it(
 async def test_u2_a_rate_that_falls_wastes_nothing_and_the_connection_stays(tmp_path: Path) -> None:
     count = 100_000
     async with draining(tmp_path, count, rate=1e6, delay=0.05) as (ends, link):
-        await until_sent(ends, 20)
+        async with asyncio.timeout(60):  # until the window is as large as the link asks for
+            while (await ends.snapshot())["counters"]["forwarder_sent_bytes"] < 250_000:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         await link.set("both", rate=32e3)
         before = await ends.waiting()
         async with asyncio.timeout(120):
