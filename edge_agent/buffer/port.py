@@ -183,12 +183,12 @@ class Buffer(Protocol):
         ends where the newest one ends, or, where its messages are larger than others of the lane, before that.
         """
 
-    async def settle(self, spans: Sequence[Span]) -> None:
+    async def settle(self, spans: Sequence[Span]) -> int:
         """Forget messages that the cloud has journaled (or that a receipt declares): delete blocks wholly covered.
 
         The resend memory of their clients outlives them in the same transaction (O3). Unknown spans are ignored.
-        Returns at once, and they are not leased any more; the deletion is made durable with the next commit or a
-        little later. A crash before that only sends them again, which the ledger tells.
+        Returns how many messages that were, at once, and they are not leased any more; the deletion is made durable
+        with the next commit or a little later. A crash before that only sends them again, which the ledger tells.
         """
 
     async def give_up(self, receipt: Receipt) -> None:

@@ -212,18 +212,20 @@ class SqliteBuffer:
         track.settled.add(first, last)
         self._engine.say_lost(last - first + 1, f"messages {first} to {last} of lane {lane}, {why}")
 
-    async def settle(self, spans: Sequence[Span]) -> None:
+    async def settle(self, spans: Sequence[Span]) -> int:
         """Forget messages; see the port. As far as this object shows they are gone at once.
 
         In the file they go with the next transaction, after half a second at the latest. A crash before that only
         makes the agent send them again, which the ledger tells.
         """
+        before = self.counters.settled
         for span in spans:
             if clamped := self._index.clamp(span):
                 track, first, last = clamped
                 if first <= track.delivered + 1:
                     track.delivered = max(track.delivered, last)
         self._forget(spans)
+        return self.counters.settled - before
 
     def _forget(self, spans: Sequence[Span]) -> None:
         for span in spans:

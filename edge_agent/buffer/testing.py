@@ -148,17 +148,21 @@ class MemoryBuffer:
         oldest = self._index.oldest_epoch(lane)
         return Lease(lane, track.epoch, track.prev_epoch, track.prev_last, oldest, first, messages, end, track.boot)
 
-    async def settle(self, spans: Sequence[Span]) -> None:
+    async def settle(self, spans: Sequence[Span]) -> int:
         """Forget messages."""
+        count = 0
         for span in spans:
             if clamped := self._index.clamp(span):
                 track, first, last = clamped
                 for seq in range(first, last + 1):
                     if gone := self._messages.pop((span.lane, track.ordinal, seq), None):
                         self._index.lanes[span.lane].bytes -= len(gone.payload)
+                before = track.settled.total
                 track.settled.add(first, last)
+                count += track.settled.total - before
                 self._index.forget_done(span.lane)
                 self._index.lanes[span.lane].oldest_ms = self._oldest(span.lane)
+        return count
 
     async def give_up(self, receipt: Receipt) -> None:
         """Declare a loss and settle its span."""

@@ -68,8 +68,8 @@ class Sender(Protocol):
 class Counters:
     """Since the start.
 
-    ``sent_*``: handed to the link, resends included. ``acked``: messages in spans of the cloud's acks (a message acked
-    twice counts twice). ``given_up``: messages refused for good. ``recut``: frames encoded anew after a refusal.
+    ``sent_*``: handed to the link, resends included. ``acked``: messages of the buffer that the cloud's acks
+    settled, each once. ``given_up``: messages refused for good. ``recut``: frames encoded anew after a refusal.
     ``columns``: frames encoded in columns.
     """
 
@@ -228,9 +228,9 @@ class Forwarder:
     async def _settle(self) -> None:
         # The end of a connection may cut this off; what is owed is then settled with the next ack.
         if owed := list(self._owed):
-            await self._buffer.settle(owed)
+            count = await self._buffer.settle(owed)
             del self._owed[: len(owed)]
-            self.counters.acked += sum(span.last - span.first + 1 for span in owed)
+            self.counters.acked += count
 
     # --- reading the buffer ---
 

@@ -131,11 +131,13 @@ async def test_nothing_waits_nothing_is_leased(buffer: Buffer) -> None:
 
 async def test_settled_messages_are_not_leased_again(buffer: Buffer) -> None:
     await buffer.commit(commit(*[b"%d" % at for at in range(1, 11)]))
-    await buffer.settle([Span(buffer.epoch, TELEMETRY_LANE, 1, 2), Span(buffer.epoch, TELEMETRY_LANE, 5, 6)])
+    spans = [Span(buffer.epoch, TELEMETRY_LANE, 1, 2), Span(buffer.epoch, TELEMETRY_LANE, 5, 6)]
+    assert await buffer.settle(spans) == 4
+    assert await buffer.settle(spans) == 0
     leases = await drain(buffer)
     assert [(lease.first, len(lease.messages)) for lease in leases] == [(3, 2), (7, 4)]
     assert await payloads(buffer) == [b"3", b"4", b"7", b"8", b"9", b"10"]
-    await buffer.settle([Span(buffer.epoch, TELEMETRY_LANE, 1, 10)])
+    assert await buffer.settle([Span(buffer.epoch, TELEMETRY_LANE, 1, 1 << 62)]) == 6
     assert await payloads(buffer) == []
     (backlog,) = [each for each in buffer.backlog() if each.lane == TELEMETRY_LANE]
     assert (backlog.count, backlog.bytes, backlog.oldest_ms) == (0, 0, None)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 import pytest
@@ -301,10 +301,10 @@ async def test_acks_settle_the_buffer_and_what_is_owed_survives_the_connection()
     class Slow(MemoryBuffer):
         hang = True
 
-        async def settle(self, spans: list[Span]) -> None:  # type: ignore[override]
+        async def settle(self, spans: Sequence[Span]) -> int:
             if self.hang:
                 await asyncio.sleep(3600)
-            await super().settle(spans)
+            return await super().settle(spans)
 
     buffer, wire = Slow("gw1"), Wire()
     await buffer.commit(chunk([b"x"] * 5))
@@ -319,6 +319,18 @@ async def test_acks_settle_the_buffer_and_what_is_owed_survives_the_connection()
     buffer.hang = False
     async with sending(made, Wire()):
         await until(lambda: sum(one.count for one in buffer.backlog()) == 0)
+    assert made.counters.acked == 5
+
+
+async def test_what_was_not_there_or_was_acked_before_is_not_counted() -> None:
+    buffer, wire = MemoryBuffer("gw1"), Wire()
+    await buffer.commit(chunk([b"x"] * 5))
+    made = forwarder(buffer)
+    async with sending(made, wire):
+        await until(lambda: wire.frames)
+        for span in (Span(buffer.epoch, "telemetry", 1, 1 << 62), Span(7, "telemetry", 1, 9), Span(7, "?", 1, 9)):
+            await made.on_ack(Ack((span,)))
+        await made.on_ack(Ack((Span(buffer.epoch, "telemetry", 1, 5),)))
     assert made.counters.acked == 5
 
 
