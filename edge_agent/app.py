@@ -323,6 +323,7 @@ class Agent:
             holds_s=self._gauge.outlook.holds_s,
             outage_s=self._gauge.outlook.outage_s,
             drained_s=self._gauge.outlook.drained_s,
+            outlook_known=self._gauge.outlook.known,
             plan=self._meter.state() if self._meter is not None else None,
         )
 

@@ -109,7 +109,7 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     ``clock``: why times are told as unknown, or an empty string (:attr:`edge_agent.clock.Clock.trouble`).
     ``holds_s``: seconds until the buffer is full as it fills now; ``outage_s``: if nothing leaves it from now on;
     ``drained_s``: until the backlog is gone, but for lanes that are held (0: there is none). None: never as it goes, or
-    not known yet. ``plan``: None where none is configured.
+    while ``outlook_known`` is false not known yet. ``plan``: None where none is configured.
     """
 
     gateway: str
@@ -138,6 +138,7 @@ class EdgeStatus(msgspec.Struct, frozen=True):
     holds_s: float | None = None
     outage_s: float | None = None
     drained_s: float | None = 0.0
+    outlook_known: bool = True
     plan: PlanState | None = None
 
 
@@ -256,13 +257,17 @@ def _lasts(status: EdgeStatus) -> str:
     elif status.outage_s is not None:
         holds = f"holds {_span(status.outage_s)} without the uplink"
     else:
-        holds = "does not fill"
-    if status.drained_s == 0:
+        holds = "does not fill" if status.outlook_known else "how long it holds is not known yet"
+    waits = any(lane.count and not lane.held for lane in status.lanes)
+    if status.drained_s == 0 and (status.link.state == "online" or not waits):
         held = any(lane.held and lane.count for lane in status.lanes)
         return f"{holds}   no backlog{' but what is held' if held else ''}"
     if status.link.state != "online":
         return holds
-    gone = "not gone at this rate" if status.drained_s is None else f"gone in {_span(status.drained_s)}"
+    if status.drained_s is not None:
+        gone = f"gone in {_span(status.drained_s)}"
+    else:
+        gone = "not gone at this rate" if status.outlook_known else "gone when is not known yet"
     return f"{holds}   backlog {gone}"
 
 

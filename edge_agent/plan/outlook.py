@@ -131,6 +131,11 @@ class Outlook:
         self._at, self._space, self._arrived = now, space, arrived
 
     @property
+    def known(self) -> bool:
+        """Whether enough was seen of how it fills and drains now; until then None means not known yet."""
+        return self._filling.rate is not None
+
+    @property
     def holds_s(self) -> float | None:
         """Seconds until the buffer is full, at the rate at which it fills."""
         return _until(self._space.left, self._filling.rate)
@@ -145,9 +150,12 @@ class Outlook:
 
     @property
     def drained_s(self) -> float | None:
-        """Seconds until the backlog is gone, but for lanes that are shut; 0 where there is none."""
+        """Seconds until the backlog is gone, but for lanes that are shut; 0 where there is none.
+
+        Without the uplink all that waits is backlog, however young.
+        """
         lanes = [lane.waiting for lane in self._lanes.values() if not lane.waiting.shut]
-        if not any(waiting.count and waiting.behind for waiting in lanes):
+        if not any(waiting.count and (waiting.behind or not self._online) for waiting in lanes):
             return 0.0
         return _until(sum(waiting.count for waiting in lanes), self._draining.rate) if self._online else None
 

@@ -50,9 +50,23 @@ def test_nothing_is_said_before_enough_was_seen() -> None:
     assert (site.outlook.holds_s, site.outlook.outage_s, site.outlook.drained_s) == (None, None, 0.0)
     site.online = False
     site.run(STEP, 100)
-    assert site.outlook.holds_s is None
+    assert (site.outlook.holds_s, site.outlook.known) == (None, False)
     site.run(ENOUGH + STEP, 100)
     assert site.outlook.holds_s is not None
+    assert site.outlook.known
+    site.online = True
+    site.run(STEP, 100)
+    assert not site.outlook.known, "of this phase"
+
+
+def test_what_waits_without_an_uplink_is_a_backlog_at_once() -> None:
+    site = Site()
+    site.run(STEP, 100)
+    assert site.count
+    assert site.outlook.drained_s == 0.0
+    site.online = False
+    site.run(STEP, 100)
+    assert site.outlook.drained_s is None
 
 
 def test_in_an_outage_it_holds_for_what_is_left_at_the_rate_at_which_it_fills() -> None:

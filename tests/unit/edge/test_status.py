@@ -141,6 +141,25 @@ def test_it_says_how_long_the_buffer_holds_and_when_its_backlog_is_gone(
     assert f"buffer     {says}" in lines
 
 
+@pytest.mark.parametrize(
+    ("link", "outage_s", "drained_s", "says"),
+    [
+        ("offline", None, 0.0, "how long it holds is not known yet"),
+        ("offline", 86_400.0, 0.0, "holds 1 d without the uplink"),
+        ("offline", None, None, "how long it holds is not known yet"),
+        ("online", None, 0.0, "how long it holds is not known yet   no backlog"),
+        ("online", 86_400.0, None, "holds 1 d without the uplink   backlog gone when is not known yet"),
+    ],
+)
+def test_what_is_not_known_yet_is_said_to_be_so(
+    link: Literal["offline", "online"], outage_s: float | None, drained_s: float | None, says: str
+) -> None:
+    status = msgspec.structs.replace(
+        STATUS, link=LinkState(link, NOW), outage_s=outage_s, drained_s=drained_s, outlook_known=False
+    )
+    assert f"buffer     {says}" in [line.strip() for line in drawn(status).splitlines()]
+
+
 PLAN = PlanState(
     budget=500_000_000,
     used=123_400_000,
