@@ -119,13 +119,16 @@ class Pace:
         self._delivered_at = now
         took = now - mark.at
         own = size / self.rate if self.filled else 0.0
-        if mark.alone or took < self.base:
+        late = self.filled and took > LATE * (self.base + MAX_SLACK) and (mark.alone or in_flight > 0)
+        if late:  # slower or longer: the rate is what came now, and the next frame that is alone tells which of the two
+            self._emptying, self._settled, self._until = in_flight > 0, False, float("-inf")
+        elif mark.alone or took < self.base:
             self.base, self._base_at = took - own if own < took else took, now
             self._alone = size
-        elif in_flight and self.filled and took > LATE * (self.base + MAX_SLACK):
-            self._emptying, self._settled = True, False
         if (elapsed := now - mark.delivered_at) > 0:
-            self._measure((self._delivered - mark.delivered) / elapsed, now, sure=not (mark.starved or mark.alone))
+            self._measure(
+                (self._delivered - mark.delivered) / elapsed, now, sure=late or not (mark.starved or mark.alone)
+            )
 
     def _measure(self, rate: float, now: float, *, sure: bool) -> None:
         if sure:

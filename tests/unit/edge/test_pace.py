@@ -232,3 +232,16 @@ def test_a_burst_that_goes_at_once_does_not_make_a_frame_that_takes_longer_than_
     link.run(120)
     assert link.connections == 1
     assert link.acked * MESSAGE > 0.9 * 120 * 4000
+
+
+def test_a_rate_that_falls_just_when_a_frame_is_alone_is_not_taken_for_a_longer_round_trip() -> None:
+    pace, now = Pace(), 0.0
+    for _ in range(40):
+        first, second = pace.sent(20_000, 0, now), pace.sent(20_000, 20_000, now)
+        pace.acked(20_000, first, 20_000, now + 0.25)
+        pace.acked(20_000, second, 0, now + 0.4)
+        now += 0.4
+    mark = pace.sent(80_000, 0, now)
+    pace.acked(80_000, mark, 0, now + 20)
+    assert pace.base < 0.3
+    assert pace.window < 10_000
