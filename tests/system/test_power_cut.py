@@ -77,14 +77,15 @@ async def run_until_the_cut(disk: LoopDisk, kind: type[SqliteBuffer], rng: rando
     return run
 
 
-async def found_after(data: Path) -> tuple[set[int], list[ResendEntry]]:
+async def found_after(data: Path) -> tuple[set[int], list[ResendEntry], str]:
+    """Return the numbers that are there, what is remembered against copies, and the alarm."""
     buffer = await open_sqlite(data)
-    assert buffer.alarm == ""  # the mark beside the file is a lower bound, whatever of it the cut has left
+    alarm = buffer.alarm
     numbers = [int(message.payload.split(b" ")[0]) for message in messages(await drain(buffer))]
     state = await buffer.restore()
     await buffer.close()
     assert numbers == sorted(set(numbers))
-    return set(numbers), list(state.memories.get("c", ()))
+    return set(numbers), list(state.memories.get("c", ())), alarm
 
 
 async def lost_in_a_cut(where: Path, kind: type[SqliteBuffer], seed: int) -> set[int]:
@@ -92,9 +93,11 @@ async def lost_in_a_cut(where: Path, kind: type[SqliteBuffer], seed: int) -> set
     with loop_disk(where, 64) as disk:
         run = await run_until_the_cut(disk, kind, random.Random(seed))
         disk.replug()
-        found, memory = await found_after(disk.path / "data")
+        found, memory, alarm = await found_after(disk.path / "data")
     lost = set(range(run.acked)) - run.settled - found
-    if not lost:  # O3: the unproven entries of the last commit, be it acknowledged or just on the disk
+    if not lost:
+        assert alarm == ""  # the mark beside the file is a lower bound, whatever of it the cut has left
+        # O3: the unproven entries of the last commit, be it acknowledged or just on the disk
         last = max(found | {run.acked - 1}) + 1
         assert memory == entries_of(run.chunks[last].raw)
     return lost
