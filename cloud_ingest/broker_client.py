@@ -21,6 +21,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from cloud_ingest.external_config import Broker
+from waybill.mqtt.properties import block
 from waybill.pki import client_context
 
 log = logging.getLogger(__name__)
@@ -193,5 +194,4 @@ class BrokerClient:
 def _block(properties: Properties | None) -> bytes:
     """Return a message's properties without their length (OASIS MQTT 5.0, 2.2.2)."""
     packed: bytes = properties.pack() if properties is not None else b"\0"  # type: ignore[no-untyped-call]
-    start = next(at for at, byte in enumerate(packed) if byte < 128) + 1  # noqa: PLR2004 - the last byte of a length
-    return bytes(packed[start:])
+    return block(bytes(packed), 0)[0]

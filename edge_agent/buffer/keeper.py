@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from typing import Final
@@ -37,7 +36,10 @@ class Keeper:
     async def run(self) -> None:
         """Look around until the buffer is closed."""
         looks = 0
-        while not await self._closing(EVERY):
+        while True:
+            await self._engine.pause(EVERY)
+            if self._engine.closing.is_set():
+                return
             with contextlib.suppress(Unavailable):  # the engine says so, and its next job tries again
                 await self._look(expire=looks % round(EXPIRE_EVERY / EVERY) == 0)
             looks += 1
@@ -59,10 +61,3 @@ class Keeper:
         more = await engine.read(lambda db: engine.relief(db, parts).has_expired(lane, self._age))
         while more and not engine.closing.is_set():
             more = await engine.write(Job(lambda transaction: transaction.expire(lane, self._age)))
-
-    async def _closing(self, seconds: float) -> bool:
-        """Wait so long; return whether the buffer is being closed."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._engine.closing.wait()
-        return self._engine.closing.is_set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
 
@@ -98,10 +97,6 @@ class Upkeep:
                     slices += 1
                     if slices % _SLICES == 0:
                         await self._host.tend(checkpoint, "PASSIVE")
-            await self._host.tend(_shorten)
+            await self._host.tend(checkpoint, "TRUNCATE")
         finally:
             self._shrinking = False
-
-
-def _shorten(db: sqlite3.Connection) -> None:
-    checkpoint(db, "TRUNCATE")

@@ -22,6 +22,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from edge_agent.source.config import SourceSettings
 from waybill.errors import Unavailable
 from waybill.mqtt.codec import NEVER, SUBACK_FAILURE
+from waybill.mqtt.properties import block
 
 PATIENCE: Final = 10.0
 """Seconds for the connection, for CONNACK and for SUBACK."""
@@ -40,9 +41,6 @@ MAX_COMMANDS: Final = 1000
 
 NOTHING: Final = "$waybill/nothing"
 """A filter that no source has: those with $ are refused."""
-
-CONTINUED: Final = 0x80
-"""Bit of a byte of a variable length, with which more of it follow."""
 
 
 class SourceLost(Unavailable):
@@ -321,7 +319,7 @@ def _block(properties: Properties | None) -> bytes:
     if hasattr(properties, "MessageExpiryInterval"):
         del properties.MessageExpiryInterval
     packed = bytes(properties.pack())  # type: ignore[no-untyped-call]
-    return packed[next(at for at, byte in enumerate(packed) if byte < CONTINUED) + 1 :]
+    return block(packed, 0)[0]
 
 
 def _mend(code: ReasonCode) -> str:
