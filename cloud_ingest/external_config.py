@@ -9,17 +9,16 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from waybill.config import relative_to
+from waybill.config import Server, relative_to
 from waybill.errors import ConfigError
 from waybill.mqtt.topics import valid_filter
 
-PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
 MAX_LEVELS: Final = 64
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class Broker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Broker(Server, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A broker of MQTT 5. ``url``: ``mqtts://HOST[:8883]``, or ``mqtt://HOST[:1883]`` without TLS.
 
     ``share``: the name of the shared subscription; all nodes of a deployment have the same. ``client_id``: this node's
@@ -37,22 +36,6 @@ class Broker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     certificate: Path | None = None
     key: Path | None = None
     keepalive: Annotated[int, msgspec.Meta(ge=2, le=3600)] = 30
-
-    @property
-    def tls(self) -> bool:
-        """Whether the connection is encrypted."""
-        return urlsplit(self.url).scheme == "mqtts"
-
-    @property
-    def host(self) -> str:
-        """The broker's host."""
-        return urlsplit(self.url).hostname or ""
-
-    @property
-    def port(self) -> int:
-        """The broker's port."""
-        parts = urlsplit(self.url)
-        return parts.port or PORTS[parts.scheme]
 
     def password(self) -> str:
         """Read the password; empty without a file. Raises ConfigError."""
@@ -97,7 +80,7 @@ def check_broker(broker: Broker | None, plain: tuple[str, ...], base: Path, wher
 def _is_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
-        fits = parts.scheme in PORTS and bool(parts.hostname) and parts.port != 0 and parts.username is None
+        fits = parts.scheme in {"mqtt", "mqtts"} and bool(parts.hostname) and parts.port != 0 and parts.username is None
     except ValueError:
         return False
     return fits and parts.path in {"", "/"}

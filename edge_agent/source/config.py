@@ -24,7 +24,7 @@ MAX_FILTERS: Final = 64
 """Filters of one source: they go in one SUBSCRIBE."""
 
 
-class SourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SourceSettings(config.Server, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One broker to subscribe to, with QoS 1 and a session that it keeps.
 
     ``url``: ``mqtt://HOST[:1883]`` or ``mqtts://HOST[:8883]``. ``topics``: MQTT topic filters. ``name``: what stands
@@ -46,21 +46,6 @@ class SourceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: Literal["3.1.1", "5"] = "3.1.1"
     keepalive: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 30
     commands: bool = True
-
-    @property
-    def tls(self) -> bool:
-        """Whether the connection is encrypted."""
-        return urlsplit(self.url).scheme == "mqtts"
-
-    @property
-    def host(self) -> str:
-        """The broker's host."""
-        return urlsplit(self.url).hostname or ""
-
-    @property
-    def port(self) -> int:
-        """The broker's port."""
-        return urlsplit(self.url).port or (8883 if self.tls else 1883)
 
     @property
     def filters(self) -> tuple[str, ...]:

@@ -14,9 +14,6 @@ from waybill import config
 from waybill.errors import ConfigError
 from waybill.wire import GATEWAY_ID
 
-PORTS: Final = {"mqtts": 8883, "wss": 443, "mqtt": 1883, "ws": 80}
-"""The schemes of ``url``, and the port that each has where none is given."""
-
 PROXIES: Final = ("http", "socks5")
 
 WEBSOCKET_PATH: Final = "/mqtt"
@@ -38,7 +35,7 @@ class Proxy(msgspec.Struct, frozen=True):
     password: str = ""
 
 
-class UplinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class UplinkSettings(config.Server, msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One way to the cloud.
 
     ``url``: ``mqtts://HOST[:8883]`` or ``wss://HOST[:443][/PATH]``; without TLS ``mqtt://HOST[:1883]`` or
@@ -72,25 +69,9 @@ class UplinkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return max(1, int((1.5 * self.keepalive - 2) / 2))
 
     @property
-    def tls(self) -> bool:
-        """Whether the link is encrypted."""
-        return urlsplit(self.url).scheme in {"mqtts", "wss"}
-
-    @property
     def websocket(self) -> bool:
         """Whether MQTT is carried in a WebSocket."""
         return urlsplit(self.url).scheme in {"ws", "wss"}
-
-    @property
-    def host(self) -> str:
-        """The cloud's host."""
-        return urlsplit(self.url).hostname or ""
-
-    @property
-    def port(self) -> int:
-        """The cloud's port."""
-        parts = urlsplit(self.url)
-        return parts.port or PORTS[parts.scheme]
 
     @property
     def way(self) -> str:
@@ -152,7 +133,7 @@ def check_uplinks(uplinks: Sequence[UplinkSettings], where: str) -> None:
 
 def _check(uplink: UplinkSettings, where: str) -> None:
     parts = _parts(uplink.url)
-    if parts is None or parts.scheme not in PORTS or parts.port == 0 or "@" in parts.netloc or parts.fragment:
+    if parts is None or parts.scheme not in config.PORTS or parts.port == 0 or "@" in parts.netloc or parts.fragment:
         raise ConfigError(
             f"{where} url: {uplink.url!r}: write mqtts://HOST[:PORT] or wss://HOST[:PORT]/PATH "
             "(mqtt:// or ws:// without TLS)"

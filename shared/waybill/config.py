@@ -11,7 +11,8 @@ import re
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -23,6 +24,34 @@ Table = TypeVar("Table", bound=msgspec.Struct)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`")
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
 _PATH = re.compile(r" - at `\$(?P<path>[^`]*)`$")
+
+
+PORTS: Final = {"mqtts": 8883, "wss": 443, "mqtt": 1883, "ws": 80}
+"""Schemes of the URL of an MQTT server, and the port that each has where none is given."""
+
+
+class Server:
+    """What the ``url`` of an MQTT server says: a base of tables that have one, which was checked."""
+
+    __slots__ = ()
+
+    url: str
+
+    @property
+    def tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return urlsplit(self.url).scheme in {"mqtts", "wss"}
+
+    @property
+    def host(self) -> str:
+        """The server's host."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """The server's port."""
+        parts = urlsplit(self.url)
+        return parts.port or PORTS[parts.scheme]
 
 
 def load(path: Path, kind: type[T]) -> T:
