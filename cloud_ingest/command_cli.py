@@ -18,9 +18,9 @@ from cloud_ingest import command_record, logs
 from cloud_ingest.config import Topics
 from cloud_ingest.following import Readable, following
 from cloud_ingest.journal.port import CaughtUp, OutRecord
-from cloud_ingest.printable import printable
 from cloud_ingest.where import BootstrapOption, ConfigOption, DataOption, located
 from waybill.errors import ConfigError, Unavailable
+from waybill.printable import printable
 from waybill.wire import CommandStatus
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Send a command to a device and follow it.")

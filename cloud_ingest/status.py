@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cloud_ingest.printable import printable
+from waybill.printable import printable
 
 MAX_GATEWAYS: Final = 1_000
 """So many gateways are listed; ``connected`` counts all."""

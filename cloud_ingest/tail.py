@@ -17,7 +17,7 @@ import msgspec
 
 from cloud_ingest.following import Readable, following
 from cloud_ingest.journal.port import CaughtUp, TopicRecord
-from cloud_ingest.printable import printable
+from waybill.printable import printable
 
 LAST: Final = 10
 """How many of the records that are there are shown before new ones."""

@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import JournalRecord, OutRecord, Step
 from cloud_ingest.presence import record_of
-from cloud_ingest.printable import printable
 from cloud_ingest.router.commands import status_record
 from cloud_ingest.router.control import (
     MALFORMED,
@@ -38,6 +37,7 @@ from cloud_ingest.router.routes import Target
 from cloud_ingest.router.state import Partition, Plan
 from waybill.errors import Corrupt
 from waybill.frames import Frame, FrameHeader, decode, read_header
+from waybill.printable import printable
 from waybill.wire import (
     COMMAND_STATUS_TOPIC,
     CONTROL_LANE,
