@@ -21,7 +21,6 @@ import fcntl
 import importlib.metadata
 import logging
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -49,7 +48,7 @@ from cloud_ingest.status import (
     PartitionSnapshot,
     Rates,
 )
-from waybill import snapshot
+from waybill import logs, snapshot
 from waybill.errors import ConfigError, Locked, Refused, Unavailable
 from waybill.lifecycle import Tasks, say
 from waybill.wire import Envelope
@@ -72,7 +71,7 @@ async def main(settings: Settings) -> int:
 
     Raises ConfigError, Unavailable (the address is taken).
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logs.set_up(settings.config.logging, deployment=settings.config.deployment)
     ingest = Ingest(settings)
     with _owned(settings.data):
         try:

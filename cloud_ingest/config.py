@@ -10,6 +10,7 @@
     [devices]                       # where devices without a gateway connect; with [[acl]]
     [log]                           # kind = "embedded" or "kafka"
     [topics]                        # names and partitions of the internal topics
+    [logging]                       # how this process logs
     [[route]]                       # MQTT filter -> Kafka topic and key; the first that matches wins
 
 Relative paths are relative to the directory of the file.
@@ -28,7 +29,7 @@ import msgspec
 from cloud_ingest.device_config import Devices, check_devices
 from cloud_ingest.external_config import Broker, check_broker
 from waybill.acl import AclRule
-from waybill.config import address, convert, is_loopback, load
+from waybill.config import LogSettings, address, convert, is_loopback, load
 from waybill.errors import ConfigError
 from waybill.mqtt import proxy
 
@@ -194,6 +195,7 @@ class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log: dict[str, Any] = {}
     topics: Topics = Topics()
     route: tuple[Route, ...] = DEFAULT_ROUTES
+    logging: LogSettings = LogSettings()
 
 
 class _EmbeddedTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

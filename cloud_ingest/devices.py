@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -33,7 +32,6 @@ from waybill.mqtt.proxy import networks
 from waybill.mqtt.server import MqttServer
 from waybill.mqtt.settings import Client, Hooks, Settings
 from waybill.mqtt.state import Arrival, Batch, Publish, SavedState
-from waybill.notices import Notices
 from waybill.wire import CommandStatus, Envelope
 
 log = logging.getLogger(__name__)
@@ -69,7 +67,7 @@ class Devices:
         self._attached = attached
         self._detached = detached
         door = Door(settings.passwords, settings.certificates, bound=settings.client_ids == "user")
-        self.auth = Auth({NAME: door}, Acl(rules), time.monotonic)
+        self.auth = Auth({NAME: door}, Acl(rules))
         self.server = MqttServer(
             self,
             Settings(
@@ -108,7 +106,6 @@ class Devices:
         self._known: dict[str, None] = {}
         self._reports: list[Item] = []
         self._reported = asyncio.Event()
-        self._notices = Notices()
         self._running = False
 
     async def start(self) -> None:
@@ -205,13 +202,13 @@ class Devices:
     def _authorize_publish(self, client: Client, topic: str) -> bool:
         allowed = not topic.startswith("$") and not (topic.startswith("cmd/") and not topic.endswith("/res"))
         if not allowed:
-            self._warn("device %r may not publish to %r: that is the cloud's", client.client_id, topic)
+            log.warning("device %r may not publish to %r: that is the cloud's", client.client_id, topic)
         return allowed and self.auth.authorize_publish(client, topic)
 
     def _authorize_subscribe(self, client: Client, pattern: str) -> bool:
         allowed = bool(_device_of(pattern))
         if not allowed:
-            self._warn("device %r may not subscribe to %r: only to cmd/DEVICE/+/req", client.client_id, pattern)
+            log.warning("device %r may not subscribe to %r: only to cmd/DEVICE/+/req", client.client_id, pattern)
         return allowed and self.auth.authorize_subscribe(client, pattern)
 
     def _on_connected(self, client: Client) -> None:
@@ -230,14 +227,11 @@ class Devices:
                 self._detached(f"{DIRECT}{device}")
                 self._sent = {command: to for command, to in self._sent.items() if to != device}
         if reason and not reason.startswith(("connection lost", "the server shuts down")):
-            self._warn("device %r is cut off: %s", client.client_id, reason)
+            log.warning("device %r is cut off: %s", client.client_id, reason)
 
     def _on_turned_away(self, where: str, reason: str) -> None:
         if not reason.startswith("refused"):  # else it was said already
-            self._warn("a connection from %s is closed: %s", where, reason)
-
-    def _warn(self, text: str, *values: object) -> None:
-        self._notices.warn(time.monotonic_ns(), text, *values)
+            log.warning("a connection from %s is closed: %s", where, reason)
 
 
 def _device_of(pattern: str) -> str:

@@ -173,7 +173,7 @@ class External:
                 raise msgspec.ValidationError(f"{len(payload)} bytes, at most {STATE_BYTES}")
             state = _decode_state(payload) if payload else State("offline")
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            log.warning("gateway %s: its state is not readable: %s", gateway, error)
+            log.warning("its state is not readable: %s", error, extra={"gateway": gateway})
             return
         if state.state == "offline":
             if self.connected.pop(gateway, None) is not None:
@@ -199,7 +199,7 @@ class External:
 
     def end(self, gateway: str, reason: str) -> None:
         """Let go of ``gateway``: another node says that it is there."""
-        log.info("gateway %s: %s", gateway, reason)
+        log.info("%s", reason, extra={"gateway": gateway})
 
     async def look_around(self) -> None:
         """See which partitions are routed here by now, and forget who is silent, until cancelled."""

@@ -183,7 +183,7 @@ class Intake:
                 self._send(gateway, ack)
         except Exception:
             # A fault of this program. The gateway sends again to whom it connects next; others go on.
-            log.exception("frames of gateway %s could not be handled; its connection is closed", gateway)
+            log.exception("its frames could not be handled; its connection is closed", extra={"gateway": gateway})
             self._hang_up(gateway)
         finally:
             self._release(queue.waiting)
@@ -206,7 +206,7 @@ class Intake:
                 fit.append((item, Span(header.epoch, header.lane, header.first, header.last)))
             except UnknownVersion as error:
                 self.counters.unknown_versions += 1
-                log.warning("gateway %s: %s", gateway, error)
+                log.warning("%s", error, extra={"gateway": gateway})
                 versions = error.spoken
                 _done(item, acknowledge=True)
             except Corrupt as error:
@@ -316,7 +316,7 @@ def _done(item: _Waiting, *, acknowledge: bool) -> None:
 
 
 def _refuse(gateway: str, item: _Waiting, error: Exception) -> RefusedSpan:
-    log.warning("gateway %s: a frame is refused: %s", gateway, error)
+    log.warning("a frame is refused: %s", error, extra={"gateway": gateway})
     _done(item, acknowledge=True)
     return _refused(item.frame, str(error))
 

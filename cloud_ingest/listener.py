@@ -30,7 +30,6 @@ from waybill.mqtt.codec import ConnackCode
 from waybill.mqtt.proxy import networks
 from waybill.mqtt.server import MqttServer
 from waybill.mqtt.settings import Client, ConnectInfo, Counters, Hooks, Message, Settings
-from waybill.notices import Notices
 from waybill.wire import Ack, Envelope, State
 
 log = logging.getLogger(__name__)
@@ -121,7 +120,6 @@ class Listener:
         self.connected: dict[str, Connected] = {}
         self.address = ""
         self.websocket_address = ""
-        self._notices = Notices()
         self._running = False
 
     async def start(self) -> None:
@@ -216,29 +214,29 @@ class Listener:
     def _authorize_publish(self, client: Client, topic: str) -> bool:
         allowed = topic in {wire.up_topic(client.client_id), wire.state_topic(client.client_id)}
         if not allowed:
-            log.warning("gateway %s (%s) may not publish to %r", client.client_id, client.address, topic)
+            log.warning("%s may not publish to %r", client.address, topic, extra={"gateway": client.client_id})
         return allowed
 
     def _authorize_subscribe(self, client: Client, pattern: str) -> bool:
         allowed = pattern in {wire.ack_topic(client.client_id), wire.down_topic(client.client_id)}
         if not allowed:
-            log.warning("gateway %s (%s) may not subscribe to %r", client.client_id, client.address, pattern)
+            log.warning("%s may not subscribe to %r", client.address, pattern, extra={"gateway": client.client_id})
         return allowed
 
     # --- what happens to them ---
 
     def _on_connected(self, client: Client) -> None:
-        log.info("gateway %s is connected from %s", client.client_id, client.address)
+        log.info("connected from %s", client.address, extra={"gateway": client.client_id})
         self.connected[client.client_id] = Connected(client.address, time.time_ns() // 1_000_000)
         self._presence.came(gateway=client.client_id, address=client.address)
 
     def _on_turned_away(self, address: str, reason: str) -> None:
         if reason.startswith("refused"):
             return  # _refuse has said why
-        self._notices.warn(time.monotonic_ns(), "a connection from %s is closed: %s", address, reason)
+        log.warning("a connection from %s is closed: %s", address, reason)
 
     def _on_disconnected(self, client: Client, reason: str) -> None:
-        log.info("gateway %s is gone: %s", client.client_id, reason or "it said so")
+        log.info("gone: %s", reason or "it said so", extra={"gateway": client.client_id})
         known = self.connected.pop(client.client_id, None)
         self._presence.went(reason or (known.farewell if known else ""), gateway=client.client_id)
         self.intake.gone(client.client_id)
@@ -258,7 +256,7 @@ class Listener:
                     raise msgspec.ValidationError(f"{len(message.payload)} bytes, at most {STATE_BYTES}")
                 state = _decode_state(message.payload)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                log.warning("gateway %s: its state is not readable: %s", message.client_id, error)
+                log.warning("its state is not readable: %s", error, extra={"gateway": message.client_id})
                 return
             # The will of a connection that this one has replaced comes after the new one was accepted.
             if state.state == "online":

@@ -16,6 +16,7 @@ from typing import Final
 
 from edge_agent import config
 from edge_agent.app import run
+from waybill import logs
 from waybill.errors import ConfigError, WaybillError
 
 GARBAGE: Final = (50_000, 20, 50)
@@ -27,12 +28,15 @@ def main(arguments: list[str]) -> int:
     """Run the agent and return its exit code, as :mod:`waybill.console.main` has them."""
     gc.freeze()  # what was imported stays
     gc.set_threshold(*GARBAGE)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logs.set_up()
     try:
         if len(arguments) == 1:
-            return run(config.load(Path(arguments[0])))
-        listen, data = arguments
-        return run(config.first_look(listen, Path(data)))
+            settings = config.load(Path(arguments[0]))
+        else:
+            listen, data = arguments
+            settings = config.first_look(listen, Path(data))
+        logs.set_up(settings.logging, gateway=settings.gateway)
+        return run(settings)
     except WaybillError as error:
         print(f"waybill edge: {error}", file=sys.stderr)  # noqa: T201 - the one line a person needs
         return 2 if isinstance(error, ConfigError) else 1

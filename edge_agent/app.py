@@ -46,7 +46,6 @@ from waybill.errors import ConfigError, Unavailable
 from waybill.lifecycle import Tasks, say
 from waybill.mqtt.codec import ConnackCode
 from waybill.mqtt.settings import Answer, Client, ConnectInfo, Hooks
-from waybill.notices import Notices
 from waybill.pki import server_context
 from waybill.wire import Ack
 
@@ -76,7 +75,6 @@ class Agent:
         self._started_ms = self._clock.wall_ms()
         self._flash = Flash(self._clock.mono())
         self._in, self._out = Rate(), Rate()
-        self._gone = Gone(self._clock.mono)
         self._tasks = Tasks()
         self._listening: list[ListenerState] = []
         self._uplinks: Uplinks | None = None
@@ -92,7 +90,7 @@ class Agent:
         settings = self._settings
         contexts = [_context(listener, self._clock) for listener in settings.listeners]  # wrong files are said first
         doors = {_name(number, listener): _door(listener) for number, listener in enumerate(settings.listeners, 1)}
-        self._auth = auth = Auth(doors, Acl(settings.acl or ()), self._clock.mono)
+        self._auth = auth = Auth(doors, Acl(settings.acl or ()))
         if settings.uplinks:
             from edge_agent.uplink.uplinks import Uplinks
 
@@ -121,7 +119,7 @@ class Agent:
                     on_disconnected=self._on_disconnected,
                     on_subscribed=lambda _client, pattern, _qos: self._commands.on_subscribed(pattern),
                     on_no_room=lambda _client, topic: intake.turned_down(topic),
-                    on_turned_away=lambda address, reason: self._gone.say(f"at {address}", reason),
+                    on_turned_away=lambda address, reason: say_gone(f"at {address}", reason),
                 ),
             )
             await server.start()
@@ -226,7 +224,7 @@ class Agent:
         self._auth.on_disconnected(client)
         if self._presence is not None:
             self._presence.went(client.client_id, reason)
-        self._gone.say(f"{client.client_id!r}", reason)
+        say_gone(f"{client.client_id!r}", reason)
 
     def _start_tasks(self) -> None:
         """Every long-lived task of the agent; the server's own are watched."""
@@ -378,18 +376,13 @@ class Agent:
             await asyncio.sleep(1)
 
 
-class Gone:
-    """Says why devices were cut off: whoever mends a device must find the reason."""
+def say_gone(device: str, reason: str) -> None:
+    """Say why a device was cut off, for whoever mends it.
 
-    def __init__(self, mono: Callable[[], float]) -> None:
-        """``mono``: monotonic seconds."""
-        self._mono = mono
-        self._notices = Notices()
-
-    def say(self, device: str, reason: str) -> None:
-        """Say it; not what is everyday: a device that says good-bye or is away, and the agent's own end."""
-        if reason and not reason.startswith(("connection lost", "the server shuts down")):
-            self._notices.warn(int(self._mono() * 1e9), "device %s is cut off: %s", device, reason)
+    Not what is everyday: a device that says good-bye or is away, and the agent's own end.
+    """
+    if reason and not reason.startswith(("connection lost", "the server shuts down")):
+        log.warning("device %s is cut off: %s", device, reason)
 
 
 def _name(number: int, listener: ListenerSettings) -> str:

@@ -22,6 +22,7 @@ from edge_agent.source.config import SourceSettings
 from edge_agent.uplink.config import UplinkSettings, check_uplinks
 from waybill import acl, config
 from waybill.acl import AclRule
+from waybill.config import LogSettings
 from waybill.errors import ConfigError
 from waybill.mqtt.settings import Settings
 from waybill.mqtt.topics import valid_filter
@@ -90,6 +91,7 @@ class EdgeConfig(
     event_loop: Literal["asyncio", "uvloop"] = "asyncio"
     sources: tuple[SourceSettings, ...] = ()
     presence: bool = False
+    logging: LogSettings = LogSettings()
 
 
 def server_settings(settings: EdgeConfig, close_timeout: float) -> Settings:

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,6 @@ from edge_agent.buffer.settings import BufferSettings
 from edge_agent.buffer.upkeep import Upkeep
 from edge_agent.buffer.writer import Transaction
 from waybill.errors import ConfigError, Corrupt, Unavailable
-from waybill.notices import Notices
 from waybill.wire import CONTROL_LANE, Receipt
 
 log = logging.getLogger(__name__)
@@ -123,7 +121,6 @@ class Engine:
         self._unusable = ""
         self._bad_reads = 0
         self._doubt: Job | None = None
-        self._notices = Notices()
 
     # --- for the buffer ---
 
@@ -198,7 +195,7 @@ class Engine:
         """Tell people that so many messages are lost."""
         self._lost += count
         if count:
-            self._notices.warn(time.monotonic_ns(), "buffer: %s: %s: %s", self.path, why, loss_of(count))
+            log.warning("buffer: %s: %s: %s", self.path, why, loss_of(count))
 
     @property
     def alarm(self) -> str:

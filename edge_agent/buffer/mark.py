@@ -17,19 +17,20 @@ and the bound is a little lower. Newest epochs come first; what does not fit int
 
 from __future__ import annotations
 
+import logging
 import os
 import struct
-import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from edge_agent.buffer.index import Index
-from waybill.notices import Notices
+
+log = logging.getLogger(__name__)
 
 NAME: Final = "mark"
 
@@ -110,7 +111,6 @@ class MarkFile:
     path: Path
     last: Mark | None
     _counter: int
-    _notices: Notices = field(default_factory=Notices)
 
     @classmethod
     def read(cls, directory: Path) -> MarkFile:
@@ -135,4 +135,4 @@ class MarkFile:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            self._notices.warn(time.monotonic_ns(), "buffer: %s cannot be written: %s", self.path, error)
+            log.warning("buffer: %s cannot be written: %s", self.path, error)

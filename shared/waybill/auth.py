@@ -35,7 +35,6 @@ from waybill.acl import Acl
 from waybill.errors import ConfigError, Refused
 from waybill.mqtt.codec import ConnackCode
 from waybill.mqtt.settings import Answer, Client, ConnectInfo
-from waybill.notices import Notices
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -180,8 +179,8 @@ class Users:
 class Auth:
     """Answers the server's questions. ``doors``: by name of the listener."""
 
-    def __init__(self, doors: dict[str, Door], acl: Acl, mono: Callable[[], float]) -> None:
-        """Read the password files. ``mono``: monotonic seconds. Raises ConfigError."""
+    def __init__(self, doors: dict[str, Door], acl: Acl) -> None:
+        """Read the password files. Raises ConfigError."""
         self.counters = Counters()
         self._doors = doors
         self._acl = acl
@@ -190,8 +189,6 @@ class Auth:
         }
         self._hasher = Hasher()
         self._connected: dict[str, Client] = {}  # by client id: those who may have come with a password
-        self._mono = mono
-        self._notices = Notices()
 
     def authorize_connect(self, info: ConnectInfo) -> Answer | Awaitable[Answer]:
         """Say who it is: a user's name, empty for nobody in particular, or why not."""
@@ -223,7 +220,7 @@ class Auth:
         hasher = self._hasher
         if hasher.waiting >= LINE:
             self.counters.busy += 1
-            self._warn("a connection from %s is sent away: %d passwords wait to be hashed", info.address, LINE)
+            log.warning("a connection from %s is sent away: %d passwords wait to be hashed", info.address, LINE)
             return ConnackCode.UNAVAILABLE
         hasher.waiting += 1
         try:
@@ -244,18 +241,15 @@ class Auth:
 
     def _refuse(self, info: ConnectInfo, why: str, code: ConnackCode = ConnackCode.NOT_AUTHORIZED) -> ConnackCode:
         self.counters.refused += 1
-        self._warn("a connection from %s is refused: %s", info.address, why)
+        log.warning("a connection from %s is refused: %s", info.address, why)
         return code
-
-    def _warn(self, text: str, *values: object) -> None:
-        self._notices.warn(int(self._mono() * 1e9), text, *values)
 
     def authorize_publish(self, client: Client, topic: str) -> bool:
         """Say whether a client may publish to ``topic``."""
         if self._acl.may_publish(client.client_id, client.user or "", client.listener, topic):
             return True
         self.counters.publish_denied += 1
-        self._warn("%s may not publish to %r", _named(client), topic)
+        log.warning("%s may not publish to %r", _named(client), topic)
         return False
 
     def authorize_subscribe(self, client: Client, pattern: str) -> bool:
@@ -263,7 +257,7 @@ class Auth:
         if self._acl.may_subscribe(client.client_id, client.user or "", client.listener, pattern):
             return True
         self.counters.subscribe_denied += 1
-        self._warn("%s may not subscribe to %r", _named(client), pattern)
+        log.warning("%s may not subscribe to %r", _named(client), pattern)
         return False
 
     def on_connected(self, client: Client) -> None:

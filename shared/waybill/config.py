@@ -11,12 +11,14 @@ import re
 import tomllib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from waybill.errors import ConfigError
+
+LogFormat = Literal["auto", "text", "journald", "json"]
 
 T = TypeVar("T")
 Table = TypeVar("Table", bound=msgspec.Struct)
@@ -52,6 +54,13 @@ class Server:
         """The server's port."""
         parts = urlsplit(self.url)
         return parts.port or PORTS[parts.scheme]
+
+
+class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a process logs: :mod:`waybill.logs`. ``level``: what is less grave is left out."""
+
+    format: LogFormat = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 def load(path: Path, kind: type[T]) -> T:

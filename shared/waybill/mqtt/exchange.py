@@ -9,6 +9,7 @@ from waybill.mqtt import budget, groups, topics
 from waybill.mqtt.budget import Budget
 from waybill.mqtt.codec import DUP, NO_LOCAL, RETAIN
 from waybill.mqtt.groups import Grant, Group
+from waybill.mqtt.notices import Notices
 from waybill.mqtt.pending import QUIET, Pending, Route
 from waybill.mqtt.properties import EMPTY
 from waybill.mqtt.reasons import Malformed, ProtocolError, Reason
@@ -17,7 +18,6 @@ from waybill.mqtt.session import Session, on_clock
 from waybill.mqtt.settings import Counters, Message
 from waybill.mqtt.state import Dequeued, Queued, RetainCleared, Retained
 from waybill.mqtt.terms import SECOND, remaining
-from waybill.notices import Notices
 
 if TYPE_CHECKING:
     from collections.abc import Callable

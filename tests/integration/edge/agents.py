@@ -82,6 +82,7 @@ class Process:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
         self.port = 0
+        self.log = ""
 
     async def ready(self) -> None:
         """Wait until it listens."""
@@ -92,10 +93,11 @@ class Process:
         self.port = address(line.removeprefix("listening on "))[1]
 
     async def end(self, number: int) -> int:
-        """Send it a signal and return its exit code."""
+        """Send it a signal and return its exit code; ``log`` is then what it wrote to stderr."""
         self.process.send_signal(number)
         async with asyncio.timeout(30):
-            await self.process.communicate()
+            _, errors = await self.process.communicate()
+        self.log = errors.decode()
         assert self.process.returncode is not None
         return self.process.returncode
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -18,7 +19,7 @@ from edge_agent.status import SOCKET
 from fleet_simulator.link import Link as Relay
 from tests.integration.edge.agents import process, publish
 from tests.integration.edge.peer import GATEWAY, Cloud, listening, until
-from waybill import snapshot
+from waybill import passwords, snapshot
 from waybill.config import address
 
 CONFIG = """
@@ -170,3 +171,27 @@ async def test_it_runs_where_nothing_can_be_printed(tmp_path: Path) -> None:
         assert await asyncio.wait_for(agent.wait(), 20) == 0
     finally:
         os.close(full)
+
+
+async def test_each_line_of_the_log_names_the_gateway_and_none_has_a_secret_or_a_payload(tmp_path: Path) -> None:
+    passwords.put(tmp_path / "users", "V7", b"good-secret")
+    (tmp_path / "edge.toml").write_text(
+        f'gateway = "{GATEWAY}"\ndata = "data"\n[logging]\nformat = "json"\n'
+        '[[listener]]\nport = 0\npasswords = "users"\n'
+        '[[acl]]\nuser = "*"\npublish = ["allowed/#"]\n'
+        '[[uplink]]\nurl = "mqtt://127.0.0.1:1"\n'
+    )
+    async with process("run", "--config", str(tmp_path / "edge.toml")) as agent:
+        await agent.ready()
+        for password in ("bad-secret", "good-secret"):
+            client = aiomqtt.Client("127.0.0.1", agent.port, username="V7", password=password, identifier="V7")
+            with contextlib.suppress(aiomqtt.MqttError):
+                async with client:
+                    await client.publish("denied/V7", b"a payload", qos=1)
+        await agent.end(signal.SIGTERM)
+    lines = [json.loads(line) for line in agent.log.splitlines()]
+    assert {line["gateway"] for line in lines} == {GATEWAY}
+    assert any("is refused" in line["text"] for line in lines)
+    assert any("may not publish" in line["text"] for line in lines)
+    assert "secret" not in agent.log
+    assert "payload" not in agent.log

@@ -85,7 +85,7 @@ async def test_a_password_that_changes_while_it_is_hashed_is_not_decided(path: P
 )
 def test_a_certificate_names_a_user_or_nobody(name: str | None, answer: object) -> None:
     """Who shows none where TLS should have asked for one is refused here too."""
-    auth = Auth({"door": Door(certificates="required", anonymous=True)}, Acl(()), lambda: 0.0)
+    auth = Auth({"door": Door(certificates="required", anonymous=True)}, Acl(()))
     certificate: bytes | None = None
     if name is not None:
         key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)

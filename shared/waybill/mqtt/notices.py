@@ -1,4 +1,8 @@
-"""Log lines that others can cause at will: one a second of each kind at most, and how many were left out."""
+"""Log lines that a client can cause with each message: one a second of each kind, and how many were left out.
+
+For what may be as frequent as messages: a line that is made for :class:`waybill.logs.Limit` to drop costs more than a
+message.
+"""
 
 from __future__ import annotations
 
