@@ -50,7 +50,7 @@ from cloud_ingest.status import (
 )
 from waybill import logs, snapshot
 from waybill.errors import ConfigError, Locked, Refused, Unavailable
-from waybill.lifecycle import Tasks, say
+from waybill.lifecycle import Tasks, say, spare_garbage_collection
 from waybill.wire import Envelope
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ async def main(settings: Settings) -> int:
     Raises ConfigError, Unavailable (the address is taken).
     """
     logs.set_up(settings.config.logging, deployment=settings.config.deployment)
+    spare_garbage_collection()
     ingest = Ingest(settings)
     with _owned(settings.data):
         try:

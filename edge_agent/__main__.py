@@ -6,28 +6,22 @@ knows two forms of arguments only, ``FILE`` and ``HOST:PORT DIR``, both checked 
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import sys
 import threading
 from pathlib import Path
-from typing import Final
 
 from edge_agent import config
 from edge_agent.app import run
 from waybill import logs
 from waybill.errors import ConfigError, WaybillError
-
-GARBAGE: Final = (50_000, 20, 50)
-"""Thresholds of the garbage collector. A message is a handful of objects and no cycle, so Python's own 700 would look
-through all that is in flight every few hundred messages (a fifth of the time for slow devices)."""
+from waybill.lifecycle import spare_garbage_collection
 
 
 def main(arguments: list[str]) -> int:
     """Run the agent and return its exit code, as :mod:`waybill.console.main` has them."""
-    gc.freeze()  # what was imported stays
-    gc.set_threshold(*GARBAGE)
+    spare_garbage_collection()
     logs.set_up()
     try:
         if len(arguments) == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -14,6 +15,16 @@ from typing import Any, Final
 log = logging.getLogger(__name__)
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+GARBAGE: Final = (50_000, 20, 50)
+"""Thresholds of the garbage collector. A message is a handful of objects and no cycle, so Python's own 700 would look
+through all that is in flight every few hundred messages (a fifth of the time, at either end)."""
+
+
+def spare_garbage_collection() -> None:
+    """Collect garbage seldom, and never what was imported so far; for a process that moves messages, at its start."""
+    gc.freeze()
+    gc.set_threshold(*GARBAGE)
 
 
 class Tasks:
