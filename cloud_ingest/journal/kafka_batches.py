@@ -7,12 +7,12 @@ This is the hot path of the cloud: one loop without awaits or objects of its own
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from cloud_ingest.journal.keys import partition_of
+from cloud_ingest.journal.keys import hashes
 from cloud_ingest.journal.port import OutRecord
 from waybill.errors import RecordRefused
 
@@ -66,28 +66,30 @@ class Filling:
         self._open: dict[str, dict[int, BatchBuilder]] = {}
         self._full: list[Batch] = []
 
-    def add(self, records: Iterable[OutRecord]) -> Iterator[None]:
-        """Add ``records``; yields every SLICE of them. Stamped now: never with a device's time (R6).
+    def add(self, records: Sequence[OutRecord]) -> Iterator[None]:
+        """Add ``records``; yields between every SLICE of them. Stamped now: never with a device's time (R6).
 
         Raises RecordRefused: a record is larger than its topic takes (R5: known before it is sent).
         """
         name = ""
         partitions, turn = 0, 0
         open_: dict[int, BatchBuilder] = {}
-        now = int(time.time() * 1000)
-        for count, (topic, key, value, headers) in enumerate(records, 1):
-            if topic != name:
-                name = topic
-                partitions = self._shapes[topic].partitions
-                turn = self._turn % partitions
-                open_ = self._open.setdefault(topic, {})
-            partition = turn if key is None else partition_of(key, partitions)
-            builder = open_.get(partition)
-            if builder is None or builder.append(timestamp=now, key=key, value=value, headers=headers) is None:
-                self._begin(topic, partition, key, value, headers, now)
-            if not count % SLICE:
+        for at in range(0, len(records), SLICE):
+            if at:
                 yield
-                now = int(time.time() * 1000)
+            some = records[at : at + SLICE]
+            hashed = hashes(record.key for record in some if record.key is not None)
+            now = int(time.time() * 1000)
+            for topic, key, value, headers in some:
+                if topic != name:
+                    name = topic
+                    partitions = self._shapes[topic].partitions
+                    turn = self._turn % partitions
+                    open_ = self._open.setdefault(topic, {})
+                partition = turn if key is None else hashed[key] % partitions
+                builder = open_.get(partition)
+                if builder is None or builder.append(timestamp=now, key=key, value=value, headers=headers) is None:
+                    self._begin(topic, partition, key, value, headers, now)
 
     def put(self, topic: str, partition: int, records: Iterable[tuple[bytes, bytes | None]]) -> None:
         """Add keyed ``records`` to that very partition. Raises RecordRefused."""

@@ -8,7 +8,8 @@ has one level.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import string
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import quote
@@ -19,12 +20,12 @@ from waybill.mqtt.topics import matcher, valid_filter
 from waybill.wire import is_node
 
 MAX_LEVELS: Final = 128
-KNOWN_SOURCES: Final = 65_536
-"""Resolved (gateway, topic, client) triples that are remembered; beyond it all are resolved anew."""
-
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _BY_DEVICE: Final = ("", "device", "")
 _LEVEL = re.compile(r"level:([1-9][0-9]{0,2})")
+_UNRESERVED: Final = (string.ascii_letters + string.digits + "-._~").encode()
+"""What a URI holds as it is (RFC 3986, section 2.3)."""
+_new = tuple.__new__
 
 Header = tuple[str, bytes]
 
@@ -42,7 +43,7 @@ class Target(NamedTuple):
 
 
 class _Compiled(NamedTuple):
-    match: re.Pattern[bytes]
+    matches: Callable[[bytes], object]
     topic: str
     parts: tuple[str, ...]  # literal, placeholder, literal, …, literal
 
@@ -58,7 +59,6 @@ class Routes:
         self._routes = [_compile(f"{where}: [[route]] {number}", route) for number, route in enumerate(routes, 1)]
         self.linger = min((route.linger_ms for route in routes), default=0) / 1000
         """Seconds that a step may wait for more messages."""
-        self._known: dict[tuple[str, str, str], Target] = {}
 
     @property
     def topics(self) -> frozenset[str]:
@@ -66,44 +66,44 @@ class Routes:
         return frozenset(route.topic for route in self._routes)
 
     def target(self, gateway: str, topic: str, client: str) -> Target:
-        """Return where messages of ``client`` behind ``gateway`` on the MQTT ``topic`` go."""
-        triple = (gateway, topic, client)
-        found = self._known.get(triple)
-        if found is None:
-            if len(self._known) >= KNOWN_SOURCES:
-                self._known.clear()
-            found = self._known[triple] = self._resolve(gateway, topic, client)
-        return found
+        """Return where messages of ``client`` behind ``gateway`` on the MQTT ``topic`` go.
 
-    def _resolve(self, gateway: str, topic: str, client: str) -> Target:
+        Nothing is remembered: a fleet may have a million topics, and each is to cost no more than one of a thousand.
+        """
         name = topic.encode()
         levels = topic.split("/")
         device = levels[1] if len(levels) > 1 else client
-        # without what quote and templates cost where nothing is to be done: a fleet may have a million topics
-        quoted = device if device.isascii() and device.isalnum() else quote(device, safe="")
-        source: Header = ("ce_source", f"{_behind(gateway)}/devices/{quoted}".encode())
-        shared: tuple[Header, Header] = (source, ("mqtt_topic", name))
+        key = device.encode()
+        source: Header = ("ce_source", _behind(gateway) + _quoted(key))
+        kafka_topic = None
         for route in self._routes:
-            if route.match.fullmatch(name):
+            if route.matches(name):
+                kafka_topic = route.topic
+                if route.parts != _BY_DEVICE:
+                    values = {"device": device, "client": client, "gateway": gateway, "topic": topic}
+                    key = _filled(route.parts, values, levels).encode()
                 break
-        else:
-            return Target(None, device.encode(), *shared)
-        if route.parts == _BY_DEVICE:
-            return Target(route.topic, device.encode(), *shared)
-        values = {"device": device, "client": client, "gateway": gateway, "topic": topic}
-        key = "".join(
-            (values[part] if part in values else _level(part, levels)) if number % 2 else part
-            for number, part in enumerate(route.parts)
-        )
-        return Target(route.topic, key.encode(), *shared)
+        return _new(Target, (kafka_topic, key, source, ("mqtt_topic", name)))
 
 
 @lru_cache(maxsize=4096)
-def _behind(gateway: str) -> str:
-    return "" if is_node(gateway) else f"/gateways/{quote(gateway, safe='')}"
+def _behind(gateway: str) -> bytes:
+    return b"/devices/" if is_node(gateway) else f"/gateways/{quote(gateway, safe='')}/devices/".encode()
 
 
-def _level(placeholder: str, levels: list[str]) -> str:
+def _quoted(name: bytes) -> bytes:
+    return quote(name, safe="").encode() if name.translate(None, _UNRESERVED) else name
+
+
+def _filled(parts: Sequence[str], values: Mapping[str, str], levels: Sequence[str]) -> str:
+    """Return a key template with its placeholders replaced."""
+    return "".join(
+        (values[part] if part in values else _level(part, levels)) if number % 2 else part
+        for number, part in enumerate(parts)
+    )
+
+
+def _level(placeholder: str, levels: Sequence[str]) -> str:
     number = int(placeholder.removeprefix("level:"))
     return levels[number - 1] if number <= len(levels) else ""
 
@@ -122,4 +122,4 @@ def _compile(where: str, route: Route) -> _Compiled:
             )
     if any("{" in literal or "}" in literal for literal in parts[::2]):
         raise ConfigError(f"{where}: key {route.key!r}: a brace without its partner")
-    return _Compiled(matcher(route.filter), route.topic, parts)
+    return _Compiled(matcher(route.filter).fullmatch, route.topic, parts)

@@ -240,7 +240,8 @@ class _Planner:
             for seq in range(first, last + 1):
                 self._control(record, frame, key, seq)
             return
-        targets = [self.state.routes.target(record.gateway, topic, client) for topic, client in frame.sources]
+        target, gateway = self.state.routes.target, record.gateway
+        targets = [target(gateway, topic, client) for topic, client in frame.sources]
         reasons = self._reasons(targets)
         if not reasons:
             append_records(self.step.records, record, frame, targets, first, last)
@@ -275,6 +276,9 @@ class _Planner:
                 for source, target in enumerate(targets)
             }
         refused = self.state.refused
+        topics = {target.topic for target in targets}
+        if None not in topics and refused.keys().isdisjoint(topics):
+            return {}
         return {
             source: "no route" if target.topic is None else refused[target.topic]
             for source, target in enumerate(targets)

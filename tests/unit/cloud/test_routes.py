@@ -3,7 +3,6 @@
 import pytest
 
 from cloud_ingest.config import DEFAULT_ROUTES, Route
-from cloud_ingest.router import routes as module
 from cloud_ingest.router.routes import Routes
 from waybill.errors import ConfigError
 
@@ -67,11 +66,3 @@ def test_a_wrong_route_is_named_with_its_mend(route: Route, text: str) -> None:
         Routes([Route(topic="fine"), route], "cloud.toml")
     assert str(error.value).startswith("cloud.toml: [[route]] 2: ")
     assert text in str(error.value)
-
-
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "KNOWN_SOURCES", 10)
-    routes = Routes(DEFAULT_ROUTES)
-    for n in range(100):
-        assert routes.target("gw", f"v/{n}/t", "c").key == b"%d" % n
-    assert len(routes._known) <= 10
