@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from cloud_ingest import config
-from cloud_ingest.where import BootstrapOption, ConfigOption, DataOption, located
+from cloud_ingest.where import AllowUnsafeOption, BootstrapOption, ConfigOption, DataOption, located
 from waybill.errors import ConfigError
 
 app = typer.Typer(
@@ -33,16 +33,18 @@ _PKI = Path("pki")
 
 @app.command()
 def run(
+    *,
     config_file: ConfigOption = None,
     listen: Annotated[
         str | None, typer.Option("--listen", help="HOST:PORT on loopback: plain TCP and the embedded log, for a look.")
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", help="With --listen: where the embedded log is kept.")] = None,
+    allow_unsafe: AllowUnsafeOption = False,
 ) -> None:
     """Take frames from gateways and route their messages, until SIGTERM or Ctrl-C."""
     if config_file and not listen and not data:
-        settings = config.read(config_file)
-    elif listen and data and not config_file:
+        settings = config.read(config_file, allow_unsafe=allow_unsafe)
+    elif listen and data and not config_file and not allow_unsafe:
         settings = config.first_look(listen, data)
     else:
         raise ConfigError("give --config FILE, or for a first look both --listen HOST:PORT and --data DIR")
@@ -122,12 +124,14 @@ def partitions(
         int, typer.Argument(help="How many frames partitions there shall be: a multiple of those there are.")
     ],
     config_file: Annotated[Path, typer.Option("--config", help="The ingest's configuration file.")],
+    *,
+    allow_unsafe: AllowUnsafeOption = False,
 ) -> None:
     """Grow the internal topics on Kafka while messages flow, so that more routers can share the work."""
     from cloud_ingest import logs
     from cloud_ingest.journal.kafka import KafkaLog
 
-    log = logs.open_log(config.read(config_file)).log
+    log = logs.open_log(config.read(config_file, allow_unsafe=allow_unsafe)).log
     if not isinstance(log, KafkaLog):
         raise ConfigError(
             f'{config_file}: [log] kind = "embedded": one process routes all its partitions; they cannot grow'
@@ -154,6 +158,7 @@ def reroute(
     since: Annotated[str, typer.Option("--from", help="2026-11-21T08:00:00Z: when the journal took the first frame.")],
     name: Annotated[str, typer.Option("--route", help="The route: its name, or its topic where it has none.")],
     to: Annotated[str, typer.Option("--to", help="The topic to write to; made where it is missing.")],
+    allow_unsafe: AllowUnsafeOption = False,
 ) -> None:
     """Route frames of the journal once more, by the rules of now, into another topic; beside the running ingest."""
     import logging
@@ -166,7 +171,7 @@ def reroute(
         raise ConfigError(f"--from {since!r} is no time; write 2026-11-21T08:00:00Z") from error
     at = at if at.tzinfo else at.replace(tzinfo=dt.UTC)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    job = Rerouting(config.read(config_file), name, to, int(at.timestamp() * 1000))
+    job = Rerouting(config.read(config_file, allow_unsafe=allow_unsafe), name, to, int(at.timestamp() * 1000))
     try:
         asyncio.run(job.run())
     except KeyboardInterrupt:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -90,7 +90,7 @@ class Topics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The internal topics. ``prefix`` stands before their names, so that several deployments can share a cluster.
 
     ``partitions``: of frames, ledger and dictionaries (they must agree, R4), and of topics that are created.
-    ``replication_factor``: of topics that are created; -1 for the cluster's own default.
+    ``replication_factor``: of topics that are created; -1 for three, or as many as there are brokers.
     """
 
     prefix: str = ""
@@ -223,11 +223,13 @@ class Embedded:
 class Kafka:
     """``[log] kind = "kafka"``. ``settings``: the other keys of ``[log]``, Kafka's own names.
 
-    ``base``: the directory that paths in them are relative to.
+    ``base``: the directory that paths in them are relative to. ``allow_unsafe``: its topics may have settings that make
+    the promise untrue.
     """
 
     settings: dict[str, Any]
     base: Path
+    allow_unsafe: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,9 +258,17 @@ _OPEN: Final = (
 )
 
 
-def read(path: Path) -> Settings:
-    """Read and check a configuration file. Raises ConfigError, which names file, key and mend."""
-    return check(load(path, CloudConfig), path.resolve().parent, str(path))
+def read(path: Path, *, allow_unsafe: bool = False) -> Settings:
+    """Read and check a configuration file. Raises ConfigError, which names file, key and mend.
+
+    ``allow_unsafe``: the topics in Kafka may have settings that make the promise untrue.
+    """
+    settings = check(load(path, CloudConfig), path.resolve().parent, str(path))
+    if not allow_unsafe:
+        return settings
+    if not isinstance(settings.log, Kafka):
+        raise ConfigError(f"--allow-unsafe is for topics in Kafka; {path} has the embedded log")
+    return replace(settings, log=replace(settings.log, allow_unsafe=True))
 
 
 def first_look(listen: str, data: Path) -> Settings:
@@ -348,7 +358,7 @@ def check_topics(config: CloudConfig, where: str) -> None:
     if not 1 <= config.topics.partitions <= 1000:  # noqa: PLR2004 - a producer each
         raise ConfigError(f"{where}: [topics] partitions {config.topics.partitions}: use 1 to 1000")
     if config.topics.replication_factor != -1 and config.topics.replication_factor < 1:
-        raise ConfigError(f"{where}: [topics] replication_factor: use 1 or more, or -1 for the cluster's default")
+        raise ConfigError(f"{where}: [topics] replication_factor: use 1 or more, or -1 for three")
     if not config.route:
         raise ConfigError(f"{where}: no [[route]]: leave the key out for the default, or add one")
     for number, route in enumerate(config.route, 1):

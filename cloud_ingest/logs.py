@@ -40,6 +40,7 @@ def open_log(settings: config.Settings) -> Opened:
             routes=settings.config.route,
             base=settings.log.base,
             where=settings.where,
+            allow_unsafe=settings.log.allow_unsafe,
         )
         return Opened(kafka, kafka.config.frames_retention_ms)
     from cloud_ingest.journal.embedded import EmbeddedLog

@@ -88,6 +88,7 @@ class Rerouting:
             routes=self._routes,
             base=settings.log.base,
             where=settings.where,
+            allow_unsafe=settings.log.allow_unsafe,
         )
         self._log.hands_over = False
         if not self._log.config.exactly_once:

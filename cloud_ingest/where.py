@@ -12,6 +12,10 @@ from waybill.errors import ConfigError
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="The ingest's configuration file.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Data directory of an ingest on the embedded log.")]
+AllowUnsafeOption = Annotated[
+    bool,
+    typer.Option("--allow-unsafe", help="Go on although topics in Kafka have settings that make the promise untrue."),
+]
 BootstrapOption = Annotated[
     str | None, typer.Option("--bootstrap", help="HOST:PORT of a Kafka without security; else use --config.")
 ]

@@ -56,10 +56,12 @@ class KafkaLog:
         routes: Sequence[Route] = (),
         base: Path = Path(),
         where: str = "configuration",
+        allow_unsafe: bool = False,
     ) -> None:
         """Check ``settings``, the keys of ``[log]`` but ``kind``; ``routes`` say how records go. Raises ConfigError.
 
-        ``base``: the directory that relative paths are relative to. ``where``: origin, for errors.
+        ``base``: the directory that relative paths are relative to. ``where``: origin, for errors. ``allow_unsafe``:
+        the topics may have settings that make the promise untrue.
         """
         self.config = parse(settings, base, where)
         self.deployment = deployment
@@ -71,6 +73,7 @@ class KafkaLog:
         self.ledger = topics.ledger
         self.dictionaries = topics.dictionaries
         self._topics = topics
+        self._allow_unsafe = allow_unsafe
         self._routes = {route.topic: route for route in routes}
         self._shapes: dict[str, Shape] = {}
         self._log_id = 0
@@ -138,9 +141,7 @@ class KafkaLog:
         try:
             wanted = specs(self._topics, list(self._routes), self.config.frames_retention_ms)
             async with asyncio.timeout(60):
-                self._shapes = await prepare(
-                    admin, self.config, wanted, self._topics.partitions, self._topics.replication_factor
-                )
+                self._shapes = await prepare(admin, self.config, wanted, self._topics, allow_unsafe=self._allow_unsafe)
                 self._log_id = await topic_number(admin, self.dictionaries)
             # read_uncommitted, so that its end is the high watermark
             asker = self.consumer(isolation_level="read_uncommitted")

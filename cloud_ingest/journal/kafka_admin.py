@@ -13,6 +13,9 @@ waybill.presence    as set      compact        the newest state of each gateway 
 dead letters        as set      delete         ``max.message.bytes`` 5 MiB: a letter holds what was too large elsewhere
 routes' topics      as set      the cluster's  made only where missing
 ==================  ==========  =============  ==================================================================
+
+All of them have three replicas, as far as there are brokers, of which two must have a record before it counts
+(``min.insync.replicas=2``): what was acknowledged is still there when a broker and its disk are not.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ MIB: Final = 1 << 20
 FRAME_BYTES: Final = 4 * MIB
 LETTER_BYTES: Final = 5 * MIB
 _DAY_MS: Final = 24 * 3_600_000
-_SAFE_REPLICAS: Final = 3
+_REPLICAS: Final = 3
+_IN_SYNC: Final = 2
 
 APPEARS: Final = 10.0
 """Seconds within which all brokers know a topic that was just made."""
@@ -76,14 +80,21 @@ def specs(topics: Topics, routed: Sequence[str], retention_ms: int) -> list[Spec
                 "message.timestamp.type": "LogAppendTime",
                 "max.message.bytes": str(FRAME_BYTES),
                 "retention.ms": str(retention_ms),
+                "retention.bytes": "-1",
             },
-            must={"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime", **replicated},
+            must={
+                "cleanup.policy": "delete",
+                "message.timestamp.type": "LogAppendTime",
+                "retention.bytes": "-1",
+                **replicated,
+            },
             least={"max.message.bytes": FRAME_BYTES, "retention.ms": retention_ms},
             why={
                 "cleanup.policy": "compaction would keep one frame a gateway",
                 "message.timestamp.type": "gaps are given up by the log's clock (R7)",
                 "max.message.bytes": "a frame that was sent must fit (B4)",
                 "retention.ms": "the listener counts on frames.retention.ms (R8; set that, or the topic)",
+                "retention.bytes": "by size frames would be deleted before they are routed (R8)",
                 "unclean.leader.election.enable": lossless,
             },
             fixed=True,
@@ -139,7 +150,7 @@ def shape(spec: Spec, state: State) -> Shape:
     return Shape(state.partitions, int(settings.get("max.message.bytes", DEFAULT_LIMIT)))
 
 
-def judge(spec: Spec, state: State, partitions: int) -> tuple[list[str], list[str]]:
+def judge(spec: Spec, state: State, partitions: int, brokers: int) -> tuple[list[str], list[str]]:
     """Return what makes the promise untrue and what is only worth a warning; each text ends with the mend."""
     wrong: list[str] = []
     doubtful: list[str] = []
@@ -147,6 +158,11 @@ def judge(spec: Spec, state: State, partitions: int) -> tuple[list[str], list[st
         wrong.append(
             f"topic {spec.name} has {state.partitions} partitions, the configuration says {partitions}: "
             f"set [topics] partitions = {state.partitions} (frames, ledger and dictionaries must agree, R4)"
+        )
+    if state.replicas == 1 < brokers:
+        wrong.append(
+            f"topic {spec.name} has 1 replica on {brokers} brokers: what was acknowledged is lost with one disk: give "
+            f"it {min(brokers, _REPLICAS)} by kafka-reassign-partitions.sh, or delete it while it is empty"
         )
     if state.settings is None:
         doubtful.append(
@@ -158,10 +174,16 @@ def judge(spec: Spec, state: State, partitions: int) -> tuple[list[str], list[st
     for name, value in needed:
         why = f"topic {spec.name} has {name}={state.settings[name]}, but {spec.why[name]}"
         wrong.append(f"{why}: {_alter(spec.name, name, value)}")
-    if state.replicas >= _SAFE_REPLICAS and state.settings.get("min.insync.replicas") == "1":
+    in_sync = int(state.settings.get("min.insync.replicas", _IN_SYNC))
+    if state.replicas > 1 and in_sync < _IN_SYNC:
+        wrong.append(
+            f"topic {spec.name} has {state.replicas} replicas and min.insync.replicas={in_sync}: a record acknowledged "
+            f"by one broker alone is lost with it: {_alter(spec.name, 'min.insync.replicas', str(_IN_SYNC))}"
+        )
+    elif 1 < state.replicas <= in_sync:
         doubtful.append(
-            f"topic {spec.name} has {state.replicas} replicas and min.insync.replicas=1: a record acknowledged by one "
-            f"broker alone is lost with it; {_alter(spec.name, 'min.insync.replicas', '2')}"
+            f"topic {spec.name} has {state.replicas} replicas and min.insync.replicas={in_sync}: while a broker is "
+            "away nothing can be written to it; give it one replica more by kafka-reassign-partitions.sh"
         )
     if "compact" in state.settings.get("cleanup.policy", "") and not spec.must:
         doubtful.append(f"topic {spec.name} is compacted: of a device only its newest record stays")
@@ -177,17 +199,19 @@ def _alter(topic: str, name: str, value: str) -> str:
 
 
 async def prepare(
-    admin: AIOKafkaAdminClient, config: KafkaConfig, wanted: Sequence[Spec], partitions: int, replicas: int
+    admin: AIOKafkaAdminClient, config: KafkaConfig, wanted: Sequence[Spec], topics: Topics, *, allow_unsafe: bool
 ) -> dict[str, Shape]:
     """Make what is missing, check what is there, and return the shape of each topic.
 
     Raises ConfigError (what makes the promise untrue, unless ``allow_unsafe``; may not be made), Unavailable.
     """
     with translated("topics"):
+        brokers = await _brokers(admin)
         there = await _described(admin, [spec.name for spec in wanted])
         missing = [spec for spec in wanted if spec.name not in there]
         if missing:
-            hidden = await _create(admin, config, missing, partitions, replicas)
+            replicas = min(brokers, _REPLICAS) if topics.replication_factor < 0 else topics.replication_factor
+            hidden = await _create(admin, config, missing, topics.partitions, replicas)
             there = await _settled(admin, [spec.name for spec in wanted], hidden)
     wrong: list[str] = []
     frames, *tables = (spec.name for spec in wanted if spec.fixed)
@@ -197,12 +221,14 @@ async def prepare(
         if there[name].partitions < there[frames].partitions  # more: they are growing
     ]
     for spec in wanted:
-        bad, doubtful = judge(spec, there[spec.name], partitions)
+        bad, doubtful = judge(spec, there[spec.name], topics.partitions, brokers)
         wrong += bad
         for text in doubtful:
             log.warning("%s", text)
-    if wrong and not config.allow_unsafe:
-        raise ConfigError("\n".join([*wrong, f"(allow_unsafe = true in {config.where} goes on all the same)"]))
+    if brokers == 1:
+        log.warning("Kafka has one broker: what it has acknowledged is lost with its disk")
+    if wrong and not allow_unsafe:
+        raise ConfigError("\n".join([*wrong, "(--allow-unsafe goes on all the same)"]))
     for text in wrong:
         log.error("unsafe, but allowed: %s", text)
     return {spec.name: shape(spec, there[spec.name]) for spec in wanted}
@@ -215,9 +241,8 @@ async def _create(
 
     Raises ConfigError (may not, or cannot, be created), Unavailable.
     """
-    new = [NewTopic(spec.name, partitions, 1, topic_configs=dict(spec.settings)) for spec in missing]
-    for topic in new:
-        topic.replication_factor = replicas  # -1 is the cluster's default (KIP-464); its constructor refuses that
+    safe = {"min.insync.replicas": str(_IN_SYNC)} if replicas > 1 else {}
+    new = [NewTopic(spec.name, partitions, replicas, topic_configs={**spec.settings, **safe}) for spec in missing]
     response = await admin.create_topics(new, timeout_ms=int(config.request * 1000))
     existing: set[str] = set()
     denied: list[str] = []
@@ -265,6 +290,14 @@ async def _settled(admin: AIOKafkaAdminClient, names: Sequence[str], existing: s
     raise Unavailable(f"topics were created but do not appear: {', '.join(set(names) - set(there))}")
 
 
+async def _brokers(admin: AIOKafkaAdminClient) -> int:
+    """Return how many brokers there are, with those that are away but known of."""
+    found = {broker["node_id"] for broker in (await admin.describe_cluster())["brokers"]}
+    for topic in await admin.describe_topics():
+        found.update(node for part in topic["partitions"] for node in part["replicas"])
+    return len(found)
+
+
 async def _described(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, State]:
     found: dict[str, tuple[int, int]] = {}
     for topic in await admin.describe_topics():  # all: naming one that is missing would make a broker create it
@@ -277,19 +310,20 @@ async def _described(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[s
         if error is errors.NoError and parts and all(part["leader"] >= 0 for part in parts):
             found[topic["topic"]] = (len(parts), min(len(part["replicas"]) for part in parts))
     settings = await _settings(admin, list(found))
-    return {name: State(count, replicas, settings.get(name)) for name, (count, replicas) in found.items()}
+    return {name: State(*found[name], settings[name]) for name in settings}
 
 
-async def _settings(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return the settings of those topics whose settings may be read."""
+async def _settings(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str] | None]:
+    """Return the settings of topics, None where they may not be read; a topic the broker does not know is left out."""
     if not names:
         return {}
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, str] | None] = {}
     for response in await admin.describe_configs(resources):
         for code, _text, _kind, name, entries in (resource[:5] for resource in response.resources):
-            if errors.for_code(code) is errors.NoError:
-                found[name] = _pairs(entries)
+            error = errors.for_code(code)
+            if error is not errors.UnknownTopicOrPartitionError:  # made a moment ago
+                found[name] = _pairs(entries) if error is errors.NoError else None
     return found
 
 

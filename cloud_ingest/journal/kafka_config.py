@@ -48,7 +48,6 @@ _NUMBER: Final = {
     "session.timeout.ms": 10_000,
     "transaction.timeout.ms": 60_000,
 }
-_FLAG: Final = {"allow_unsafe": False}
 
 PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -64,8 +63,8 @@ class KafkaConfig:
     ``exactly_once``: a step is one transaction; else its records may be written again.
     ``delivery``: until an append gives up.
     ``request``: until one answer. ``session``: until the group counts a silent member as gone. ``transaction``: until
-    the broker aborts by itself. ``frames_retention_ms``: of the journal where it is created here. ``allow_unsafe``:
-    existing topics may have settings that break the promise. ``where``: origin, for errors.
+    the broker aborts by itself. ``frames_retention_ms``: of the journal where it is created here. ``where``: origin, of
+    errors.
     """
 
     bootstrap: tuple[str, ...]
@@ -77,7 +76,6 @@ class KafkaConfig:
     session: float
     transaction: float
     frames_retention_ms: int
-    allow_unsafe: bool
     where: str
 
     @property
@@ -89,7 +87,7 @@ class KafkaConfig:
 def parse(settings: Mapping[str, object], base: Path, where: str) -> KafkaConfig:
     """Check ``settings``; relative paths are relative to ``base``. Raises ConfigError naming key and mend."""
     where = f"{where}: [log]"
-    known = {**_TEXT, **_NUMBER, **_FLAG}
+    known = {**_TEXT, **_NUMBER}
     for key, value in settings.items():
         _known(key, value, known, where)
     values: dict[str, Any] = {**known, **settings}
@@ -120,7 +118,6 @@ def parse(settings: Mapping[str, object], base: Path, where: str) -> KafkaConfig
         session=values["session.timeout.ms"] / 1000,
         transaction=values["transaction.timeout.ms"] / 1000,
         frames_retention_ms=values["frames.retention.ms"],
-        allow_unsafe=values["allow_unsafe"],
         where=where,
     )
 
@@ -131,7 +128,7 @@ def _known(key: str, value: object, known: Mapping[str, object], where: str) -> 
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"{where} unknown key {key!r}; {hint}known are: {', '.join(sorted(known))}")
     if type(value) is not type(known[key]):
-        kind = {str: "a string", int: "a whole number", bool: "true or false"}[type(known[key])]
+        kind = {str: "a string", int: "a whole number"}[type(known[key])]
         raise ConfigError(f'{where} "{key}" must be {kind}, not {value!r}')
 
 

@@ -2,14 +2,22 @@
 
 import asyncio
 
-from aiokafka.admin import AIOKafkaAdminClient
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from cloud_ingest.journal.kafka import KafkaLog
+from deploy.kafka.cluster import Cluster
 from tests.faults.test_kafka_away import QUICK, Router
 from tests.support.kafka import StartCluster
 from tests.support.kafka_log import eventually, make_log, values
-from waybill.errors import Unavailable
+from waybill.errors import ConfigError, Unavailable
+
+
+@pytest.fixture(scope="module")
+def cluster(kafka_cluster: StartCluster) -> Cluster:
+    """Return three brokers; a test leaves them running."""
+    return kafka_cluster(brokers=3)
 
 
 class Gateway:
@@ -47,9 +55,8 @@ async def _safety(bootstrap: str, topic: str) -> tuple[set[int], str]:
 
 
 async def test_one_of_three_brokers_may_be_lost_and_without_two_frames_are_retried(
-    kafka_cluster: StartCluster, unique: str
+    cluster: Cluster, unique: str
 ) -> None:
-    cluster = kafka_cluster(brokers=3)
     log = make_log(cluster.bootstrap, unique, partitions=1, **QUICK)
     await log.start()
     for topic in ("waybill.frames", "waybill.ledger", "waybill.commands", "waybill.dlq", "fleet"):
@@ -79,3 +86,39 @@ async def test_one_of_three_brokers_may_be_lost_and_without_two_frames_are_retri
     await asyncio.gather(owning, return_exceptions=True)
     await log.close()
     assert found == [b"%d" % number for number in range(gateway.taken)]
+
+
+@pytest.mark.parametrize(
+    ("topic", "replicas", "settings", "says"),
+    [
+        ("waybill.ledger", 1, {}, "has 1 replica on 3 brokers.*give it 3 by kafka-reassign-partitions.sh"),
+        ("fleet", 1, {}, "has 1 replica on 3 brokers.*give it 3 by kafka-reassign-partitions.sh"),
+        ("waybill.ledger", 3, {"min.insync.replicas": "1"}, "has 3 replicas and.*--add-config min.insync.replicas=2"),
+        ("fleet", 2, {"min.insync.replicas": "1"}, "has 2 replicas and.*--add-config min.insync.replicas=2"),
+    ],
+)
+async def test_r4_a_topic_that_one_broker_can_lose_is_an_error_with_its_mend(
+    cluster: Cluster, unique: str, topic: str, replicas: int, settings: dict[str, str], says: str
+) -> None:
+    name = f"{unique}.{topic}"
+    policy = {"cleanup.policy": "compact"} if topic == "waybill.ledger" else {}
+    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.bootstrap)
+    await admin.start()
+    await admin.create_topics([NewTopic(name, 1, replicas, topic_configs={**policy, **settings})])
+    await admin.close()
+    log = make_log(cluster.bootstrap, unique, partitions=1)
+    with pytest.raises(ConfigError, match=f"topic {name} {says}"):
+        await log.start()
+    allowed = make_log(cluster.bootstrap, unique, partitions=1, allow_unsafe=True)
+    await allowed.start()
+    await allowed.close()
+
+
+async def test_two_replicas_that_must_both_be_there_are_warned_of(
+    cluster: Cluster, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = make_log(cluster.bootstrap, unique, partitions=1)
+    log._topics = type(log._topics)(prefix=f"{unique}.", partitions=1, replication_factor=2)
+    await log.start()
+    await log.close()
+    assert "has 2 replicas and min.insync.replicas=2: while a broker is away nothing can be written" in caplog.text

@@ -20,14 +20,16 @@ OpenLog = Callable[..., Awaitable[KafkaLog]]
 def make_log(bootstrap: str, name: str, *, partitions: int = 2, **settings: Any) -> KafkaLog:
     """Make a log whose deployment and topics are named after ``name``; one routed topic, ``{name}.fleet``.
 
-    ``settings``: those of ``[log]``, and ``route`` in place of the default one.
+    ``settings``: those of ``[log]``, ``route`` in place of the default one, and ``allow_unsafe``.
     """
     route = settings.pop("route", Route(topic=f"{name}.fleet"))
+    allow_unsafe = settings.pop("allow_unsafe", False)
     return KafkaLog(
         {"bootstrap.servers": bootstrap, "session.timeout.ms": 6000, **settings},
         deployment=name,
         topics=Topics(prefix=f"{name}.", partitions=partitions),
         routes=[route],
+        allow_unsafe=allow_unsafe,
     )
 
 

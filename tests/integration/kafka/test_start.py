@@ -1,11 +1,13 @@
 """Start: topics made with the right settings, or checked (R4, R6, R8, B4); a Kafka that is not there."""
 
 import logging
+from pathlib import Path
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
+from fleet_simulator.processes import Process, waybill
 from tests.support.kafka_log import OpenLog, make_log
 from waybill.errors import ConfigError, Unavailable
 
@@ -54,10 +56,14 @@ async def _open_often(open_log: OpenLog) -> None:
         ("waybill.frames", {"message.timestamp.type": "CreateTime"}, "message.timestamp.type=LogAppendTime"),
         ("waybill.frames", {"max.message.bytes": "1048588"}, "max.message.bytes=4194304"),
         ("waybill.frames", {"retention.ms": "3600000"}, "retention.ms=604800000"),
+        ("waybill.frames", {"retention.bytes": "1000000"}, "retention.bytes=-1"),
         ("waybill.ledger", {"cleanup.policy": "delete"}, "cleanup.policy=compact"),
         ("waybill.ledger", {"cleanup.policy": "compact,delete"}, "cleanup.policy=compact"),
         ("waybill.commands", {"cleanup.policy": "compact"}, "cleanup.policy=delete"),
         ("waybill.command-status", {"cleanup.policy": "compact"}, "cleanup.policy=delete"),
+        ("waybill.dictionaries", {"cleanup.policy": "compact,delete"}, "cleanup.policy=compact"),
+        ("waybill.presence", {"cleanup.policy": "delete"}, "cleanup.policy=compact"),
+        ("fleet.dlq", {"cleanup.policy": "compact"}, "cleanup.policy=delete"),
         ("waybill.ledger", {"unclean.leader.election.enable": "true"}, "unclean.leader.election.enable=false"),
     ],
 )
@@ -73,6 +79,32 @@ async def test_r4_an_existing_topic_that_breaks_a_rule_is_an_error_with_its_mend
         await _open_often(open_log)
     assert f"--entity-name {name} --add-config {says}" in str(wrong.value)
     await open_log(allow_unsafe=True)
+
+
+async def test_an_unsafe_topic_ends_the_command_with_its_mend_unless_it_is_allowed(
+    open_log: OpenLog, unique: str, admin: AIOKafkaAdminClient, kafka: str, tmp_path: Path
+) -> None:
+    await open_log()
+    topic = f"{unique}.waybill.ledger"
+    await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"cleanup.policy": "delete"})])
+    with pytest.raises(ConfigError):
+        await _open_often(open_log)
+    config = tmp_path / "cloud.toml"
+    config.write_text(
+        f'deployment = "{unique}"\ndata = "data"\n[listener]\naddress = "127.0.0.1:0"\n'
+        f'[log]\nkind = "kafka"\n"bootstrap.servers" = "{kafka}"\n'
+        f'[topics]\nprefix = "{unique}."\npartitions = 2\n[[route]]\ntopic = "{unique}.fleet"\n'
+    )
+    command = waybill("cloud", "run", "--config", str(config))
+    refused = Process("refused", command, tmp_path / "refused")
+    with pytest.raises(Unavailable, match="ended with 2") as end:
+        await refused.start()
+    assert f"--entity-name {topic} --add-config cleanup.policy=compact" in str(end.value)
+    assert "--allow-unsafe" in str(end.value)
+    allowed = Process("allowed", [*command, "--allow-unsafe"], tmp_path / "allowed")
+    await allowed.start()
+    assert await allowed.stop() == 0
+    assert f"unsafe, but allowed: topic {topic}" in allowed.said()
 
 
 async def test_r4_frames_and_ledger_have_the_configured_number_of_partitions(

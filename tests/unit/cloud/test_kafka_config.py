@@ -29,7 +29,6 @@ def test_defaults() -> None:
     assert config.connection["security_protocol"] == "PLAINTEXT"
     assert config.compression == "zstd"
     assert (config.delivery, config.session, config.transaction, config.commit) == (10.0, 10.0, 60.0, 30.0)
-    assert not config.allow_unsafe
 
 
 def test_sasl_and_tls_reach_the_client_and_no_password_the_log() -> None:
@@ -62,7 +61,7 @@ def test_a_ca_is_found_beside_the_configuration(tmp_path: Path, key: str) -> Non
         ({"bootstrap.servers": 9092}, '"bootstrap.servers" must be a string, not 9092'),
         ({"session.timeout.ms": "10s"}, '"session.timeout.ms" must be a whole number'),
         ({"session.timeout.ms": 0}, '"session.timeout.ms" = 0: give milliseconds'),
-        ({"allow_unsafe": 1}, '"allow_unsafe" must be true or false'),
+        ({"allow_unsafe": True}, "unknown key 'allow_unsafe'"),
         ({"compression.type": "brotli"}, "use one of none, gzip, snappy, lz4, zstd"),
         ({"security.protocol": "TLS"}, "use one of PLAINTEXT, SSL, SASL_PLAINTEXT, SASL_SSL"),
         ({**SASL, "sasl.mechanism": "GSSAPI"}, "use one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512"),
