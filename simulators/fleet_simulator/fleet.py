@@ -7,11 +7,9 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 
-import msgspec
-
 from fleet_simulator.devices import Broker, Device
 from fleet_simulator.processes import until
-from fleet_simulator.vehicles import Vehicle
+from fleet_simulator.vehicles import TELEMETRY, Vehicle
 from fleet_simulator.verdict import Comparison
 
 TOPIC = "vehicles/{vehicle}/telemetry"
@@ -88,15 +86,16 @@ class Fleet:
                     comparison.acked(one.name, number)
 
     async def _drive(self, device: Device) -> None:
-        vehicle = Vehicle(device.name, self._seed)
+        vehicle = Vehicle(device.name, seed=self._seed, period=self._interval)
         topic = self._topic.format(vehicle=device.name)
         loop = asyncio.get_running_loop()
         # Spread over the interval, the same way each time.
         due = loop.time() + self._interval * (hash_of(device.name) % 1000) / 1000
         while True:
             await asyncio.sleep(due - loop.time())
-            said = vehicle.step(time.time_ns() // 1_000_000)
-            await device.publish(topic, msgspec.json.encode(said), said.seq)
+            for said in vehicle.step(time.time_ns() // 1_000_000, self._interval):
+                if said.stream == TELEMETRY:
+                    await device.publish(topic, said.payload, said.seq)
             due = max(due + self._interval, loop.time())
 
 

@@ -17,9 +17,9 @@ from typing import Final, TextIO
 import msgspec
 
 from fleet_simulator.devices import Broker, Device
-from fleet_simulator.drives import TIME_COLUMNS, Row, json_value, rows, seconds
 from fleet_simulator.fleet import TOPIC
 from fleet_simulator.readback import Acked
+from fleet_simulator.vehicles.drives import TIME_COLUMNS, Row, json_value, rows, seconds
 from waybill.errors import ConfigError
 
 MOST_VEHICLES: Final = 1000

@@ -6,10 +6,10 @@ from pathlib import Path
 import msgspec
 
 from fleet_simulator.deployment import Deployment, Plan
-from fleet_simulator.drives import rows, trips
 from fleet_simulator.processes import until
 from fleet_simulator.readback import read_acked
 from fleet_simulator.replay import Progress, Replay, acked_file, check, run
+from fleet_simulator.vehicles.drives import rows, trips
 from fleet_simulator.verdict import Comparison
 from tests.support.java_consumer import read_committed
 

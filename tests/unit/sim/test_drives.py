@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_simulator.drives import Row, drives, json_value, rows, seconds, trips
+from fleet_simulator.vehicles.drives import Row, json_value, recorded, recordings, rows, seconds, trips
 from waybill.errors import ConfigError
 
 
@@ -14,8 +14,8 @@ def write(path: Path, content: str | bytes) -> Path:
 
 
 def test_the_drives_that_come_with_the_package() -> None:
-    assert len(drives()) == 10
-    assert all(0 <= speed < 60 for drive in drives() for speed in drive.speeds)
+    assert len(recordings()) == 10
+    assert all(0 <= speed < 60 for name in recordings() for speed in recorded(name).speeds)
     assert sum(1 for trip in trips() for _ in rows(trip)) == 18_559
 
 

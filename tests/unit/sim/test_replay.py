@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fleet_simulator.devices import Broker
-from fleet_simulator.drives import trips
 from fleet_simulator.replay import Replay, acked_file, check, messages, run
+from fleet_simulator.vehicles.drives import trips
 from tests.unit.sim.peer import Peer
 from waybill.errors import ConfigError
 

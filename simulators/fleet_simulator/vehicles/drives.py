@@ -119,9 +119,14 @@ def trips() -> list[Traversable]:
 
 
 @functools.cache
-def drives() -> tuple[Drive, ...]:
-    """Return every drive that comes with the package: standard cycles, then recorded trips."""
-    return tuple(_drive(path) for path in _shipped("cycles") + _shipped("trips"))
+def recordings() -> tuple[str, ...]:
+    """Return the names of the drives that come with the package: standard cycles, then recorded trips."""
+    return tuple(path.name.removesuffix(".csv") for path in _shipped("cycles") + _shipped("trips"))
+
+
+def recorded(name: str) -> Drive:
+    """Return one of ``recordings()``; any other name is a KeyError."""
+    return _drive({path.name: path for path in _shipped("cycles") + _shipped("trips")}[f"{name}.csv"])
 
 
 def _shipped(folder: str) -> list[Traversable]:
