@@ -51,6 +51,7 @@ from cloud_ingest.status import (
 from waybill import logs, snapshot
 from waybill.errors import ConfigError, Locked, Refused, Unavailable
 from waybill.lifecycle import Tasks, say, spare_garbage_collection
+from waybill.systemd import keep_watchdog, notify
 from waybill.wire import Envelope
 
 if TYPE_CHECKING:
@@ -83,8 +84,10 @@ async def main(settings: Settings) -> int:
                 say(f"listening on {ingest.listener.websocket_address} (WebSocket)")
             if ingest.devices is not None:
                 say(f"listening on {ingest.devices.address} (devices)")
+            notify("READY=1")
             await ingest.tasks.until_stopped()
         finally:
+            notify("STOPPING=1")
             await ingest.stop()
     if isinstance(ingest.failure, ConfigError):
         raise ingest.failure
@@ -178,6 +181,7 @@ class Ingest:
         self.tasks.start("credit", self.listener.intake.renew_credit())
         self.tasks.start("commands: send", self.dispatcher.send())
         self.tasks.start("sampling", self._sample())
+        self.tasks.start("watchdog", keep_watchdog(lambda: self.log.busy_s))
 
     async def stop(self) -> None:
         """Stop everything, in the order of the data; bounded."""
@@ -195,6 +199,7 @@ class Ingest:
             "commands: send",
             "credit",
             "sampling",
+            "watchdog",
             "commands: read",
             "presence: follow",
             "presence: write",

@@ -47,6 +47,7 @@ from waybill.lifecycle import Tasks, say
 from waybill.mqtt.codec import ConnackCode
 from waybill.mqtt.settings import Answer, Client, ConnectInfo, Hooks
 from waybill.pki import server_context
+from waybill.systemd import keep_watchdog, notify
 from waybill.wire import Ack
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ class Agent:
                         self._say(f"subscribing at {source.settings.url} ({source.name})")
                     if self._uplinks is None:
                         self._say("no uplink is configured: messages are buffered and sent nowhere")
+                    notify("READY=1")
                     await self._tasks.until_stopped()
                 finally:
                     await self._stop_tasks()
@@ -245,6 +247,7 @@ class Agent:
             self._tasks.start("plan", self._meter.run())
         self._tasks.start("rates", self._sample())
         self._tasks.start("gauge", self._gauge.run())
+        self._tasks.start("watchdog", keep_watchdog(lambda: self._buffer.busy_s))
 
     async def _over(self, link: Link) -> None:
         """Use one connection to the cloud, until it is lost."""
@@ -265,6 +268,7 @@ class Agent:
                 await self._commands.receive(message)
 
     async def _stop_tasks(self) -> None:
+        notify("STOPPING=1")
         await asyncio.gather(self._server.close(), *(source.close() for source in self._sources))
         if self._presence is not None:
             with contextlib.suppress(Unavailable, TimeoutError):
@@ -283,6 +287,7 @@ class Agent:
             "plan",
             "rates",
             "gauge",
+            "watchdog",
         ):
             await self._tasks.cancel(name)
         if self._meter is not None:

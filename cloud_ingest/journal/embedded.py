@@ -97,6 +97,12 @@ class EmbeddedLog:
         """Which file this is, drawn when it was made; 0 before it is open."""
         return self._log_id
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds for which the writer's present work has been with the disk; 0 while it has none."""
+        began = None if self._writer is None else self._writer.began
+        return 0.0 if began is None else time.monotonic() - began
+
     async def start(self) -> None:
         """Open the file, or make it. Raises ConfigError, Locked."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -9,6 +9,7 @@ import asyncio
 import re
 import secrets
 import sqlite3
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -53,11 +54,20 @@ class Topic(NamedTuple):
 
 
 class Connection(aiosqlite.Connection):
-    """A connection in its thread that runs whole functions, so that a transaction costs one hop."""
+    """A connection in its thread that runs whole functions, so that a transaction costs one hop.
+
+    ``began``: when the newest one that has not returned began, monotonic seconds.
+    """
+
+    began: float | None = None
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``work(connection)`` in the thread."""
-        result: T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call] # aiosqlite's own hop
+        self.began = time.monotonic()
+        try:
+            result: T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call] # aiosqlite's own hop
+        finally:
+            self.began = None
         return result
 
     def ended(self) -> None:

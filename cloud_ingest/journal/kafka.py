@@ -129,6 +129,11 @@ class KafkaLog:
         await grow(self, self._admin, partitions, tell)
 
     @property
+    def busy_s(self) -> float:
+        """0: nothing is on this machine's disk, and what Kafka takes has limits of its own."""
+        return 0.0
+
+    @property
     def log_id(self) -> int:
         """Which topic of dictionaries this is; 0 before the start, and where Kafka gives topics no id (before 2.8)."""
         return self._log_id

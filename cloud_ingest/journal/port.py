@@ -136,6 +136,10 @@ class Log(Protocol):
         Gateways send their dictionary to each log that does not have it yet (R10).
         """
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds for which the writer's present work has been with this machine's disk; 0 while it has none."""
+
     async def start(self) -> None:
         """Connect; create the topics with the right settings, or check them. Raises ConfigError, Unavailable."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Concatenate, Final, Literal, ParamSpec, TypeVar, cast
@@ -70,10 +71,20 @@ class Connection(aiosqlite.Connection):
     def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
         super().__init__(connector, 64)
         self._thread.daemon = True
+        self._began: float | None = None
 
     async def run(self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``work(connection, …)`` in the connection's thread and return its result; its errors come through."""
-        return cast("T", await self._execute(work, self._conn, *args, **kwargs))  # type: ignore[no-untyped-call]
+        self._began = time.monotonic()
+        try:
+            return cast("T", await self._execute(work, self._conn, *args, **kwargs))  # type: ignore[no-untyped-call]
+        finally:
+            self._began = None
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds for which the work under way has taken; 0 while there is none."""
+        return 0.0 if self._began is None else time.monotonic() - self._began
 
     def ended(self) -> None:
         """Wait for the thread of a connection that could not be opened; it is on its way out."""

@@ -212,6 +212,11 @@ class Engine:
         """Whether a transaction is under way."""
         return self._lock.locked()
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds for which the work under way has been with the disk; 0 during a repair, which may copy gigabytes."""
+        return 0.0 if self._db is None else self._db.busy_s
+
     async def tend(self, work: Callable[..., T], *args: object) -> T | None:
         """Do what nobody waits for; None where it cannot be done now."""
         async with self._lock:

@@ -113,6 +113,11 @@ class SqliteBuffer:
         return self._engine.fault
 
     @property
+    def busy_s(self) -> float:
+        """Seconds for which the file's present work has been with the disk; 0 while there is none."""
+        return self._engine.busy_s
+
+    @property
     def alarm(self) -> str:
         """What was wrong with the file, and how many messages were lost since the start; mostly empty."""
         return self._engine.alarm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ class Fault:
     """Statements that begin with ``prefix`` fail, ``times`` of them after ``skip``.
 
     ``after``: the statement is done first, and fails then: an error that does not tell what happened.
-    ``file``: only on the database whose path ends so.
+    ``file``: only on the database whose path ends so. ``hangs``: no error, but no answer either until this is set.
     """
 
     prefix: str
@@ -35,6 +36,7 @@ class Fault:
     skip: int = 0
     after: bool = False
     file: str = ""
+    hangs: threading.Event | None = None
 
 
 @dataclass(slots=True)
@@ -70,6 +72,9 @@ def faulty(made: Disk) -> Iterator[None]:
                 made.log.append(sql)
             fault = made.due(sql, self.path)
             if fault is None:
+                return super().execute(sql, *args)
+            if fault.hangs is not None:
+                fault.hangs.wait()
                 return super().execute(sql, *args)
             if fault.after:
                 super().execute(sql, *args)
