@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+# Most tests wait for processes and disks. A file's tests stay together, since they share what they started.
+JOBS   ?= 3
+PARALLEL := --numprocesses $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-system test-long fuzz check bench kafka requirements venv clean
@@ -48,7 +51,7 @@ kafka: $(VENV)/.dev ## a real Kafka in the foreground, data in var/kafka; ARGS="
 	@$(BIN)/python deploy/kafka/kafka.py run var/kafka $(ARGS)
 
 test: $(VENV)/.dev ## unit, contract, property, integration and fault tests, against a real Kafka; ARGS=... to pytest
-	@$(PYTEST) $(ARGS)
+	@$(PYTEST) $(PARALLEL) $(ARGS)
 
 test-system: $(VENV)/.dev ## what needs root and system packages; installs those
 	@tests/system/install
