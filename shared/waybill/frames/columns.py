@@ -153,14 +153,23 @@ def unpack(raw: bytes | bytearray, count: int, max_size: int) -> tuple[list[tupl
     rows_of = _rows_of(body, counts)
     payloads = [_payloads(template, rows) for template, rows in zip(body.templates, rows_of, strict=True)]
     starts = [0] * len(body.templates)
-    feeds: list[tuple[int, int, bytes, Iterator[bytes]]] = []
-    for number, (at, source, flags, properties) in enumerate(body.series):
-        start, starts[at] = starts[at], starts[at] + counts[number]
-        feeds.append((source, flags, properties, iter(payloads[at][start : starts[at]])))
-    rows: list[Row] = []
-    for number, offset in zip(order, _numbers(body.offsets, count), strict=True):
-        source, flags, properties, feed = feeds[number]
-        rows.append((source, offset, flags, next(feed), properties))
+    feeds: list[Iterator[bytes]] = []
+    for number, one in enumerate(body.series):
+        start, starts[one.template] = starts[one.template], starts[one.template] + counts[number]
+        feeds.append(iter(payloads[one.template][start : starts[one.template]]))
+    sources = [one.source for one in body.series]
+    flags = [one.flags for one in body.series]
+    properties = [one.properties for one in body.series]
+    rows = list(
+        zip(
+            map(sources.__getitem__, order),
+            _numbers(body.offsets, count),
+            map(flags.__getitem__, order),
+            map(next, map(feeds.__getitem__, order)),
+            map(properties.__getitem__, order),
+            strict=True,
+        )
+    )
     return body.sources, rows, size
 
 
@@ -323,11 +332,21 @@ def _numbers(integers: _Integers, count: int) -> list[int]:
     width = len(planes) // steps if steps else 0
     if width > 8 or width * steps != len(planes):  # noqa: PLR2004 - bytes of 64 bits
         raise Corrupt(f"frame: {len(planes)} bytes cannot be {steps} integers")
-    wide = bytearray(8 * steps)
-    for plane in range(width):
-        wide[plane::8] = planes[plane * steps : (plane + 1) * steps]
-    zigzag = struct.unpack(f"<{steps}Q", wide)
-    numbers = list(accumulate([(one >> 1) ^ -(one & 1) for one in zigzag], initial=first))
-    if max(numbers) >= MAX_INTEGER or min(numbers) <= -MAX_INTEGER:
+    numbers = list(accumulate(_zigzag(planes, steps, width), initial=first))
+    # Most columns are too narrow to come near the limit.
+    if abs(first) + (steps << 8 * width) >= MAX_INTEGER and (
+        max(numbers) >= MAX_INTEGER or min(numbers) <= -MAX_INTEGER
+    ):
         raise Corrupt("frame: an integer of more than 62 bits")
     return numbers
+
+
+def _zigzag(planes: bytes, count: int, width: int) -> Sequence[int]:
+    """Return the ``count`` differences. One large integer holds them all, 64 bits each: half the time of a loop."""
+    wide = bytearray(8 * count)
+    for plane in range(width):
+        wide[plane::8] = planes[plane * count : (plane + 1) * count]
+    both = int.from_bytes(wide, "little")
+    odd = both & int.from_bytes(b"\1\0\0\0\0\0\0\0" * count, "little")
+    signed = (both ^ odd) >> 1 ^ (odd << 64) - odd
+    return struct.unpack(f"<{count}q", signed.to_bytes(8 * count, "little"))
