@@ -1,4 +1,7 @@
-"""``waybill edge``: run the agent, ask how it is, keep its password files. Heavy imports are in the functions."""
+"""``waybill edge``: set the agent up, run it, ask how it is, keep its password files.
+
+Heavy imports are in the functions.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,14 @@ from typing import Annotated
 
 import typer
 
+from edge_agent.setup import cli as setup
 from waybill.errors import ConfigError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="The agent on a gateway: run it, ask how it is.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="The agent on a gateway: set it up, run it, ask how it is."
+)
+for command in setup.COMMANDS:
+    app.command()(command)
 
 
 @app.command()

@@ -25,7 +25,7 @@ class Part(NamedTuple):
 
 
 PARTS: Mapping[str, Part] = {
-    "edge": Part("edge_agent.cli:app", "edge", "the agent on a gateway: run it, ask how it is"),
+    "edge": Part("edge_agent.cli:app", "edge", "the agent on a gateway: set it up, run it, ask how it is"),
     "cloud": Part("cloud_ingest.cli:app", "cloud", "the ingest: run it, read topics, audit, issue certificates"),
     "command": Part("cloud_ingest.command_cli:app", "cloud", "send a command to a device and follow it"),
     "fleet": Part("fleet_simulator.cli:app", "sim", "simulated vehicles, and replay of recorded drives"),

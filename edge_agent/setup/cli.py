@@ -1,0 +1,115 @@
+"""``waybill edge init``, ``install``, ``uninstall``. Heavy imports are in the functions."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from waybill.errors import ConfigError, Unavailable
+
+if TYPE_CHECKING:
+    from edge_agent.setup.install import Step
+
+RootOption = Annotated[Path, typer.Option("--root", metavar="DIR", help="Of an image; this machine without it.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would do, and do nothing.")]
+
+_ROOT: Final = Path("/")
+
+
+def init(  # noqa: PLR0913 - each is a flag
+    file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("agent.toml"),
+    *,
+    uplink: Annotated[str | None, typer.Option(metavar="URL", help="The ingest; none: keep everything here.")] = None,
+    certificates: Annotated[
+        str | None, typer.Option(metavar="DIR", help="This gateway's ca.pem, gateway.pem and gateway.key.")
+    ] = None,
+    gateway: Annotated[str | None, typer.Option(metavar="ID", help="Its id; by default as in its certificate.")] = None,
+    listen: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where devices connect.")] = None,
+    passwords: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Who may, beyond loopback; empty: anybody.")
+    ] = None,
+    devices: Annotated[str | None, typer.Option(metavar="COUNT", help="How many at most: sets the limits.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="Where messages are kept.")] = None,
+    buffer_gb: Annotated[str | None, typer.Option(metavar="GB", help="What waiting messages may take.")] = None,
+    budget_mb: Annotated[
+        str | None, typer.Option(metavar="MB", help="What the uplink may carry a month; 0: not metered.")
+    ] = None,
+) -> None:
+    """Write an agent.toml with comments; in a terminal it asks for what no flag says. Never overwrites."""
+    from edge_agent.setup import init as asking
+
+    if file.exists():
+        raise ConfigError(f"{file} is there already and stays as it is; name another, or remove it first")
+    flags = {
+        "--uplink": uplink,
+        "--certificates": certificates,
+        "--gateway": gateway,
+        "--listen": listen,
+        "--passwords": passwords,
+        "--devices": devices,
+        "--data": data,
+        "--buffer-gb": buffer_gb,
+        "--budget-mb": budget_mb,
+    }
+    given = {flag: value for flag, value in flags.items() if value is not None}
+    ask = asking.terminal(given, input, print) if sys.stdin.isatty() else asking.flags(given)
+    try:
+        answers = asking.asked(ask)
+    except EOFError as error:
+        raise ConfigError("no more answers; nothing was written") from error
+    asking.write(file, answers)
+    print(f"wrote {file}; waybill edge check --config {file} tries it out")
+
+
+def install(
+    *,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="To copy to /etc/waybill, where none is there.")
+    ] = None,
+    root: RootOption = _ROOT,
+    program: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The waybill that the unit starts; by default this one.")
+    ] = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Set the agent up as a service of systemd: user, directories, configuration, a hardened unit. Can be repeated."""
+    from edge_agent.setup import install as setting_up
+
+    _do(setting_up.install(root, config_file, program or setting_up.program()), root, dry_run=dry_run)
+
+
+def uninstall(
+    *,
+    root: RootOption = _ROOT,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Remove the configuration and the data, too: messages that wait are lost.")
+    ] = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Take the service away; the configuration and the data stay, unless --purge says otherwise."""
+    from edge_agent.setup import install as setting_up
+
+    _do(setting_up.uninstall(root, purge=purge), root, dry_run=dry_run)
+
+
+def _do(steps: Sequence[Step], root: Path, *, dry_run: bool) -> None:
+    if not dry_run and root == _ROOT and os.geteuid() != 0:
+        raise ConfigError("this changes the system: run it as root (sudo), or with --dry-run to see what it would do")
+    for step in steps:
+        if step.do is not None and not dry_run:
+            try:
+                step.do()
+            except OSError as error:
+                raise Unavailable(f"{step.text.strip()}: {error}; what is above is done, run it again") from error
+        print(step.text)
+    if dry_run:
+        print("nothing was changed (--dry-run)")
+
+
+COMMANDS: Final[Sequence[Callable[..., None]]] = (init, install, uninstall)
+"""In the order of use."""

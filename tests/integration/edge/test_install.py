@@ -1,0 +1,254 @@
+"""``waybill edge init``, ``install``, ``uninstall``: what they write, what they keep, what they refuse."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import pty
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from edge_agent import config
+from edge_agent.setup import init
+from waybill import pki
+from waybill.console.main import main
+
+PROGRAM = "/opt/waybill/bin/waybill"
+UNIT = "etc/systemd/system/waybill-edge.service"
+NOW = dt.datetime.now(dt.UTC)
+
+BASIC = ("--uplink", "mqtt://127.0.0.1:1", "--gateway", "gw1", "--data", "/var/lib/waybill")
+
+
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with Path(os.devnull).open() as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        yield
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    pki.ca_init(tmp_path / "ca", now=NOW)
+    pki.issue_gateway(tmp_path / "ca", tmp_path / "pki", "plant-7", now=NOW)
+    return tmp_path / "pki"
+
+
+def written(directory: Path, *arguments: str) -> Path:
+    path = directory / "agent.toml"
+    assert main(["edge", "init", str(path), *arguments]) == 0
+    return path
+
+
+def tree(root: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(root)): str(path.readlink()) if path.is_symlink() else path.read_text()
+        for path in root.rglob("*")
+        if not path.is_dir()
+    }
+
+
+def test_flags_make_a_file_that_the_agent_takes(tmp_path: Path, bundle: Path) -> None:
+    path = written(
+        tmp_path, "--uplink", "mqtts://ingest.example", "--certificates", str(bundle), "--listen", "0.0.0.0:1883",
+        "--devices", "500", "--budget-mb", "300", "--buffer-gb", "2",
+    )  # fmt: skip
+    made = config.load(path)
+    assert made.gateway == "plant-7"  # as its certificate says
+    assert made.uplinks[0].certificate == bundle / "gateway.pem"
+    assert 'certificate = "pki/gateway.pem"' in path.read_text()
+    assert made.uplinks[0].metered
+    assert made.plan is not None
+    assert made.plan.budget_bytes == 300_000_000
+    assert made.buffer.max_bytes == 2_000_000_000
+    assert made.limits.max_connections == 500
+    assert made.listeners[0].passwords == tmp_path / "users"
+    assert not made.listeners[0].lets_anybody
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert sorted(each.name for each in tmp_path.glob("agent*")) == ["agent.toml"]
+
+
+@pytest.mark.parametrize("devices", ["1", "200", "100000"])
+def test_the_comment_says_what_the_limits_allow(tmp_path: Path, devices: str) -> None:
+    path = written(tmp_path, *BASIC, "--devices", devices)
+    assert f"{config.memory_ceiling(config.load(path)) >> 20} MiB at most" in path.read_text()
+
+
+def test_anybody_beyond_loopback_has_to_be_said_and_none_is_no_uplink(tmp_path: Path) -> None:
+    path = written(tmp_path, "--uplink", "none", "--gateway", "g", "--listen", "0.0.0.0:1883", "--passwords", "")
+    made = config.load(path)
+    assert made.uplinks == ()
+    assert made.listeners[0].lets_anybody
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((), "--uplink: "),
+        (("--uplink", "ingest.example"), "write mqtts://HOST"),
+        ((*BASIC, "--gateway", "a/b"), "cannot name a gateway"),
+        ((*BASIC, "--listen", "1883"), "write HOST:PORT"),
+        ((*BASIC, "--devices", "many"), "--devices: 'many' is no number"),
+        ((*BASIC, "--devices", "1.5"), "a number from 1"),
+        ((*BASIC, "--data", "here"), "write the whole path"),
+        ((*BASIC, "--buffer-gb", "0"), "a number from 0.1"),
+        ((*BASIC, "--budget-mb", "-1"), "a number from 0"),
+        (("--uplink", "mqtts://h", "--certificates", "/none"), "ca.pem, gateway.pem, gateway.key not there"),
+    ],
+)
+def test_a_bad_answer_is_named_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: Sequence[str], text: str
+) -> None:
+    assert main(["edge", "init", str(tmp_path / "agent.toml"), *arguments]) == 2
+    assert text in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text("mine")
+    assert main(["edge", "init", str(path), *BASIC]) == 2
+    assert "stays as it is" in capsys.readouterr().err
+    assert path.read_text() == "mine"
+
+
+def test_in_a_terminal_it_asks_and_asks_again(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    here, there = pty.openpty()
+    command = [sys.executable, "-m", "waybill", "edge", "init", str(path), "--devices", "50"]
+    with subprocess.Popen(command, stdin=there, stdout=there, stderr=there) as asking:
+        os.write(here, b"nonsense\nmqtt://127.0.0.1:1\nmy gateway\ngw9\n\n/var/lib/waybill\n1.5\n0\n")
+        assert asking.wait(30) == 0
+    said = os.read(here, 1 << 16).decode()
+    os.close(here)
+    os.close(there)
+    assert "write mqtts://HOST" in said
+    assert "'my gateway' cannot name a gateway" in said
+    made = config.load(path)
+    assert (made.gateway, made.buffer.max_bytes, made.limits.max_connections) == ("gw9", 1_500_000_000, 50)
+
+
+def test_the_default_of_the_buffer_is_half_of_what_is_free(tmp_path: Path) -> None:
+    state = os.statvfs(tmp_path)
+    half = min(8 << 30, state.f_bavail * state.f_frsize / 2) / 10**9
+    assert abs(init.default_buffer_gb(tmp_path / "not" / "there") - half) < 0.2
+
+
+# --- install ---
+
+
+def install(root: Path, *arguments: str) -> int:
+    return main(["edge", "install", "--root", str(root), "--program", PROGRAM, *arguments])
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    made = tmp_path / "image"
+    made.mkdir()
+    return made
+
+
+def test_an_image_gets_user_configuration_and_unit_and_the_second_time_nothing(
+    tmp_path: Path, root: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(
+        tmp_path, "--uplink", "mqtts://h", "--certificates", str(bundle), "--data", "/var/lib/waybill", "--devices", "9"
+    )
+    assert install(root, "--config", str(path), "--dry-run") == 0
+    assert not list(root.iterdir())
+    assert install(root, "--config", str(path)) == 0
+    made = tree(root)
+    assert made["etc/waybill/agent.toml"] == path.read_text()
+    assert made["etc/waybill/pki/gateway.key"] == (bundle / "gateway.key").read_text()
+    assert stat.S_IMODE((root / "etc/waybill/pki/gateway.key").stat().st_mode) == 0o640
+    assert made["etc/sysusers.d/waybill.conf"].startswith("u waybill ")
+    assert made["etc/systemd/system/multi-user.target.wants/waybill-edge.service"] == "../waybill-edge.service"
+    assert f"ExecStart={PROGRAM} edge run --config /etc/waybill/agent.toml\n" in made[UNIT]
+    ceiling = config.memory_ceiling(config.load(path))
+    (limit,) = [line for line in made[UNIT].splitlines() if line.startswith("MemoryMax=")]
+    assert ceiling + (64 << 20) < int(limit.removeprefix("MemoryMax=").removesuffix("M")) << 20 < ceiling + (256 << 20)
+    config.load(root / "etc/waybill/agent.toml")
+    capsys.readouterr()
+    assert install(root) == 0
+    assert tree(root) == made
+    said = capsys.readouterr().out
+    assert "written" not in said
+    assert "kept       /etc/waybill/agent.toml" in said
+
+
+def test_a_configuration_that_is_there_is_never_overwritten_and_the_unit_is_ours(tmp_path: Path, root: Path) -> None:
+    assert install(root, "--config", str(written(tmp_path, *BASIC))) == 0
+    mine = (root / "etc/waybill/agent.toml").read_text() + "# mine\n"
+    (root / "etc/waybill/agent.toml").write_text(mine)
+    (root / UNIT).write_text("[Service]\n")
+    assert install(root, "--config", str(tmp_path / "agent.toml")) == 0
+    assert (root / "etc/waybill/agent.toml").read_text() == mine
+    assert "Type=notify" in (root / UNIT).read_text()
+
+
+def test_data_elsewhere_may_be_written(tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text('gateway = "g"\ndata = "/srv/waybill"\n')
+    assert install(root, "--config", str(path)) == 0
+    assert "ReadWritePaths=/srv/waybill\n" in (root / UNIT).read_text()
+    assert "make /srv/waybill yourself" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "said"),
+    [
+        (None, (), "write one (waybill edge init FILE)"),
+        ('data = "d"', (), 'write data = "/var/lib/waybill"'),
+        ('data = "/home/pi/d"', (), "does not see /home/pi/d"),
+        ('data = "/var/lib/waybill"', ("--program", "/home/pi/venv/bin/waybill"), "does not see what is below /home"),
+        ('data = "/var/lib/waybill"', ("--program", "waybill"), "write the whole path"),
+        ('data = "/var/lib/waybill"\n[[listener]]\npasswords = "/root/users"', (), "would not find /root/users"),
+        ('data = "/var/lib/waybill"\nunknown = 1', (), "unknown key"),
+    ],
+)
+def test_what_the_service_could_not_use_is_refused_and_nothing_is_changed(
+    tmp_path: Path,
+    root: Path,
+    capsys: pytest.CaptureFixture[str],
+    text: str | None,
+    arguments: Sequence[str],
+    said: str,
+) -> None:
+    path = tmp_path / "agent.toml"
+    if text is not None:
+        path.write_text(f'gateway = "g"\n{text}\n')
+        arguments = ("--config", str(path), *arguments)
+    assert install(root, *arguments) == 2
+    assert said in capsys.readouterr().err
+    assert not list(root.iterdir())
+
+
+def test_the_agent_is_taken_away_and_its_data_stays_unless_told(tmp_path: Path, root: Path) -> None:
+    assert install(root, "--config", str(written(tmp_path, *BASIC))) == 0
+    data = root / "var/lib/waybill"
+    data.mkdir(parents=True)
+    (data / "buffer.db").write_text("messages")
+    (root / "etc/passwd").write_text("not ours")
+    before = tree(root)
+    assert main(["edge", "uninstall", "--root", str(root), "--purge", "--dry-run"]) == 0
+    assert tree(root) == before
+    for _ in range(2):
+        assert main(["edge", "uninstall", "--root", str(root)]) == 0
+        assert tree(root).keys() == {"etc/waybill/agent.toml", "var/lib/waybill/buffer.db", "etc/passwd"}
+    assert main(["edge", "uninstall", "--root", str(root), "--purge"]) == 0
+    assert tree(root).keys() == {"etc/passwd"}
+
+
+@pytest.mark.parametrize("command", ["install", "uninstall"])
+def test_this_machine_is_changed_by_root_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    arguments = ["--program", PROGRAM, "--config", str(written(tmp_path, *BASIC))] if command == "install" else []
+    assert main(["edge", command, *arguments]) == 2
+    assert "as root" in capsys.readouterr().err
