@@ -38,6 +38,7 @@ KINDS: Final = 1000
 """Kinds of lines remembered; what was not said for longest is forgotten first."""
 
 _PRIORITIES: Final = {"critical": 2, "error": 3, "warning": 4, "info": 6, "debug": 7}
+_EXTRA: Final = ("gateway", "left_out", "left_out_of_others")
 _ABOUT: Final = {"event", "level", "logger", "timestamp", "exception"}
 
 Line = MutableMapping[str, Any]
@@ -101,6 +102,10 @@ class Limit(logging.Filter):
         return known
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """The one that this module has set up."""
+
+
 def set_up(settings: LogSettings | None = None, stream: TextIO | None = None, **about: str) -> None:
     """Let this process log to ``stream`` (default: stderr); ``about`` is said on every line, as ``gateway=…``.
 
@@ -108,11 +113,11 @@ def set_up(settings: LogSettings | None = None, stream: TextIO | None = None, **
     """
     settings = settings or LogSettings()
     stream = stream or sys.stderr
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(stream)
     handler.addFilter(Limit())
     handler.setFormatter(_formatter(_format(settings.format, stream), about))
     root = logging.getLogger()
-    for old in root.handlers[:]:
+    for old in [one for one in root.handlers if isinstance(one, _Handler)]:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(settings.level.upper())
@@ -130,13 +135,13 @@ def _format(asked: LogFormat, stream: TextIO) -> LogFormat:
 
 def _formatter(form: LogFormat, about: dict[str, str]) -> logging.Formatter:
     def bind(_logger: object, _method: str, line: Line) -> Line:
-        return {**about, **{key: value for key, value in line.items() if key != "taskName"}}
+        return {**about, **line}
 
     render = {"json": _json, "journald": _journald}.get(form, _text)
     return ProcessorFormatter(
         processors=[
             _time,
-            ExtraAdder(),
+            ExtraAdder(_EXTRA),
             bind,
             structlog.processors.format_exc_info,
             ProcessorFormatter.remove_processors_meta,

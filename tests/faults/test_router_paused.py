@@ -94,7 +94,7 @@ async def read(bootstrap: str, topic: str, count: int) -> dict[str, list[str]]:
         while len(await values(log, topic)) < count:  # noqa: ASYNC110 - other processes' doing
             await asyncio.sleep(0.2)
     found: dict[str, list[str]] = {}
-    for record in await read_committed(bootstrap, topic, silence=3.0):
+    for record in await read_committed(bootstrap, topic):
         found.setdefault(record.key, []).append(record.value)
     return found
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass
+from typing import Final
 
 from deploy.kafka.cluster import java
+
+SILENCE: Final = 10  # a busy machine may need some for the first record
 
 
 @dataclass(frozen=True)
@@ -21,14 +24,14 @@ class JavaRecord:
     value: str
 
 
-async def read_committed(bootstrap: str, topic: str, *, silence: float = 8.0) -> list[JavaRecord]:
-    """Return all committed records of ``topic``, each partition in order; ends when nothing came for ``silence`` s."""
+async def read_committed(bootstrap: str, topic: str) -> list[JavaRecord]:
+    """Return all committed records of ``topic``, each partition in order, when nothing came for SILENCE seconds."""
     shown = ["timestamp", "partition", "offset", "headers", "key", "value"]
     process = await asyncio.create_subprocess_exec(
         *java(tools=True),
         "org.apache.kafka.tools.consumer.ConsoleConsumer",
         *("--bootstrap-server", bootstrap, "--topic", topic, "--from-beginning"),
-        *("--isolation-level", "read_committed", "--timeout-ms", str(int(1000 * silence))),
+        *("--isolation-level", "read_committed", "--timeout-ms", str(1000 * SILENCE)),
         *(part for what in shown for part in ("--formatter-property", f"print.{what}=true")),
         *("--formatter-property", "headers.separator=\x1f", "--formatter-property", "key.separator=\x1e"),
         stdin=asyncio.subprocess.DEVNULL,

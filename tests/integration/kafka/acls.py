@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Final, NamedTuple
 
 from aiokafka import errors
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
+from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest, DescribeAclsRequest
 
 DOCUMENT: Final = Path(__file__).parents[3] / "docs" / "kafka.md"
 SETTINGS: Final = {
@@ -50,7 +51,7 @@ def documented(user: str, deployment: str, prefix: str, routes: Sequence[str]) -
 
 
 class Acls:
-    """What is allowed and denied on a broker."""
+    """What is allowed and denied on a broker. A call returns when the broker's authorizer knows of it."""
 
     def __init__(self, admin: AIOKafkaAdminClient) -> None:
         """Work through ``admin``, a super user's."""
@@ -77,12 +78,23 @@ class Acls:
         response = await self._admin._send_to_controller(CreateAclsRequest(*_fields(acl), permission))
         [(code, text)] = response.creation_responses
         assert errors.for_code(code) is errors.NoError, text
+        await self._until(acl, permission, there=True)
 
     async def _delete(self, acl: Acl, permission: int) -> None:
         response = await self._admin._send_to_controller(DeleteAclsRequest(*_fields(acl), permission))
         [(code, text, matching)] = response.filter_responses
         assert errors.for_code(code) is errors.NoError, text
         assert len(matching) == 1, f"{acl} was not there"
+        await self._until(acl, permission, there=False)
+
+    async def _until(self, acl: Acl, permission: int, *, there: bool) -> None:
+        """Wait: the controller answers before the broker has applied it."""
+        async with asyncio.timeout(30):
+            while True:
+                response = await self._admin._send_request(DescribeAclsRequest(*_fields(acl), permission))
+                if bool(response.resources) == there:
+                    return
+                await asyncio.sleep(0.05)
 
 
 def _fields(acl: Acl) -> tuple[int, str, int, str, str, int]:

@@ -406,7 +406,7 @@ async def test_the_documented_acls_are_enough(cluster: Cluster, acls: Acls, tmp_
     finally:
         code = await ingest.stop()
     assert code == 0
-    expected = (" INFO ", "plain TCP on", "Kafka has one broker")
+    expected = (" info ", "plain TCP on", "Kafka has one broker")
     said = [line for line in ingest.said().splitlines() if not any(text in line for text in expected)]
     assert said == [f"listening on 127.0.0.1:{free_port}"]
 
