@@ -31,7 +31,7 @@ _COOLANT: Final = 0.3  # of the fuel's heat
 
 
 class Engine:
-    """State of an engine. ``level``: percent of the tank. ``gear``: 0 at standstill. ``load``: percent of its power."""
+    """State of an engine. ``level``: percent of the tank. ``gear``: 0 at standstill. ``used``: litres burnt."""
 
     __slots__ = (
         "_band",
@@ -42,10 +42,9 @@ class Engine:
         "coolant_temperature",
         "filling",
         "gear",
+        "kilowatts",
         "level",
         "litres",
-        "litres_per_hour",
-        "load",
         "rpm",
         "used",
     )
@@ -59,11 +58,9 @@ class Engine:
         self.litres = model.tank * level / 100
         self.level = level
         self.used = 0.0
-        """Litres burnt."""
-        self.litres_per_hour = 0.0
         self.rpm = model.idle
         self.gear = 0
-        self.load = 0.0
+        self.kilowatts = 0.0
         self.filling = False
         self.attention = level < LOW
         """Whether ``low``, ``empty`` or ``fault`` say anything."""
@@ -84,7 +81,7 @@ class Engine:
         friction = self._friction * self.rpm
         coasting = wheels < -friction and self.gear > 0
         heat = 0.0 if coasting else min(power + friction, 1.3 * model.power) / model.efficiency
-        self.load = 0.0 if coasting else 100 * share
+        self.kilowatts = 0.0 if coasting else share * model.power / 1000
         self._burn(heat, dt)
         self._warm(heat, dt, ambient)
 
@@ -97,7 +94,7 @@ class Engine:
     def rest(self, dt: float, ambient: float) -> None:
         """Stand for ``dt`` seconds, the engine off."""
         self.gear = 0
-        self.rpm = self.load = self.litres_per_hour = 0.0
+        self.rpm = self.kilowatts = 0.0
         self._warm(0.0, dt, ambient)
 
     def _shift(self, speed: float, share: float) -> None:
@@ -119,7 +116,6 @@ class Engine:
         litres = min(heat * dt / LITRE, self.litres)
         self.litres -= litres
         self.used += litres
-        self.litres_per_hour = heat * 3600 / LITRE
         self.level = 100 * self.litres / self._model.tank
 
     def _warm(self, heat: float, dt: float, ambient: float) -> None:

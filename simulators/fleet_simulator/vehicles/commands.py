@@ -6,19 +6,23 @@
 ``lock``, ``unlock``  nothing                    ``locked``
 ``horn``            ``times``: 1 to 10, 1      ``times``
 ``charging-limit``  ``percent``: 30 to 100     ``percent``, ``was``
-``locate``          nothing                    latitude, longitude, heading under their VSS names
-``diagnostics``     nothing                    ``codes``, ``odometer`` (km), ``level`` (percent)
+``locate``          nothing                    where it is, under the VSS names
+``diagnostics``     nothing                    trouble codes and what telemetry says, under the VSS names
 ``clear-codes``     nothing                    ``cleared``: the codes
 ==================  =========================  =================================================
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Protocol
 
 import msgspec
 
-from fleet_simulator.vehicles.electric import LEAST_LIMIT
+from fleet_simulator.vehicles import signals
+from fleet_simulator.vehicles.combustion import Engine
+from fleet_simulator.vehicles.electric import LEAST_LIMIT, Battery
+from fleet_simulator.vehicles.profiles import Profile
+from fleet_simulator.vehicles.signals import Signal
 
 REMEMBERED: Final = 1000
 """Command ids that a vehicle remembers; the oldest is forgotten first."""
@@ -79,12 +83,53 @@ class Done(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-def parse(payload: bytes) -> Command:
-    """Read a payload. Raises msgspec.MsgspecError, whose text says what is wrong with which field."""
-    command: Command = _decoder.decode(payload)
-    return command
+class Commanded(Protocol):
+    """What a command has its effect on: a vehicle."""
+
+    locked: bool
+    codes: list[str]
+
+    @property
+    def profile(self) -> Profile:
+        """What kind it is."""
+
+    @property
+    def power(self) -> Battery | Engine | None:
+        """What drives it."""
+
+    def shown(self, *shown: Signal) -> Result:
+        """Return signals as they are now, by name."""
 
 
-def name_of(command: Command) -> str:
-    """Return a command's name."""
-    return str(command.__struct_config__.tag)
+def carry_out(vehicle: Commanded, payload: bytes) -> Done:
+    """Do what ``payload`` says and return what came of it; what cannot be done is said, not raised."""
+    try:
+        command: Command = _decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return Done("", ok=False, error=f"{error}: write, for example, {EXAMPLE}")
+    name = str(command.__struct_config__.tag)
+    can = vehicle.profile.commands
+    if name not in can:
+        return Done(name, ok=False, error=f"a {vehicle.profile.name} can only {', '.join(sorted(can))}")
+    return Done(name, ok=True, result=_effect(vehicle, command))
+
+
+def _effect(vehicle: Commanded, command: Command) -> Result:
+    match command:
+        case Lock() | Unlock():
+            vehicle.locked = isinstance(command, Lock)
+            return {"locked": vehicle.locked}
+        case Horn():
+            return {"times": command.times}
+        case ChargingLimit() if isinstance(vehicle.power, Battery):
+            was, vehicle.power.limit = vehicle.power.limit, float(command.percent)
+            return {"percent": command.percent, "was": round(was)}
+        case ClearCodes():
+            cleared, vehicle.codes = vehicle.codes, []
+            return {"cleared": cleared}
+        case Diagnostics():
+            return vehicle.shown(signals.CODES, *vehicle.profile.says)
+        case Locate():
+            return vehicle.shown(*signals.PLACE)
+        case _:
+            raise AssertionError(command)  # a profile that names what it cannot do

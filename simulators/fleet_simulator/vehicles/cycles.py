@@ -52,7 +52,7 @@ _HAUL: Final = ((0, 20), (30, 15), (62, 60), (84, 900), (78, 120), (85, 1300), (
 _PLANS: Final = {
     "urban": _Plan(_URBAN),
     "highway": _Plan((*_MOTORWAY, (121, 240), (96, 30), (129, 180), (70, 15), (0, 10)), up=1.2),
-    "commute": _Plan((*_URBAN, *_SUBURBAN, *_FAST, *_MOTORWAY, (0, 5)), up=1.15, down=1.2),
+    "commute": _Plan((*_URBAN, *_SUBURBAN, *_FAST, *_MOTORWAY[:4], (0, 5)), up=1.15, down=1.2),
     "delivery": _Plan(_ROUND, up=1.1, down=1.3),
     "bus-stops": _Plan(_STOPS, up=0.9, down=0.9),
     "long-haul": _Plan(_HAUL, up=0.35, down=0.6),

@@ -39,7 +39,7 @@ class Route:
             raise ConfigError(f"route: {len(points)} points are too many: leave out some, {_MOST_POINTS} are taken")
         line = [_checked(number, point) for number, point in enumerate(points, 1)]
         way = [*line, line[0]] if closed and line else line + line[-2::-1]
-        self._ends: list[float] = []
+        ends: list[float] = []
         self._legs: list[tuple[float, float, float, float, float, float, float, float]] = []
         end = 0.0
         for number, (here, there) in enumerate(itertools.pairwise(way), 1):
@@ -57,7 +57,8 @@ class Route:
                 (end, *here, (there[0] - here[0]) / length, east / length, rise / length, heading),
             )
             end += length
-            self._ends.append(end)
+            ends.append(end)
+        self._inner = ends[:-1]
         self.lap = end
         """Metres of a lap."""
         self.length = end if closed else end / 2
@@ -74,14 +75,12 @@ class Route:
 
     def grade(self, travelled: float) -> float:
         """Return rise over run after so many metres from the first point, in the direction that is driven."""
-        return self._legs[bisect_right(self._ends, travelled % self.lap) % len(self._legs)][6]
+        return self._legs[bisect_right(self._inner, travelled % self.lap)][6]
 
     def at(self, travelled: float) -> tuple[float, float, float, float]:
         """Return latitude, longitude, altitude and heading (degrees, 0 north, 90 east) after so many metres."""
         metre = travelled % self.lap
-        start, latitude, longitude, altitude, north, east, grade, heading = self._legs[
-            bisect_right(self._ends, metre) % len(self._legs)
-        ]
+        start, latitude, longitude, altitude, north, east, grade, heading = self._legs[bisect_right(self._inner, metre)]
         on = metre - start
         longitude += east * on
         if not -180 <= longitude <= 180:  # noqa: PLR2004 - the date line

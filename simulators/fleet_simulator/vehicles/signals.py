@@ -37,7 +37,8 @@ HEADING: Final = Signal("Vehicle.CurrentLocation.Heading", "heading", "%.1f", "d
 ALTITUDE: Final = Signal("Vehicle.CurrentLocation.Altitude", "altitude", "%.1f", "m")
 AIR: Final = Signal("Vehicle.Exterior.AirTemperature", "ambient", "%.1f", "celsius")
 LOCKED: Final = Signal("Vehicle.Cabin.Door.Row1.DriverSide.IsLocked", "locked_json", "%s", "")
-TROUBLES: Final = Signal("Vehicle.OBD.Status.DTCCount", "trouble_count", "%d", "")
+TROUBLES: Final = Signal("Vehicle.Diagnostics.DTCCount", "trouble_count", "%d", "")
+CODES: Final = Signal("Vehicle.Diagnostics.DTCList", "codes_json", "%s", "")
 
 CHARGE: Final = Signal(_BATTERY + "StateOfCharge.Current", "power.level", "%.2f", "percent")
 BATTERY_POWER: Final = Signal(_BATTERY + "CurrentPower", "power.battery_power", "%.0f", "W")
@@ -50,8 +51,8 @@ ENGINE_SPEED: Final = Signal(_ENGINE + "Speed", "power.rpm", "%.0f", "rpm")
 COOLANT: Final = Signal(_ENGINE + "EngineCoolant.Temperature", "power.coolant_temperature", "%.1f", "celsius")
 GEAR: Final = Signal("Vehicle.Powertrain.Transmission.CurrentGear", "power.gear", "%d", "")
 FUEL: Final = Signal(_FUEL + "AbsoluteLevel", "power.litres", "%.2f", "l")
-FUEL_RATE: Final = Signal("Vehicle.OBD.FuelRate", "power.litres_per_hour", "%.2f", "l/h")
-LOAD: Final = Signal("Vehicle.OBD.EngineLoad", "power.load", "%.0f", "percent")
+CONSUMED: Final = Signal(_FUEL + "ConsumptionSinceStart", "power.used", "%.3f", "l")
+ENGINE_POWER: Final = Signal(_ENGINE + "Power", "power.kilowatts", "%.0f", "kW")
 
 READING: Final = (Signal("t", "ambient", "%.1f", "celsius"), Signal("v", "cell_voltage", "%.2f", "V"))
 """What the constrained sensor says: names of one letter, because on its link each byte counts."""
@@ -59,7 +60,7 @@ READING: Final = (Signal("t", "ambient", "%.1f", "celsius"), Signal("v", "cell_v
 PLACE: Final = (LATITUDE, LONGITUDE, HEADING, ALTITUDE)
 VEHICLE: Final = (SPEED, ACCELERATION, DISTANCE, *PLACE, AIR, LOCKED, TROUBLES)
 ELECTRIC: Final = (CHARGE, BATTERY_POWER, BATTERY_TEMPERATURE, CHARGING, MOTOR_SPEED, MOTOR_TEMPERATURE)
-COMBUSTION: Final = (ENGINE_SPEED, COOLANT, GEAR, FUEL, FUEL_RATE, LOAD)
+COMBUSTION: Final = (ENGINE_SPEED, COOLANT, ENGINE_POWER, GEAR, FUEL, CONSUMED)
 SCOOTER: Final = (SPEED, DISTANCE, LATITUDE, LONGITUDE, CHARGE, CHARGING, BATTERY_TEMPERATURE)
 
 

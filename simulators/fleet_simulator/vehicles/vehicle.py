@@ -19,22 +19,7 @@ import msgspec
 
 from fleet_simulator.vehicles import cycles, signals, troubles
 from fleet_simulator.vehicles.combustion import Engine
-from fleet_simulator.vehicles.commands import (
-    EXAMPLE,
-    REMEMBERED,
-    ChargingLimit,
-    ClearCodes,
-    Command,
-    Diagnostics,
-    Done,
-    Horn,
-    Locate,
-    Lock,
-    Result,
-    Unlock,
-    name_of,
-    parse,
-)
+from fleet_simulator.vehicles.commands import REMEMBERED, Done, carry_out
 from fleet_simulator.vehicles.drives import Drive
 from fleet_simulator.vehicles.electric import Battery
 from fleet_simulator.vehicles.profiles import PROFILES, Electric, Profile
@@ -102,6 +87,8 @@ class Vehicle:
                 f"{name!r} cannot name a vehicle: it is a level of an MQTT topic, so it is not empty and has no '/', "
                 "'+' or '#'"
             )
+        if start is not None and not math.isfinite(start):
+            raise ConfigError(f"vehicle {name}: start {start:g}: give metres along the route")
         if period is not None and not 0 < period <= LONGEST:
             raise ConfigError(f"vehicle {name}: period {period:g}: give seconds between two messages, up to a day")
         self.name = name
@@ -127,9 +114,10 @@ class Vehicle:
         self._aired = -_AIRING
         level = 45 + 35 * drawn[8]
         self.power: Battery | Engine | None = None
-        if profile.power is not None:
-            kind = Battery if isinstance(profile.power, Electric) else Engine
-            self.power = kind(profile.power, profile.wheel, level, self.ambient)  # type: ignore[arg-type]
+        if isinstance(profile.power, Electric):
+            self.power = Battery(profile.power, profile.wheel, level, self.ambient)
+        elif profile.power is not None:
+            self.power = Engine(profile.power, profile.wheel, level, self.ambient)
         self.locked = self._parked
         self.codes: list[str] = []
         self._possible = troubles.possible(profile.power)
@@ -275,19 +263,20 @@ class Vehicle:
     def _breaks(self, code: str, at_ms: int, said: list[Said]) -> None:
         if code not in self.codes and len(self.codes) < troubles.MOST:
             self.codes.append(code)
-            said.append(self._event(at_ms, "trouble-code", signals.SPEED, code=code))
+            said.append(self._event(at_ms, "trouble-code", signals.CODES, signals.SPEED, code=code))
 
     def _event(self, at_ms: int, event: str, *shown: signals.Signal, code: str = "") -> Said:
         self._place()
-        more = {"code": code, "meaning": troubles.MEANINGS[code]} if code else {}
-        return self._say(EVENTS, at_ms, {"event": event, **more, **self._shown(*shown, *signals.PLACE)})
+        more: dict[str, object] = {"code": code, "meaning": troubles.MEANINGS[code]} if code else {}
+        return self._say(EVENTS, at_ms, {"event": event, **more, **self.shown(*shown, *signals.PLACE)})
 
     def _say(self, stream: str, at_ms: int, body: dict[str, object]) -> Said:
         self._seqs[stream] = seq = self._seqs[stream] + 1
         return Said(stream, seq, _encode({"vehicle": self.name, "stream": stream, "seq": seq, "ts": at_ms, **body}))
 
-    def _shown(self, *shown: signals.Signal) -> dict[str, object]:
-        return {one.name: msgspec.Raw((one.form % attrgetter(one.attribute)(self)).encode()) for one in shown}
+    def shown(self, *shown: signals.Signal) -> dict[str, object]:
+        """Return signals as they are now, by name."""
+        return {one.name: msgspec.Raw(one.form.encode() % attrgetter(one.attribute)(self)) for one in shown}
 
     # -- where it is --
 
@@ -320,17 +309,22 @@ class Vehicle:
     @property
     def seen_latitude(self) -> float:
         """Latitude as its receiver sees it, two metres off at most."""
-        return self.latitude + (self._chance() - 0.5) * 3e-5
+        return self.latitude + (self.travelled * 7.31 % 1 - 0.5) * 3e-5
 
     @property
     def seen_longitude(self) -> float:
         """Longitude as its receiver sees it."""
-        return self.longitude + (self._chance() - 0.5) * 3e-5
+        return self.longitude + (self.travelled * 5.77 % 1 - 0.5) * 3e-5
 
     @property
     def locked_json(self) -> bytes:
         """``locked`` as JSON."""
         return b"true" if self.locked else b"false"
+
+    @property
+    def codes_json(self) -> bytes:
+        """``codes`` as JSON."""
+        return _encode(self.codes)
 
     @property
     def trouble_count(self) -> int:
@@ -351,7 +345,7 @@ class Vehicle:
         """
         done = self._done.get(command_id)
         if done is None:
-            done = self._carry_out(payload)
+            done = carry_out(self, payload)
             self._done[command_id] = done
             self.acted[command_id] = 1 if done.ok else 0
             if len(self._done) > REMEMBERED:
@@ -359,36 +353,3 @@ class Vehicle:
                 del self._done[oldest], self.acted[oldest]
         body = {"id": command_id, "times": self.acted[command_id], **msgspec.structs.asdict(done)}
         return self._say(REPLIES, now_ms, body)
-
-    def _carry_out(self, payload: bytes) -> Done:
-        try:
-            command = parse(payload)
-        except msgspec.MsgspecError as error:
-            return Done("", ok=False, error=f"{error}: write, for example, {EXAMPLE}")
-        name = name_of(command)
-        if name not in self.profile.commands:
-            return Done(
-                name, ok=False, error=f"a {self.profile.name} can only {', '.join(sorted(self.profile.commands))}"
-            )
-        return Done(name, ok=True, result=self._effect(command))
-
-    def _effect(self, command: Command) -> Result:
-        match command:
-            case Lock() | Unlock():
-                self.locked = isinstance(command, Lock)
-                return {"locked": self.locked}
-            case Horn():
-                return {"times": command.times}
-            case ChargingLimit() if isinstance(self.power, Battery):
-                was, self.power.limit = self.power.limit, float(command.percent)
-                return {"percent": command.percent, "was": round(was)}
-            case ClearCodes():
-                cleared, self.codes = self.codes, []
-                return {"cleared": cleared}
-            case Diagnostics():
-                level = None if self.power is None else round(self.power.level, 2)
-                return {"codes": list(self.codes), "odometer": round(self.odometer_km, 3), "level": level}
-            case Locate():
-                return self._shown(*signals.PLACE)
-            case _:
-                raise AssertionError(command)

@@ -14,6 +14,17 @@ from waybill.errors import ConfigError
 
 NOW = 1_700_000_000_000
 
+PINNED = (
+    b'{"vehicle":"V7","stream":"telemetry","seq":1,"ts":1700000000000,"Vehicle.Speed":0.0,"Vehicle.Acceler'
+    b'ation.Longitudinal":0.00,"Vehicle.TraveledDistance":39003.703,"Vehicle.CurrentLocation.Latitude":41.'
+    b'845258,"Vehicle.CurrentLocation.Longitude":-87.997836,"Vehicle.CurrentLocation.Heading":174.3,"Vehic'
+    b'le.CurrentLocation.Altitude":194.7,"Vehicle.Exterior.AirTemperature":22.7,"Vehicle.Cabin.Door.Row1.D'
+    b'riverSide.IsLocked":false,"Vehicle.Diagnostics.DTCCount":0,"Vehicle.Powertrain.TractionBattery.State'
+    b'OfCharge.Current":75.01,"Vehicle.Powertrain.TractionBattery.CurrentPower":-450,"Vehicle.Powertrain.T'
+    b'ractionBattery.Temperature.Average":18.2,"Vehicle.Powertrain.TractionBattery.Charging.IsCharging":fa'
+    b'lse,"Vehicle.Powertrain.ElectricMotor.Speed":0,"Vehicle.Powertrain.ElectricMotor.Temperature":18.2}'
+)
+
 DIGESTS = """
 import hashlib, json
 from fleet_simulator.vehicles import PROFILES, Vehicle
@@ -41,6 +52,12 @@ def test_the_same_seed_says_the_same_in_another_process() -> None:
     first, second = (subprocess.run(command, capture_output=True, check=True, timeout=60).stdout for _ in range(2))
     assert first == second
     assert len(set(json.loads(first).values())) == len(PROFILES)
+
+
+def test_the_first_message_is_what_it_was_in_every_release() -> None:
+    # Pinned: a recorded run can be made again with a later release, another Python, another machine.
+    (first,) = Vehicle("V7", seed=1).step(NOW, 1.0)
+    assert first.payload == PINNED
 
 
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda one: one.name)
