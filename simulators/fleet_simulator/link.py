@@ -1,7 +1,7 @@
-"""A TCP relay that can be a bad link, without root: cut, black hole, half-open connections, delay.
+"""A TCP relay that can be a bad link, without root: cut, black hole, half-open connections, and any network's pace.
 
 It works on whole connections. It neither loses nor reorders bytes within one (TCP would mend that anyway): what it
-does is what applications see of a bad link.
+does is what applications see of a bad link; how late bytes come is worked out in :mod:`fleet_simulator.network.path`.
 
 ===============  =====================================================  =============================================
 call             connections that exist                                 new connections
@@ -17,38 +17,54 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 import struct
 from types import TracebackType
 from typing import Final, Self
 
+from fleet_simulator.network.path import PACKET, Path, Weather
+from fleet_simulator.network.profiles import Model
+
 _CHUNK: Final = 1 << 16
 _CHUNKS: Final = 64
 """Chunks that a delay may hold for one direction of a connection; then the sender waits, as with any full pipe."""
+
+_QUEUE: Final = 0.25
+"""Seconds that bytes may wait for their turn on a slow link before no more are taken: what a modem's buffer holds."""
 
 
 class _Pair:
     """One connection through the link: the two streams and the tasks between them."""
 
-    def __init__(self, client: asyncio.StreamWriter) -> None:
+    def __init__(self, client: asyncio.StreamWriter, weather: Weather, chance: random.Random) -> None:
         self.client = client
         self.target: asyncio.StreamWriter | None = None
         self.muted = False
+        self.up = Path(weather, chance.random, up=True)
+        self.down = Path(weather, chance.random, up=False)
 
 
 class Link:
     """Relays ``listen`` to ``target`` while started; all addresses are ``(host, port)``, port 0 for any free one."""
 
     def __init__(
-        self, target: tuple[str, int], listen: tuple[str, int] = ("127.0.0.1", 0), *, delay: float = 0.0
+        self,
+        target: tuple[str, int],
+        listen: tuple[str, int] = ("127.0.0.1", 0),
+        *,
+        network: Model | None = None,
+        seed: str = "",
     ) -> None:
-        """``delay``: seconds each way; may be set at any time."""
+        """``network``: how it behaves while it is whole; ``change`` sets another one. ``seed``: of its chances."""
         self.target = target
         self.address = listen
-        self.delay = delay
         self.bytes_up = 0
         self.bytes_down = 0
         self.connections = 0
+        self._lost = 0
+        self._chance = random.Random(seed)  # noqa: S311 - the same for the same seed is the point
+        self._weather = self._weather_of(network or Model())
         self._server: asyncio.Server | None = None
         self._open = asyncio.Event()
         self._open.set()
@@ -64,6 +80,28 @@ class Link:
     ) -> None:
         """Stop: refuse and reset everything."""
         await self.cut()
+
+    @property
+    def network(self) -> Model:
+        """How it behaves while it is whole."""
+        return self._weather.model
+
+    def change(self, network: Model) -> None:
+        """Behave like ``network`` from now on, for connections that exist, too."""
+        self._weather = self._weather_of(network)
+        for pair in self._pairs:
+            pair.up.change(self._weather)
+            pair.down.change(self._weather)
+
+    @property
+    def packets_lost(self) -> int:
+        """Packets whose loss held something up."""
+        return self._lost + sum(pair.up.lost + pair.down.lost for pair in self._pairs)
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether it is a black hole."""
+        return not self._open.is_set()
 
     @property
     def is_cut(self) -> bool:
@@ -88,11 +126,15 @@ class Link:
         """Let nothing pass, and say so to nobody."""
         self._open.clear()
 
-    def half_open(self) -> None:
-        """Reset the target's side of every connection; the client's side stays open and hears nothing any more."""
+    def half_open(self) -> int:
+        """Reset the target's side of every connection; the client's side stays open and hears nothing any more.
+
+        Return how many connections there were.
+        """
         for pair in self._pairs:
             pair.muted = True
             _reset(pair.target)
+        return len(self._pairs)
 
     async def restore(self) -> None:
         """End a cut or a black hole."""
@@ -100,13 +142,19 @@ class Link:
         if self._server is None:
             await self._listen()
 
+    def _weather_of(self, network: Model) -> Weather:
+        return Weather(network, self._chance.random, self._chance.expovariate)
+
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._accepted, *self.address)
+        # What the kernel holds is part of no network: little, or a slow link would look like a fast one.
+        for each in self._server.sockets:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _CHUNK)
         host, port = self._server.sockets[0].getsockname()[:2]
         self.address = (host, port)
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        pair = _Pair(writer)
+        pair = _Pair(writer, self._weather, self._chance)
         task = asyncio.current_task()
         if self._server is None or task is None:  # cut while this connection was on its way through the kernel
             _reset(writer)
@@ -118,6 +166,7 @@ class Link:
             try:
                 await self._relay(pair, reader)
             finally:
+                self._lost += pair.up.lost + pair.down.lost
                 del self._pairs[pair]
                 _reset(pair.client)
                 _reset(pair.target)
@@ -126,8 +175,8 @@ class Link:
         await self._open.wait()
         back, pair.target = await asyncio.open_connection(*self.target)
         pumps = {
-            asyncio.create_task(self._pump(pair, reader, pair.target, up=True), name="link up"),
-            asyncio.create_task(self._pump(pair, back, pair.client, up=False), name="link down"),
+            asyncio.create_task(self._pump(pair, reader, pair.target, pair.up), name="link up"),
+            asyncio.create_task(self._pump(pair, back, pair.client, pair.down), name="link down"),
         }
         try:
             await asyncio.wait(pumps, return_when=asyncio.FIRST_EXCEPTION)
@@ -138,7 +187,7 @@ class Link:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
 
-    async def _pump(self, pair: _Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
+    async def _pump(self, pair: _Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: Path) -> None:
         """Pass one direction on: bytes, then the end of the stream as such."""
         loop = asyncio.get_running_loop()
         waiting: asyncio.Queue[tuple[float, bytes | OSError]] = asyncio.Queue(_CHUNKS)
@@ -146,11 +195,13 @@ class Link:
         async def read() -> None:
             item: bytes | OSError = b"more"
             while item and not isinstance(item, OSError):
+                await asyncio.sleep(path.queued(loop.time()) - _QUEUE)
                 try:
-                    item = await reader.read(_CHUNK)
+                    item = await reader.read(min(_CHUNK, max(PACKET, int(path.rate * _QUEUE))) if path.rate else _CHUNK)
                 except OSError as error:
                     item = error
-                await waiting.put((loop.time() + self.delay, item))
+                size = 0 if isinstance(item, OSError) else len(item)
+                await waiting.put((path.arrival(loop.time(), size), item))
 
         reading = asyncio.create_task(read(), name="link read")
         try:
@@ -166,7 +217,7 @@ class Link:
                     return
                 writer.write(item)
                 await writer.drain()
-                if up:
+                if path is pair.up:
                     self.bytes_up += len(item)
                 else:
                     self.bytes_down += len(item)

@@ -15,6 +15,7 @@ from edge_agent.config import EdgeConfig, ForwardSettings
 from edge_agent.listener_config import LimitSettings
 from edge_agent.status import SOCKET, EdgeStatus
 from fleet_simulator.link import Link as Relay
+from fleet_simulator.network.profiles import Model
 from tests.integration.edge.agents import ANY, Running, publish, running
 from tests.integration.edge.peer import GATEWAY, Cloud, journal_it, listening, refuse_it, span, until, url
 from waybill import snapshot
@@ -70,7 +71,7 @@ async def test_where_each_frame_waits_for_the_link_they_go_in_columns(tmp_path: 
     said = [b'{"ts":%d,"speed":%.2f}' % (1_790_000_000_000 + 50 * n, n / 7) for n in range(3000)]
     async with (
         listening(Cloud(credit=1)) as cloud,  # one frame at a time
-        Relay(cloud.address, delay=0.02) as relay,
+        Relay(cloud.address, network=Model(delay_ms=20)) as relay,
         running(tmp_path, url(relay.address), ForwardSettings(frame_messages=100, linger_ms=0)) as agent,
     ):
         await publish(agent.port, said)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from fleet_simulator.link import Link
+from fleet_simulator.network.profiles import Model
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -121,7 +122,7 @@ async def test_a_target_that_is_away_looks_like_a_reset(free_port: int) -> None:
 
 async def test_delay_is_each_way_and_keeps_the_rate(link: Link, target: Target) -> None:
     near, far = await connected(link, target)
-    link.delay = 0.1
+    link.change(Model(delay_ms=100))
     loop = asyncio.get_running_loop()
     start = loop.time()
     for n in range(20):
@@ -131,3 +132,54 @@ async def test_delay_is_each_way_and_keeps_the_rate(link: Link, target: Target) 
     # Not a speed: no byte came sooner than the delay, and twenty did not wait for one another's.
     assert 0.1 <= loop.time() - start < 20 * 0.1
     close(near, far)
+
+
+async def test_a_rate_holds_for_a_connection_that_exists_and_ends_with_the_next_network(
+    link: Link, target: Target
+) -> None:
+    near, far = await connected(link, target)
+    link.change(Model(up_kbit=80))  # 10,000 bytes a second
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    near[1].write(bytes(5000))
+    assert len(await far[0].readexactly(5000)) == 5000
+    assert loop.time() - start >= 0.5
+    link.change(Model())
+    assert link.network == Model()
+    near[1].write(bytes(1 << 20))  # a hundred seconds of the network before
+    async with asyncio.timeout(20):
+        assert len(await far[0].readexactly(1 << 20)) == 1 << 20
+    close(near, far)
+
+
+async def test_losses_are_delays_and_are_counted(link: Link, target: Target) -> None:
+    near, far = await connected(link, target)
+    assert link.packets_lost == 0
+    link.change(Model(loss_good=0.3))
+    big = bytes(range(256)) * 50
+    near[1].write(big)
+    assert await far[0].readexactly(len(big)) == big
+    counted = link.packets_lost
+    assert counted > 0
+    await link.cut()
+    assert link.packets_lost == counted
+    close(near, far)
+
+
+async def test_a_slow_link_takes_no_more_than_it_can_pass_on(link: Link, target: Target) -> None:
+    """What does not fit waits at the sender, who notices, and not in the relay."""
+    near, far = await connected(link, target)
+    link.change(Model(up_kbit=8))
+    near[1].transport.set_write_buffer_limits(high=0)
+    near[1].write(bytes(16 << 20))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(near[1].drain(), 0.3)
+    assert link.bytes_up < 5000
+    close(near, far)
+
+
+async def test_half_open_says_how_many_connections_there_were(link: Link, target: Target) -> None:
+    assert link.half_open() == 0
+    ends = await connected(link, target)
+    assert link.half_open() == 1
+    close(*ends)
