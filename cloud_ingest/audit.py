@@ -35,6 +35,8 @@ class LaneAudit(msgspec.Struct, frozen=True):
     dropped, and how many.
     ``missing``: the undeclared gaps, first and last seq. ``pending``: gaps that may still be filled; ``journaled`` of
     these are in the journal and not routed yet.
+    ``dropped_spans``, ``dead_spans``: the numbers of what was dropped and of dead letters, as far as the ledger keeps
+    them: the newest 512 intervals of each.
     """
 
     gateway: str
@@ -52,6 +54,8 @@ class LaneAudit(msgspec.Struct, frozen=True):
     missing_count: int
     missing: tuple[Interval, ...]
     alarms: tuple[str, ...]
+    dropped_spans: tuple[Interval, ...] = ()
+    dead_spans: tuple[Interval, ...] = ()
 
 
 class LostFrames(msgspec.Struct, frozen=True):
@@ -170,6 +174,8 @@ def _lanes(entries: Mapping[Key, Entry], waiting: Mapping[Key, Intervals]) -> It
             count,
             tuple(missing),
             tuple(alarm.name.lower().replace("_", "-") for alarm in Alarm if entry.alarms & alarm and alarm.name),
+            tuple(entry.dropped),
+            tuple(entry.dead),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -11,17 +12,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fleet_simulator import judge_cli
 from waybill.errors import ConfigError
 
 if TYPE_CHECKING:
     from fleet_simulator.devices import Broker
+    from fleet_simulator.ledger import Ledger
     from fleet_simulator.replay import Checked, Progress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Simulated vehicles, and replay of recorded drives.")
 
 To = Annotated[str, typer.Option("--to", help="the broker: HOST:PORT, mqtt://[USER:PASSWORD@]HOST:PORT or mqtts://…")]
 Ca = Annotated[Path | None, typer.Option("--ca", help="with mqtts://: PEM file of the CA to believe")]
-AckedFile = Annotated[Path | None, typer.Option("--acked", help="write each acknowledged vehicle and seq to this file")]
+LedgerFile = Annotated[
+    Path | None, typer.Option("--ledger", help="note what is published and acknowledged in this file")
+]
 Topic = Annotated[str, typer.Option(help="MQTT topic of a message, with {vehicle} for the id")]
 
 
@@ -36,7 +41,7 @@ def replay(  # noqa: PLR0913, PLR0917 - the options of a command
     columns: Annotated[str, typer.Option(help="the columns to send, with commas between; all, if not given")] = "",
     time_column: Annotated[str | None, typer.Option(help="column with the time: seconds, or date and time")] = None,
     topic: Topic = "vehicles/{vehicle}/telemetry",
-    acked: AckedFile = None,
+    ledger: LedgerFile = None,
     ca: Ca = None,
     patience: Annotated[float, typer.Option(help="give up after so many seconds in which nothing moved")] = 60.0,
 ) -> None:
@@ -45,15 +50,15 @@ def replay(  # noqa: PLR0913, PLR0917 - the options of a command
     Ends when every message is acknowledged. Exit code 1 if some are not.
     """
     from fleet_simulator.devices import Broker
-    from fleet_simulator.replay import Replay, acked_file, check, run
+    from fleet_simulator.replay import Replay, check, run
 
     wanted = tuple(name.strip() for name in columns.split(",") if name.strip())
     plan = Replay(tuple(files), _speed(speed), id_from, wanted, time_column, topic)
     broker = Broker.parse(to, ca)
     checked = check(plan)
     _note(f"{sum(checked.vehicles.values())} messages of {len(checked.vehicles)} vehicles to {broker}{_time(checked)}")
-    with acked_file(acked) as file:
-        done = asyncio.run(run(checked, broker, patience=patience, acked=file, tell=_teller()))
+    with _noting(ledger) as notes:
+        done = asyncio.run(run(checked, broker, patience=patience, ledger=notes, tell=_teller()))
     print(f"acked {done.acked} of {done.rows} messages of {len(checked.vehicles)} vehicles")
     if not done.complete:
         _note(f"gave up: {done.rows - done.acked} messages are not acknowledged: {broker}: {done.why()}")
@@ -68,7 +73,7 @@ def run_fleet(  # noqa: PLR0913, PLR0917
     interval: Annotated[float, typer.Option(min=0.001, help="seconds between two messages of a vehicle")] = 1.0,
     seed: Annotated[int, typer.Option(help="the same seed, the same drives")] = 1,
     topic: Topic = "vehicles/{vehicle}/telemetry",
-    acked: AckedFile = None,
+    ledger: LedgerFile = None,
     ca: Ca = None,
     patience: Annotated[float, typer.Option(help="seconds to wait at the end for what is not acknowledged")] = 60.0,
 ) -> None:
@@ -80,34 +85,10 @@ def run_fleet(  # noqa: PLR0913, PLR0917
         raise ConfigError(f"topic {topic!r}: write {{vehicle}} for the vehicle's id, and no wildcard")
     names = {f"V{number}": broker for number in range(1, vehicles + 1)}
     _note(f"{vehicles} vehicles to {broker} for {seconds:g} s")
-    raise typer.Exit(asyncio.run(_drive(names, seconds, interval, seed, topic, acked, patience)))
+    raise typer.Exit(asyncio.run(_drive(names, seconds, interval, seed, topic, ledger, patience)))
 
 
-@app.command()
-def verdict(
-    acked: Annotated[Path, typer.Option("--acked", help="file of acknowledgements that replay or run wrote")],
-    records: Annotated[Path | None, typer.Argument(help="records, as tail --json prints them; else stdin")] = None,
-) -> None:
-    """Compare what was acknowledged with what was read back; exit code 1 if it is not there once and in order.
-
-    For example: waybill cloud tail fleet.telemetry --json --from-beginning --end … | waybill fleet verdict --acked FILE
-    """
-    from fleet_simulator.readback import read_acked, read_line
-    from fleet_simulator.verdict import Comparison
-
-    comparison = Comparison()
-    read_acked(comparison, acked)
-    try:
-        with records.open("rb") if records else sys.stdin.buffer as lines:
-            for line in lines:
-                read_line(comparison, line)
-    except OSError as error:
-        raise ConfigError(f"{records}: cannot be read: {error.strerror}") from error
-    outcome = comparison.verdict()
-    for example in outcome.examples:
-        _note(example)
-    print(outcome.line())
-    raise typer.Exit(0 if outcome.passed else 1)
+app.command()(judge_cli.verdict)
 
 
 async def _drive(
@@ -116,23 +97,14 @@ async def _drive(
     interval: float,
     seed: int,
     topic: str,
-    acked: Path | None,
+    ledger: Path | None,
     patience: float,
 ) -> int:
-    import msgspec
-
     from fleet_simulator.fleet import Fleet
-    from fleet_simulator.readback import Acked
-    from fleet_simulator.replay import acked_file
     from waybill.errors import Unavailable
 
-    with acked_file(acked) as file:
-
-        def on_acked(vehicle: str, seq: int) -> None:
-            if file is not None:
-                file.write(msgspec.json.encode(Acked(vehicle, seq)).decode() + "\n")
-
-        fleet = Fleet(names, seed=seed, interval=interval, topic=topic, on_acked=on_acked)
+    with _noting(ledger) as notes:
+        fleet = Fleet(names, seed=seed, interval=interval, topic=topic, ledger=notes)
         failure = ""
         async with fleet.driving():
             await asyncio.sleep(seconds)
@@ -145,6 +117,12 @@ async def _drive(
     if failure:
         _note(f"gave up: {failure}")
     return 1 if failure or not fleet.acked else 0
+
+
+def _noting(path: Path | None) -> contextlib.AbstractContextManager[Ledger | None]:
+    from fleet_simulator.ledger import Ledger
+
+    return contextlib.nullcontext() if path is None else Ledger(path)
 
 
 def _speed(text: str) -> float | None:

@@ -30,7 +30,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from fleet_simulator.verdict import Ranges
+from fleet_simulator.numbers import Ranges
 from waybill.config import address
 from waybill.errors import ConfigError
 from waybill.pki import client_context

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from fleet_simulator.devices import Broker, Device
+from fleet_simulator.ledger import Ledger
 from fleet_simulator.processes import until
 from fleet_simulator.vehicles import TELEMETRY, Vehicle
 from fleet_simulator.verdict import Comparison
@@ -25,12 +26,14 @@ class Fleet:
         seed: int = 0,
         interval: float = 1.0,
         topic: str = TOPIC,
-        on_acked: Callable[[str, int], None] | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         """``interval``: seconds between two messages of a vehicle. ``topic``: with the placeholder {vehicle}."""
+        on_acked = None if ledger is None else recorder(ledger)
         self.devices = {
             name: Device(name, broker, seed=seed, on_acked=on_acked) for name, broker in sorted(brokers.items())
         }
+        self._ledger = ledger
         self._interval = interval
         self._seed = seed
         self._topic = topic
@@ -79,11 +82,12 @@ class Fleet:
         return sum(one.connected for one in self.devices.values())
 
     def into(self, comparison: Comparison) -> None:
-        """Tell ``comparison`` what was acknowledged."""
+        """Tell ``comparison`` what was published and acknowledged."""
         for one in self.devices.values():
+            if one.published:
+                comparison.published(one.name, TELEMETRY, 1, one.published)
             for first, last in one.acked:
-                for number in range(first, last + 1):
-                    comparison.acked(one.name, number)
+                comparison.acked(one.name, TELEMETRY, first, last)
 
     async def _drive(self, device: Device) -> None:
         vehicle = Vehicle(device.name, seed=self._seed, period=self._interval)
@@ -95,8 +99,19 @@ class Fleet:
             await asyncio.sleep(due - loop.time())
             for said in vehicle.step(time.time_ns() // 1_000_000, self._interval):
                 if said.stream == TELEMETRY:
+                    if self._ledger is not None:
+                        self._ledger.published(device.name, TELEMETRY, said.seq, said.seq, time.time_ns())
                     await device.publish(topic, said.payload, said.seq)
             due = max(due + self._interval, loop.time())
+
+
+def recorder(ledger: Ledger) -> Callable[[str, int], None]:
+    """Return what notes in ``ledger`` that a message of a vehicle was acknowledged."""
+
+    def acked(vehicle: str, seq: int) -> None:
+        ledger.acked(vehicle, TELEMETRY, seq, seq, time.time_ns())
+
+    return acked
 
 
 def hash_of(name: str) -> int:

@@ -8,11 +8,11 @@ that go on where the one before of the same vehicle and stream ended share them.
 The file is a sequence of blocks::
 
     WBL1 | CRC-32 of the rest | bytes of ranges | bytes of items | ranges | items         little endian, 4 × 4 bytes
-    a range: lane × 2 + (0 published, 1 acked) | count | first | at_ns                    4, 4, 8, 8 bytes
+    a range: stream × 2 + (0 published, 1 acked) | count | first | at_ns                    4, 4, 8, 8 bytes
     items: a MessagePack array of arrays; the first field of each is its name
 
-A *lane* is here a vehicle and a stream, numbered in the order in which they are first named. All times are
-nanoseconds since 1970 UTC of the runner's clock, as ``time.time_ns`` has them.
+Streams, each of one vehicle, are numbered in the order in which they are first named. All times are nanoseconds since
+1970 UTC of the runner's clock, as ``time.time_ns`` has them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _WAIT: Final = 200_000_000
 _MOST: Final = 0xFFFF_FFFF
 
 
-class Lane(msgspec.Struct, frozen=True, array_like=True, tag="lane"):
+class Stream(msgspec.Struct, frozen=True, array_like=True, tag="stream"):
     """A vehicle's stream gets the number that ranges name it by."""
 
     number: int
@@ -119,7 +119,7 @@ class Torn(msgspec.Struct, frozen=True, array_like=True, tag="torn"):
     size: int
 
 
-Item = Lane | Behind | About | Note | Sample | Asked | Counted | Command | End | Torn
+Item = Stream | Behind | About | Note | Sample | Asked | Counted | Command | End | Torn
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Item]).decode
@@ -140,7 +140,7 @@ class Ledger:
             raise ConfigError(
                 f"ledger {path}: cannot be made: {error.strerror}; name a directory of its own"
             ) from error
-        self._lanes: dict[tuple[str, str], int] = {}
+        self._streams: dict[tuple[str, str], int] = {}
         self._open: dict[int, tuple[int, int, int]] = {}  # by tag: a range that may grow: first, next, at_ns
         self._ranges = bytearray()
         self._items: list[Item] = []
@@ -255,9 +255,9 @@ class Ledger:
         self.close(ended=kind is None)
 
     def _range(self, kind: int, vehicle: str, stream: str, first: int, last: int, at_ns: int) -> None:
-        tag = self._lanes.get((vehicle, stream))
+        tag = self._streams.get((vehicle, stream))
         if tag is None:
-            tag = self._lane(vehicle, stream)
+            tag = self._stream(vehicle, stream)
         tag |= kind
         if not 0 < first <= last <= HIGHEST:
             raise ValueError(f"{vehicle} {stream}: {first} to {last} are no numbers from 1 on")
@@ -278,10 +278,10 @@ class Ledger:
             self._ranges += _RANGE.pack(tag, count, first, at_ns)
             first += count
 
-    def _lane(self, vehicle: str, stream: str) -> int:
-        number = len(self._lanes)
-        self._items.append(Lane(number, vehicle, stream))
-        tag = self._lanes[vehicle, stream] = 2 * number
+    def _stream(self, vehicle: str, stream: str) -> int:
+        number = len(self._streams)
+        self._items.append(Stream(number, vehicle, stream))
+        tag = self._streams[vehicle, stream] = 2 * number
         return tag
 
     def _command(self, at_ns: int, command: str, vehicle: str, state: str) -> None:
@@ -296,13 +296,13 @@ class Ledger:
 
 
 class Block(msgspec.Struct, frozen=True):
-    """What was written at once; the lanes that ``ranges`` name are in ``items`` of this block or an earlier one."""
+    """What was written at once; the streams that ``ranges`` name are in ``items`` of this block or an earlier one."""
 
     ranges: bytes
     items: list[Item]
 
     def spans(self) -> Iterator[tuple[int, int, int, int]]:
-        """Yield (lane × 2 + PUBLISHED or ACKED, count, first, at_ns) in the order in which they were noted."""
+        """Yield (stream × 2 + PUBLISHED or ACKED, count, first, at_ns) in the order in which they were noted."""
         return _RANGE.iter_unpack(self.ranges)
 
 

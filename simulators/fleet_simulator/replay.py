@@ -8,17 +8,18 @@ twice: once to check everything, so that nothing is sent of what cannot be sent 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final
 
 import msgspec
 
 from fleet_simulator.devices import Broker, Device
-from fleet_simulator.fleet import TOPIC
-from fleet_simulator.readback import Acked
+from fleet_simulator.fleet import TOPIC, recorder
+from fleet_simulator.ledger import Ledger
+from fleet_simulator.vehicles import TELEMETRY
 from fleet_simulator.vehicles.drives import TIME_COLUMNS, Row, json_value, rows, seconds
 from waybill.errors import ConfigError
 
@@ -181,43 +182,28 @@ class Progress:
         return next((one.error for one in self.devices.values() if one.error), "no acknowledgement came")
 
 
-@contextlib.contextmanager
-def acked_file(path: Path | None) -> Iterator[TextIO | None]:
-    """Open a new file for acknowledgements, a line each at once. Raises ConfigError where it exists."""
-    if path is None:
-        yield None
-        return
-    try:
-        file = path.open("x", buffering=1, encoding="utf-8")
-    except FileExistsError as error:
-        raise ConfigError(f"{path} exists and is not overwritten: numbers begin anew; name another file") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
-    with file:
-        yield file
-
-
 async def run(
     checked: Checked,
     broker: Broker,
     *,
     patience: float = 60.0,
-    acked: TextIO | None = None,
+    ledger: Ledger | None = None,
     tell: Callable[[Progress], None] = lambda _: None,
     window: int = 100,
 ) -> Progress:
     """Send everything; return when all is acknowledged, or nothing moved for ``patience`` seconds.
 
-    ``tell`` is called several times a second. ``acked`` takes a line for each acknowledgement.
+    ``tell`` is called several times a second. ``ledger`` takes what is published and acknowledged.
     """
     loop = asyncio.get_running_loop()
     progress = Progress(sum(checked.vehicles.values()), moved=loop.time())
+    noted = None if ledger is None else recorder(ledger)
 
     def on_acked(vehicle: str, seq: int) -> None:
         progress.acked += 1
         progress.moved = loop.time()
-        if acked is not None:
-            acked.write(msgspec.json.encode(Acked(vehicle, seq)).decode() + "\n")
+        if noted is not None:
+            noted(vehicle, seq)
 
     progress.devices = {
         name: Device(name, broker, window=window, commands=False, on_acked=on_acked) for name in checked.vehicles
@@ -225,7 +211,7 @@ async def run(
     start = loop.time()
     tasks = [asyncio.create_task(one.run(), name=f"device {one.name}") for one in progress.devices.values()]
     tasks += [
-        asyncio.create_task(_send(checked.replay, path, start, progress), name=f"replay {path}")
+        asyncio.create_task(_send(checked.replay, path, start, progress, ledger), name=f"replay {path}")
         for path in checked.replay.files
     ]
     try:
@@ -242,12 +228,14 @@ async def run(
     return progress
 
 
-async def _send(replay: Replay, path: Path, start: float, progress: Progress) -> None:
+async def _send(replay: Replay, path: Path, start: float, progress: Progress, ledger: Ledger | None) -> None:
     loop = asyncio.get_running_loop()
     for message in messages(replay, path):
         if replay.speed is not None:
             await asyncio.sleep(start + message.at / replay.speed - loop.time())
         device = progress.devices[message.vehicle]
+        if ledger is not None:
+            ledger.published(message.vehicle, TELEMETRY, message.seq, message.seq, time.time_ns())
         progress.busy += 1
         try:
             await device.publish(replay.topic.format(vehicle=message.vehicle), message.payload, message.seq)

@@ -40,7 +40,7 @@ def judged(fleet: Fleet, sink: MemorySink) -> Verdict:
     for number, (client, _, payload) in enumerate(sink.messages, 1):
         said = msgspec.json.decode(payload)
         ce_id = f"gw/1/telemetry/{number}"
-        comparison.read(said["vehicle"], said["seq"], key=client, partition=0, ce_id=ce_id)
+        comparison.read(said["vehicle"], "telemetry", said["seq"], key=client, place=("t", 0), ce_id=ce_id)
     return comparison.verdict()
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import msgspec
 
 from fleet_simulator.deployment import Deployment, Plan
+from fleet_simulator.judging import Source, judge, load
+from fleet_simulator.ledger import Ledger
 from fleet_simulator.processes import until
-from fleet_simulator.readback import read_acked
-from fleet_simulator.replay import Progress, Replay, acked_file, check, run
+from fleet_simulator.replay import Progress, Replay, check, run
 from fleet_simulator.vehicles.drives import rows, trips
-from fleet_simulator.verdict import Comparison
 from tests.support.java_consumer import read_committed
 
 ROWS = 18_559
@@ -40,28 +40,29 @@ async def test_each_row_is_in_the_topic_once_and_in_order(kafka: str, tmp_path: 
             if not cut and now.acked > ROWS // 4:
                 cut.append(asyncio.create_task(outage(), name="outage"))
 
-        with acked_file(tmp_path / "acked") as file:
-            done = await run(checked, site.broker, acked=file, tell=tell, window=20)
+        with Ledger(tmp_path / "noted") as ledger:
+            done = await run(checked, site.broker, ledger=ledger, tell=tell, window=20)
         progress.append(done)
         assert done.acked == ROWS
         assert cut, "the replay was over before the cut"
         await cut[0]
 
-        verdict = await deployment.compared(lambda comparison: read_acked(comparison, tmp_path / "acked"), 120)
-        assert verdict.passed, verdict.examples
+        source = Source(["--config", str(deployment.config)], [deployment.topic], audited=True)
+        report = await judge(tmp_path / "noted", source, drain=120)
+        assert report.line == f"verdict: PASS delivered={ROWS} lost=0 duplicated=0 out_of_order=0", report.checks
         assert site.link.connections >= 2
         records = await read_committed(kafka, deployment.topic)
 
-    comparison = Comparison()
-    read_acked(comparison, tmp_path / "acked")
+    _, comparison = load(tmp_path / "noted")
     said: dict[str, list[dict[str, object]]] = {name: [] for name in checked.vehicles}
     for record in records:
         value = msgspec.json.decode(record.value)
         comparison.read(
             value["vehicle"],
+            "telemetry",
             value["seq"],
             key=record.key,
-            partition=record.partition,
+            place=(deployment.topic, record.partition),
             ce_id=record.headers["ce_id"],
         )
         said[value["vehicle"]].append(value)

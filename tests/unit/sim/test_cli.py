@@ -43,19 +43,19 @@ def record(vehicle: str, seq: int, offset: int) -> str:
 def test_replay_then_verdict(broker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trip, acked, records = tmp_path / "V1.csv", tmp_path / "acked", tmp_path / "records"
     trip.write_text("cycle_sec,speed\n" + "".join(f"{n},{n}.5\n" for n in range(50)))
-    assert main(["fleet", "replay", str(trip), "--to", broker, "--speed", "max", "--acked", str(acked)]) == 0
+    assert main(["fleet", "replay", str(trip), "--to", broker, "--speed", "max", "--ledger", str(acked)]) == 0
     assert capsys.readouterr().out == "acked 50 of 50 messages of 1 vehicles\n"
     lines = [record("V1", n + 1, n) for n in range(50)]
     records.write_text("\n".join(lines))
-    assert main(["fleet", "verdict", "--acked", str(acked), str(records)]) == 0
+    assert main(["fleet", "verdict", str(acked), str(records)]) == 0
     assert capsys.readouterr().out == "verdict: PASS delivered=50 lost=0 duplicated=0 out_of_order=0\n"
     records.write_text("\n".join(lines[:-1]))
-    assert main(["fleet", "verdict", "--acked", str(acked), str(records)]) == 1
+    assert main(["fleet", "verdict", str(acked), str(records)]) == 1
     said = capsys.readouterr()
     assert said.out == "verdict: FAIL delivered=49 lost=1 duplicated=0 out_of_order=0\n"
-    assert said.err == "lost: V1 seq 50\n"
+    assert "  V1 telemetry seq 50\n" in said.err
     records.write_text("\n".join([*lines, "no JSON", '{"partition":0,"offset":9,"value":"not ours"}']))
-    assert main(["fleet", "verdict", "--acked", str(acked), str(records)]) == 1
+    assert main(["fleet", "verdict", str(acked), str(records)]) == 1
 
 
 def test_run(broker: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +86,7 @@ def test_a_replay_that_cannot_end_says_why(free_port: int, tmp_path: Path, capsy
         (["replay", "nowhere.csv", "--speed", "-1"], "--speed '-1'"),
         (["replay", "nowhere.csv", "--to", "nowhere"], "write HOST:PORT"),
         (["run", "--topic", "x"], "topic 'x': write {vehicle}"),
-        (["verdict", "--acked", "nowhere"], "nowhere: cannot be read: No such file"),
+        (["verdict", "nowhere"], "nowhere: cannot be read: No such file"),
     ],
 )
 def test_what_is_wrong_exits_2_without_a_traceback(
@@ -97,10 +97,3 @@ def test_what_is_wrong_exits_2_without_a_traceback(
     said = capsys.readouterr().err
     assert told in said
     assert "Traceback" not in said
-
-
-def test_a_wrong_line_of_acknowledgements(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    acked = tmp_path / "acked"
-    acked.write_text('{"vehicle":"V1","seq":1}\n{"vehicle":"V1"}\n')
-    assert main(["fleet", "verdict", "--acked", str(acked), str(acked)]) == 2
-    assert f"{acked}:2: " in capsys.readouterr().err

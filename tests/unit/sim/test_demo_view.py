@@ -57,8 +57,8 @@ def test_the_plain_line() -> None:
 
 def test_the_outcome_fails_with_the_verdict_or_the_command() -> None:
     comparison = Comparison()
-    comparison.acked("V1", 1)
-    comparison.read("V1", 1, key="V1", partition=0, ce_id="g/1/telemetry/1")
+    comparison.acked("V1", "telemetry", 1, 1)
+    comparison.read("V1", "telemetry", 1, key="V1", place=("t", 0), ce_id="g/1/telemetry/1")
     good = Outcome(comparison.verdict(), "ok", (("lost", "0"),))
     assert good.passed
     assert good.line == "verdict: PASS delivered=1 lost=0 duplicated=0 out_of_order=0 command=ok"

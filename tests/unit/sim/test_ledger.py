@@ -19,10 +19,10 @@ from fleet_simulator.ledger import (
     Counted,
     End,
     Item,
-    Lane,
     Ledger,
     Note,
     Sample,
+    Stream,
     Torn,
     read,
 )
@@ -60,7 +60,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         About("scenario", msgspec.Raw(msgspec.msgpack.encode("commute"))),
         About("topics", msgspec.Raw(msgspec.msgpack.encode(["fleet.telemetry"]))),
         Behind("V1", "depot"),
-        Lane(0, "V1", "telemetry"),
+        Stream(0, "V1", "telemetry"),
         Note(S, "fault", "depot", "killed"),
         Sample(S, "backlog", "depot", 2.5),
         Asked("kills", "depot", 1),
@@ -68,7 +68,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         Command(S, "c1", "V1", "sent"),
         Command(S, "c1", "V1", "acted"),
         Command(S, "c1", "V1", "done"),
-        Lane(1, "V1", "events"),
+        Stream(1, "V1", "events"),
         End(),
     ]
     assert sorted(spans(path)) == [(PUBLISHED, 1, 3), (ACKED, 1, 1)]

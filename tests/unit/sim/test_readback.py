@@ -39,7 +39,7 @@ def tail(code: str) -> list[str]:
 )
 def test_what_is_not_a_vehicles_message_fails_the_verdict(line: str) -> None:
     comparison = Comparison()
-    comparison.acked("V1", 1)
+    comparison.acked("V1", "telemetry", 1, 1)
     read_line(comparison, LINE)
     assert comparison.verdict().passed
     read_line(comparison, line)
@@ -48,7 +48,7 @@ def test_what_is_not_a_vehicles_message_fails_the_verdict(line: str) -> None:
 
 async def test_a_tail_is_read_to_its_end() -> None:
     comparison = Comparison()
-    comparison.acked("V1", 1)
+    comparison.acked("V1", "telemetry", 1, 1)
     assert await read_topic(comparison, tail(f"print({LINE!r})")) == 1
     assert comparison.verdict().passed
 
@@ -60,5 +60,5 @@ async def test_a_tail_that_fails_says_why() -> None:
 
 async def test_a_tail_without_end_is_killed() -> None:
     code = f"import time; print({LINE!r}, flush=True); time.sleep(60)"
-    with pytest.raises(Unavailable, match="no end after 1 s and [01] records"):
+    with pytest.raises(Unavailable, match="no end after 1 s and [01] lines"):
         await read_topic(Comparison(), tail(code), patience=1)

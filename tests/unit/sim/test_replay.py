@@ -1,7 +1,6 @@
 """Replay: what a file becomes, what is refused before anything is sent, and how it ends."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fleet_simulator.devices import Broker
-from fleet_simulator.replay import Replay, acked_file, check, messages, run
+from fleet_simulator.ledger import ACKED, PUBLISHED, Ledger, read
+from fleet_simulator.replay import Replay, check, messages, run
 from fleet_simulator.vehicles.drives import trips
 from tests.unit.sim.peer import Peer
 from waybill.errors import ConfigError
@@ -104,16 +104,19 @@ def test_one_vehicle_in_two_files_has_no_order(trip: Path, tmp_path: Path) -> No
 
 async def test_sends_each_row_once_and_notes_what_was_acknowledged(trip: Path, tmp_path: Path, peer: Peer) -> None:
     checked = check(Replay((trip,), None))
-    with acked_file(tmp_path / "acked") as file:
-        done = await run(checked, Broker(*peer.address[:2]), acked=file)
+    with Ledger(tmp_path / "noted") as ledger:
+        done = await run(checked, Broker(*peer.address[:2]), ledger=ledger)
     assert done.complete
     assert [(p.topic, p.payload) for p in peer.publishes()] == [
         ("vehicles/V1/telemetry", m.payload) for m in messages(checked.replay, trip)
     ]
-    lines = (tmp_path / "acked").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [{"vehicle": "V1", "seq": n} for n in (1, 2, 3)]
-    with pytest.raises(ConfigError, match="exists and is not overwritten"), acked_file(tmp_path / "acked"):
-        pass
+    noted = [
+        (tag, number)
+        for block in read(tmp_path / "noted")
+        for tag, count, first, _ in block.spans()
+        for number in range(first, first + count)
+    ]
+    assert sorted(noted) == [(kind, number) for kind in (PUBLISHED, ACKED) for number in (1, 2, 3)]
 
 
 async def test_keeps_the_pace_of_the_recording(trip: Path, peer: Peer) -> None:

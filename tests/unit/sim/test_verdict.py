@@ -19,7 +19,7 @@ class Record:
     def into(self, comparison: Comparison) -> None:
         key = self.vehicle if self.key is None else self.key
         ce_id = f"gw/7/telemetry/{self.number}"
-        comparison.read(self.vehicle, self.seq, key=key, partition=self.partition, ce_id=ce_id)
+        comparison.read(self.vehicle, "telemetry", self.seq, key=key, place=("t", self.partition), ce_id=ce_id)
 
 
 TOPIC = [Record(f"V{n % 3}", n // 3 + 1, n + 1, partition=n % 3) for n in range(30)]
@@ -27,8 +27,10 @@ TOPIC = [Record(f"V{n % 3}", n // 3 + 1, n + 1, partition=n % 3) for n in range(
 
 def judge(records: list[Record], acked: list[tuple[str, int]] | None = None) -> Verdict:
     comparison = Comparison()
+    for record in TOPIC:
+        comparison.published(record.vehicle, "telemetry", record.seq, record.seq)
     for vehicle, seq in [(r.vehicle, r.seq) for r in TOPIC] if acked is None else acked:
-        comparison.acked(vehicle, seq)
+        comparison.acked(vehicle, "telemetry", seq, seq)
     for record in records:
         record.into(comparison)
     return comparison.verdict()
@@ -46,13 +48,13 @@ def test_everything_once_and_in_order_passes() -> None:
 def test_one_record_removed(at: int) -> None:
     verdict = judge(TOPIC[:at] + TOPIC[at + 1 :])
     assert verdict.line() == "verdict: FAIL delivered=29 lost=1 duplicated=0 out_of_order=0"
-    assert verdict.examples == (f"lost: {TOPIC[at].vehicle} seq {TOPIC[at].seq}",)
+    assert verdict.examples == (f"lost: {TOPIC[at].vehicle} telemetry seq {TOPIC[at].seq}",)
 
 
 def test_a_whole_vehicle_removed() -> None:
     verdict = judge([r for r in TOPIC if r.vehicle != "V1"])
     assert verdict.lost == 10
-    assert verdict.examples == ("lost: V1 seq 1 to 10",)
+    assert verdict.examples == ("lost: V1 telemetry seq 1 to 10",)
 
 
 @pytest.mark.parametrize("number", [11, 99], ids=["the same ce_id", "another ce_id"])
@@ -106,15 +108,15 @@ def test_a_number_given_to_two_messages() -> None:
 
 def test_an_id_that_is_none() -> None:
     comparison = Comparison()
-    comparison.acked("V1", 1)
-    comparison.read("V1", 1, key="V1", partition=0, ce_id="")
+    comparison.acked("V1", "telemetry", 1, 1)
+    comparison.read("V1", "telemetry", 1, key="V1", place=("t", 0), ce_id="")
     assert not comparison.verdict().passed
 
 
 def test_a_foreign_record() -> None:
     comparison = Comparison()
-    comparison.acked("V1", 1)
-    comparison.read("V1", 1, key="V1", partition=0, ce_id="gw/7/telemetry/1")
+    comparison.acked("V1", "telemetry", 1, 1)
+    comparison.read("V1", "telemetry", 1, key="V1", place=("t", 0), ce_id="gw/7/telemetry/1")
     assert comparison.verdict().passed
     comparison.unreadable("partition 0 offset 1")
     assert not comparison.verdict().passed

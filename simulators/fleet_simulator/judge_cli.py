@@ -1,0 +1,97 @@
+"""``waybill fleet verdict`` and ``report``: was everything delivered that was acknowledged, and how it went."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from waybill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fleet_simulator.judging import Lines, Source
+    from fleet_simulator.report.model import Report
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="the run's directory, or its ledger alone")]
+
+
+def verdict(
+    run: RunArgument,
+    records: Annotated[
+        str | None, typer.Argument(help="a file of records, as tail --json prints them; - for stdin; else from Kafka")
+    ] = None,
+    *,
+    topic: Annotated[list[str] | None, typer.Option("--topic", help="read this topic instead of the run's own")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="of the ingest that has the topics")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="of an ingest on the embedded log")] = None,
+    bootstrap: Annotated[
+        str | None, typer.Option("--bootstrap", help="HOST:PORT of any Kafka without security")
+    ] = None,
+    drain: Annotated[float, typer.Option(help="read again for so many seconds while something is missing")] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="print the whole report as JSON")] = False,
+) -> None:
+    """Compare what was acknowledged with what is in the topics. Exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE.
+
+    In the directory of a run the report is kept as report.json, for waybill fleet report.
+    """
+    from fleet_simulator import judging
+    from fleet_simulator.checks import EXIT_CODES
+    from fleet_simulator.report.model import to_json
+
+    where = [*_option("--config", config_file), *_option("--data", data), *_option("--bootstrap", bootstrap)]
+    found = asyncio.run(judging.judge(run, _source(run, records, topic or [], where), drain=drain))
+    if run.is_dir():
+        _write(run / "report.json", to_json(found))
+    if as_json:
+        print(to_json(found).decode())
+    else:
+        _print(found)
+    raise typer.Exit(EXIT_CODES[found.outcome])
+
+
+def _source(run: Path, records: str | None, topics: list[str], where: list[str]) -> Lines | Source | None:
+    from fleet_simulator import judging
+
+    if records is not None:
+        if topics or where:
+            raise ConfigError("give either RECORDS, or where the topics are")
+        return judging.Lines(_lines(records))
+    if not (topics or where):
+        return None
+    facts = judging.facts_of(judging.ledger_of(run))
+    known = topics or facts.topics
+    if not known:
+        raise ConfigError(f"{run}: the ledger does not say which topics: name them with --topic")
+    return judging.Source(where or facts.source, known, audited=facts.waybill)
+
+
+def _lines(records: str) -> Iterator[bytes]:
+    try:
+        with sys.stdin.buffer if records == "-" else Path(records).open("rb") as file:
+            yield from file
+    except OSError as error:
+        raise ConfigError(f"{records}: cannot be read: {error.strerror}") from error
+
+
+def _print(found: Report) -> None:
+    for check in found.checks:
+        if check.outcome != "PASS":
+            print(f"{check.outcome}: {check.title}: {check.text}", file=sys.stderr)
+            for finding in check.findings:
+                print(f"  {finding}", file=sys.stderr)
+    print(found.line)
+
+
+def _option(name: str, value: object) -> list[str]:
+    return [] if value is None else [name, str(value)]
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error

@@ -1,0 +1,99 @@
+"""What a report holds; as JSON it is ``report.json``. Counts are messages where nothing else is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from fleet_simulator.accounts import Account
+from fleet_simulator.checks import Check, Commands, Counter, Word
+from fleet_simulator.report.series import Line
+from fleet_simulator.verdict import StreamTally
+from waybill.errors import ConfigError, UnknownVersion
+
+VERSION = 1
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """The verdict's numbers, see :class:`fleet_simulator.verdict.Verdict`. ``records``: read back, of all kinds."""
+
+    published: int
+    acked: int
+    delivered: int
+    unacked: int
+    declared: int
+    lost: int
+    duplicated: int
+    out_of_order: int
+    misplaced: int
+    unknown: int
+    reused: int
+    disagreeing: int
+    records: int
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that happened, see :meth:`fleet_simulator.ledger.Ledger.note`. ``at_ms``: since 1970 UTC."""
+
+    at_ms: int
+    kind: str
+    subject: str
+    text: str
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """From ``ts`` in the payload to the record's timestamp, in milliseconds. ``early``: messages that came before."""
+
+    p50: float
+    p95: float
+    p99: float
+    longest: float
+    early: int
+
+
+class Report(msgspec.Struct, frozen=True):
+    """A run and its verdict. ``began_ms``, ``ended_ms``: of what is noted, since 1970 UTC; 0 where nothing is."""
+
+    version: int
+    outcome: Word
+    line: str
+    scenario: str
+    facts: dict[str, str]
+    began_ms: int
+    ended_ms: int
+    counts: Counts
+    checks: tuple[Check, ...]
+    accounts: tuple[Account, ...]
+    commands: Commands
+    faults: tuple[Counter, ...]
+    latency: Latency | None
+    streams: tuple[StreamTally, ...]
+    lines: tuple[Line, ...]
+    events: tuple[Event, ...]
+    left_out: dict[str, int] = {}
+
+
+def to_json(report: Report) -> bytes:
+    """Return ``report`` as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=1)
+
+
+def from_file(path: Path) -> Report:
+    """Read what ``to_json`` made. Raises ConfigError, UnknownVersion."""
+    try:
+        data = path.read_bytes()
+        version = msgspec.json.decode(data, type=_Version).version
+        if version != VERSION:
+            raise UnknownVersion(str(path), version, (VERSION,))
+        return msgspec.json.decode(data, type=Report)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}; waybill fleet verdict DIRECTORY makes it"
+        ) from error
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"{path}: not a report: {error}") from error
+
+
+class _Version(msgspec.Struct):
+    version: int
