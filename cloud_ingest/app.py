@@ -7,7 +7,7 @@
                     ▲                         │
                     │ envelopes               ▼ Log.own_partitions
                 Dispatcher ◀── Log.follow   Router.route ──▶ topics, dead letters, ledger, command-status
-    tools ──▶ DATA/cloud.sock: snapshot, append
+    tools ──▶ DATA/cloud.sock: snapshot, append, command
 
 A log that is away stops nobody: gateways connect, frames are answered ``retry``, and it is tried again until it is
 there. Shutdown follows the data: answer what was taken, let go of the gateways, end the routing, close the log.
@@ -26,11 +26,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from cloud_ingest import command_record
 from cloud_ingest.command_record import DIRECT
 from cloud_ingest.commands import Dispatcher
 from cloud_ingest.config import Kafka, Settings
 from cloud_ingest.devices import Devices
 from cloud_ingest.journal.keys import partition_of
+from cloud_ingest.journal.port import OutRecord
 from cloud_ingest.listener import Listener
 from cloud_ingest.logs import from_fields, open_log
 from cloud_ingest.node_frames import NodeFrames
@@ -171,7 +173,7 @@ class Ingest:
             self.tasks.start("devices: passwords", self.devices.auth.watch(self.devices.server.disconnect))
             self.tasks.start("devices: report", self.devices.report())
         await self._stack.enter_async_context(
-            snapshot.serve(self._settings.socket, self.snapshot, {"append": self._append})
+            snapshot.serve(self._settings.socket, self.snapshot, {"append": self._append, "command": self._command})
         )
         if isinstance(self.listener, Listener):
             self.tasks.start("mqtt", self.listener.server.died())
@@ -262,6 +264,13 @@ class Ingest:
         record = from_fields(request)
         if record.topic != self._settings.config.topics.commands:
             raise Refused(f"{record.topic}: only {self._settings.config.topics.commands} is written by hand")
+        await self._write(record)
+
+    async def _command(self, request: dict[str, Any]) -> None:
+        """Write a command that a tool gives by its fields. Raises Refused, Unavailable."""
+        await self._write(command_record.record(request.get("command"), self._settings.config.topics.commands))
+
+    async def _write(self, record: OutRecord) -> None:
         if self._fault:
             raise Unavailable(self._fault)
         await self.log.append(record)

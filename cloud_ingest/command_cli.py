@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import secrets
 import sys
 import time
@@ -17,8 +16,9 @@ import typer
 from cloud_ingest import command_record, logs
 from cloud_ingest.config import Topics
 from cloud_ingest.following import Readable, following
-from cloud_ingest.journal.port import CaughtUp, OutRecord
+from cloud_ingest.journal.port import CaughtUp
 from cloud_ingest.where import BootstrapOption, ConfigOption, DataOption, located
+from waybill.config import milliseconds
 from waybill.errors import ConfigError, Unavailable
 from waybill.printable import printable
 from waybill.wire import CommandStatus
@@ -28,27 +28,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Send a comma
 TERMINAL: Final = frozenset({"done", "expired", "rejected"})
 """States after which nothing more is said of a command."""
 
-_SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _decode_status = msgspec.json.Decoder(CommandStatus).decode
-
-
-def milliseconds(text: str) -> int:
-    """Read a time span such as ``60s``, ``5m``, ``1.5h``, ``2d``. Raises ConfigError."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)", text)
-    if not found or not (span := int(float(found[1]) * _SECONDS[found[2]] * 1000)):
-        raise ConfigError(f"{text!r} is no time span: write a number and ms, s, m, h or d, for example 60s")
-    return span
-
-
-def record_of(fields: dict[str, Any], topics: Topics) -> OutRecord:
-    """Return a command as a record of the commands topic. Raises ConfigError where it is none."""
-    value = msgspec.json.encode(fields)
-    try:
-        command = command_record.parse(value)
-    except command_record.MalformedCommand as error:
-        raise ConfigError(str(error)) from error
-    key = command.gateway or command.device
-    return OutRecord(topics.commands, key.encode(), value, [("content-type", b"application/json")])
 
 
 @app.command()
@@ -89,7 +69,10 @@ def send(  # noqa: PLR0913 - a command's fields, each an option
         except OSError as error:
             raise ConfigError(f"--payload-file {payload_file}: cannot be read: {error.strerror}") from error
     settings = located(config_file, data, bootstrap)
-    record = record_of(fields, settings.config.topics)
+    try:
+        record = command_record.record(fields, settings.config.topics.commands)
+    except command_record.MalformedCommand as error:
+        raise ConfigError(str(error)) from error
 
     async def write() -> None:
         async with logs.appending(settings) as append:

@@ -22,6 +22,7 @@ from typing import Final
 
 import msgspec
 
+from cloud_ingest.journal.port import OutRecord
 from waybill.errors import Refused
 from waybill.wire import GATEWAY_ID, Envelope
 
@@ -107,6 +108,14 @@ def parse(value: bytes | None) -> Command:
         )
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise MalformedCommand(str(error), *_readable_ids(data)) from error
+
+
+def record(fields: object, topic: str) -> OutRecord:
+    """Return a command, as a JSON object's ``fields``, as a record of ``topic``. Raises MalformedCommand."""
+    value = msgspec.json.encode(fields)
+    command = parse(value)
+    key = command.gateway or command.device
+    return OutRecord(topic, key.encode(), value, [("content-type", b"application/json")])
 
 
 def expiry_ms(value: str | int) -> int:

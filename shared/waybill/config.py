@@ -21,6 +21,7 @@ from waybill.errors import ConfigError
 LogFormat = Literal["auto", "text", "journald", "json"]
 
 T = TypeVar("T")
+_SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 Table = TypeVar("Table", bound=msgspec.Struct)
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`")
@@ -168,6 +169,14 @@ def address(text: str, what: str = "address") -> tuple[str, int]:
         msg = f"{what} {text!r}: write HOST:PORT, for example 127.0.0.1:1883"
         raise ConfigError(msg)
     return host, int(port)
+
+
+def milliseconds(text: str) -> int:
+    """Read a time span such as ``60s``, ``5m``, ``1.5h``, ``2d``. Raises ConfigError."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)", text)
+    if not found or not (span := int(float(found[1]) * _SECONDS[found[2]] * 1000)):
+        raise ConfigError(f"{text!r} is no time span: write a number and ms, s, m, h or d, for example 60s")
+    return span
 
 
 def is_loopback(host: str) -> bool:

@@ -14,7 +14,8 @@ import aiomqtt
 import pytest
 
 from tests.integration.cloud.gateway import frame, status_frame
-from waybill import wire
+from waybill import snapshot, wire
+from waybill.errors import Unavailable
 from waybill.wire import CommandStatus
 
 WAYBILL = [sys.executable, "-m", "waybill"]
@@ -181,6 +182,20 @@ async def test_only_commands_are_written_through_the_socket(ingest: Running) -> 
     assert "only waybill.commands" in json.loads(await reader.readline())["error"]
     writer.close()
     assert (ingest.data / "cloud.sock").stat().st_mode & 0o077 == 0
+
+
+async def test_a_command_is_written_through_the_socket_and_a_wrong_one_is_not(ingest: Running) -> None:
+    fields = {"id": "by-hand", "gateway": "g1", "device": "V1", "name": "lock", "expires_at": 1}
+    await snapshot.request(ingest.data / "cloud.sock", "command", command=fields)
+    code, out, _ = await tool("command", "watch", "by-hand", "--timeout", "30s", "--data", ingest.data)
+    assert (code, out.partition(" ")[0]) == (1, "expired")
+    for wrong, said in (
+        ({**fields, "device": "V/1"}, "device 'V/1': use"),
+        ("lock", "Expected `object`"),
+        (None, "Expected `object`"),
+    ):
+        with pytest.raises(Unavailable, match=said):
+            await snapshot.request(ingest.data / "cloud.sock", "command", command=wrong)
 
 
 async def test_a_second_ingest_on_the_same_data_or_address_is_refused(ingest: Running, tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from cloud_ingest.command_cli import describe, milliseconds
+from cloud_ingest.command_cli import describe
 from cloud_ingest.config import Topics
 from cloud_ingest.journal.embedded import EmbeddedLog
 from cloud_ingest.journal.port import OutRecord
 from cloud_ingest.logs import as_fields, from_fields
 from waybill import pki
 from waybill.console.main import main
-from waybill.errors import ConfigError, Refused
+from waybill.errors import Refused
 from waybill.wire import CommandStatus
 
 
@@ -85,19 +85,6 @@ def test_no_ingest_behind_the_data_directory(tmp_path: Path, capsys: pytest.Capt
         code, _, err = run(capsys, *arguments, "--data", tmp_path)
         assert code == 1
         assert "is the process running" in err
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("60s", 60_000), ("5m", 300_000), ("1.5h", 5_400_000), ("2d", 172_800_000), ("250ms", 250)]
-)
-def test_time_spans(text: str, expected: int) -> None:
-    assert milliseconds(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "5", "s", "-1s", "0s", "1 s", "1y"])
-def test_what_is_no_time_span(text: str) -> None:
-    with pytest.raises(ConfigError, match="no time span"):
-        milliseconds(text)
 
 
 def test_a_state_as_a_line() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from waybill.config import address, load
+from waybill.config import address, load, milliseconds
 from waybill.errors import ConfigError
 
 
@@ -72,3 +72,16 @@ def test_addresses() -> None:
     for bad in ("1883", ":1883", "host:", "host:x", "host:70000"):
         with pytest.raises(ConfigError, match="HOST:PORT"):
             address(bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("60s", 60_000), ("5m", 300_000), ("1.5h", 5_400_000), ("2d", 172_800_000), ("250ms", 250)]
+)
+def test_time_spans(text: str, expected: int) -> None:
+    assert milliseconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "5", "s", "-1s", "0s", "1 s", "1y"])
+def test_what_is_no_time_span(text: str) -> None:
+    with pytest.raises(ConfigError, match="no time span"):
+        milliseconds(text)
