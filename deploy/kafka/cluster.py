@@ -212,13 +212,16 @@ class Cluster:
         """Whether that broker's process runs."""
         return self._alive(self._node(number))
 
-    def up(self, number: int | None = None) -> None:
-        """Start one broker, or all that are down, on its data; return once it serves. Raises KafkaError."""
+    def up(self, number: int | None = None, *, wait: bool = True) -> None:
+        """Start one broker, or all that are down, on its data; return once it serves. Raises KafkaError.
+
+        ``wait``: else return at once, for a caller that cannot stand still and sees by itself whether it serves.
+        """
         chosen = self.nodes.values() if number is None else [self._node(number)]
         down = [node for node in chosen if not self._alive(node)]
         try:
             began = {node.number: self._launch(node) for node in down}
-            for node in down:
+            for node in down if wait else ():
                 self._wait(node, began[node.number])
         except BaseException:
             for node in down:
