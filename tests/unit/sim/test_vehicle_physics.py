@@ -135,12 +135,15 @@ def test_braking_regenerates_up_to_what_the_motor_takes() -> None:
     assert 0.05 < shares[2] < 0.35
 
 
-def test_a_full_battery_takes_nothing() -> None:
-    vehicle = calm("car", Drive("stop", (*([20.0] * 40), *([0.0] * 40))), level=100)
-    battery(vehicle).stored = battery(vehicle).energy
-    for _ in seconds(vehicle, 80):
+def test_a_battery_is_not_filled_beyond_its_capacity() -> None:
+    vehicle = calm("car", Drive("stop", (0.0, 0.0)), level=99.999)
+    vehicle._parked = False
+    vehicle.speed = 30.0
+    for _ in seconds(vehicle, 10):
         assert battery(vehicle).stored <= battery(vehicle).energy
         assert battery(vehicle).level <= 100
+    assert vehicle.speed == 0
+    assert battery(vehicle).level > 99.99
 
 
 @pytest.mark.parametrize("profile", [one for one in PROFILES.values() if one.power], ids=lambda one: one.name)
@@ -196,6 +199,16 @@ def test_a_held_speed_holds_its_gear() -> None:
     for kmh in range(8, 86, 3):
         vehicle = calm("truck", hold(kmh))
         gears = [engine(one).gear for one in seconds(vehicle, 180)][150:]
+        assert len(set(gears)) == 1, f"{kmh} km/h"
+
+
+def test_gears_that_are_far_apart_do_not_hunt() -> None:
+    kind = PROFILES["van"]
+    assert isinstance(kind.power, Combustion)
+    wide = dataclasses.replace(kind, power=dataclasses.replace(kind.power, gears=(16.0, 5.0, 1.6)))
+    for kmh in range(8, 100, 3):
+        vehicle = calm(wide, hold(kmh))
+        gears = [engine(one).gear for one in seconds(vehicle, 100)][80:]
         assert len(set(gears)) == 1, f"{kmh} km/h"
 
 
