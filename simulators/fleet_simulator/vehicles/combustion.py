@@ -2,7 +2,7 @@
 
 Fuel goes by Willans' line: what the engine gives and what its own friction takes, over the efficiency of the gas.
 Friction is a mean pressure of 1.6 bar, so it goes by displacement and turns; it also brakes, without fuel. A gear is
-kept until the turns leave a band that moves up with the load; bands of neighbours overlap, so that no gear hunts.
+kept until the turns leave a band that moves up with the load; of two that both leave it the lower is kept.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ class Engine:
         gear = gear or 1
         highest = model.idle + (0.30 + 0.45 * share) * self._band
         lowest = model.idle + (0.08 + 0.22 * share) * self._band
-        while gear < len(model.gears) and speed * per[gear] > highest and speed * per[gear + 1] > lowest:
+        while gear < len(model.gears) and speed * per[gear] > highest:
             gear += 1
-        while gear > 1 and speed * per[gear] < lowest and speed * per[gear - 1] < highest:
+        while gear > 1 and speed * per[gear] < lowest:
             gear -= 1
         self.gear = gear
         self.rpm = min(max(speed * per[gear], model.idle), model.most)
