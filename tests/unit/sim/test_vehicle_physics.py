@@ -202,6 +202,13 @@ def test_a_held_speed_holds_its_gear() -> None:
         assert len(set(gears)) == 1, f"{kmh} km/h"
 
 
+def test_slowing_down_shifts_down() -> None:
+    vehicle = calm("truck", Drive("slower", (*([22.0] * 300), *([8.0] * 60))))
+    gears = [engine(one).gear for one in seconds(vehicle, 350)]
+    assert gears[290] == 12
+    assert 1 < gears[-1] < 10
+
+
 def test_gears_that_are_far_apart_do_not_hunt() -> None:
     kind = PROFILES["van"]
     assert isinstance(kind.power, Combustion)
