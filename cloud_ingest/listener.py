@@ -5,6 +5,9 @@ connection of a gateway takes over from the first and no gateway can end another
 ``state`` topics and subscribe to its own ``ack`` and ``down``: any other publish closes the connection, any other
 subscription is answered with 0x80, and both are counted. Sessions are clean (U1): what was under way is sent again.
 
+A client id that ends with ``~check`` is a gateway that tries its way here (``waybill edge check``): it takes nothing
+over, is told its credit, and may publish nothing.
+
 Without certificates (plain TCP on loopback) a gateway is who its client id says.
 """
 
@@ -199,20 +202,21 @@ class Listener:
                 gateway = pki.gateway_of(info.peer_certificate or b"")
             except Refused as error:
                 return _refuse(info, ConnackCode.NOT_AUTHORIZED, str(error))
-            if info.client_id != gateway:
+            if info.client_id.removesuffix(wire.TRIAL) != gateway:
                 return _refuse(
                     info,
                     ConnackCode.BAD_CLIENT_ID,
                     f"the certificate is of {gateway!r}, the client id is {info.client_id!r}; they must be the same",
                 )
-        if not wire.GATEWAY_ID.fullmatch(info.client_id):
+        if not wire.GATEWAY_ID.fullmatch(info.client_id.removesuffix(wire.TRIAL)):
             return _refuse(info, ConnackCode.BAD_CLIENT_ID, f"client id {info.client_id!r} cannot name a gateway")
         if not info.clean:
             return _refuse(info, ConnackCode.NOT_AUTHORIZED, "a gateway connects with a clean session")
         return None
 
     def _authorize_publish(self, client: Client, topic: str) -> bool:
-        allowed = topic in {wire.up_topic(client.client_id), wire.state_topic(client.client_id)}
+        own = {wire.up_topic(client.client_id), wire.state_topic(client.client_id)}
+        allowed = topic in own and not client.client_id.endswith(wire.TRIAL)
         if not allowed:
             log.warning("%s may not publish to %r", client.address, topic, extra={"gateway": client.client_id})
         return allowed
@@ -226,6 +230,10 @@ class Listener:
     # --- what happens to them ---
 
     def _on_connected(self, client: Client) -> None:
+        if client.client_id.endswith(wire.TRIAL):
+            gateway = client.client_id.removesuffix(wire.TRIAL)
+            log.info("tries its way here, from %s", client.address, extra={"gateway": gateway})
+            return
         log.info("connected from %s", client.address, extra={"gateway": client.client_id})
         self.connected[client.client_id] = Connected(client.address, time.time_ns() // 1_000_000)
         self._presence.came(gateway=client.client_id, address=client.address)
@@ -236,6 +244,9 @@ class Listener:
         log.warning("a connection from %s is closed: %s", address, reason)
 
     def _on_disconnected(self, client: Client, reason: str) -> None:
+        if client.client_id.endswith(wire.TRIAL):
+            self.intake.gone(client.client_id)
+            return
         log.info("gone: %s", reason or "it said so", extra={"gateway": client.client_id})
         known = self.connected.pop(client.client_id, None)
         self._presence.went(reason or (known.farewell if known else ""), gateway=client.client_id)
@@ -245,7 +256,7 @@ class Listener:
     def _on_subscribed(self, client: Client, pattern: str, _: int) -> None:
         if pattern == wire.ack_topic(client.client_id):
             self.intake.listening(client.client_id)
-        else:
+        elif not client.client_id.endswith(wire.TRIAL):
             self._attached(client.client_id)
 
     def _on_state(self, message: Message) -> None:

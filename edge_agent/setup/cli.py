@@ -1,4 +1,4 @@
-"""``waybill edge init``, ``install``, ``uninstall``. Heavy imports are in the functions."""
+"""``waybill edge init``, ``check``, ``install``, ``uninstall``. Heavy imports are in the functions."""
 
 from __future__ import annotations
 
@@ -66,6 +66,39 @@ def init(  # noqa: PLR0913 - each is a flag
     print(f"wrote {file}; waybill edge check --config {file} tries it out")
 
 
+def check(
+    config_file: Annotated[Path, typer.Option("--config", metavar="FILE", help="The agent's configuration.")],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs.")] = False,
+) -> None:
+    """Prove disk, clock, files, listeners and each way to the cloud, one by one; beside the agent, too.
+
+    Exit code 1 where a step has failed; warnings are 0.
+    """
+    import asyncio
+
+    import msgspec
+    from rich.console import Console
+
+    from edge_agent.setup.check import check as steps
+    from edge_agent.setup.finding import Finding, line, report
+
+    console = Console(soft_wrap=True, highlight=False)
+
+    async def run() -> list[Finding]:
+        found = []
+        async for finding in steps(config_file):
+            found.append(finding)
+            if not as_json:
+                console.print(line(finding))
+        return found
+
+    done = report(asyncio.run(run()))
+    if as_json:
+        print(msgspec.json.encode(done).decode())
+    raise typer.Exit(int(done.verdict == "failed"))
+
+
 def install(
     *,
     config_file: Annotated[
@@ -111,5 +144,5 @@ def _do(steps: Sequence[Step], root: Path, *, dry_run: bool) -> None:
         print("nothing was changed (--dry-run)")
 
 
-COMMANDS: Final[Sequence[Callable[..., None]]] = (init, install, uninstall)
+COMMANDS: Final[Sequence[Callable[..., None]]] = (init, check, install, uninstall)
 """In the order of use."""

@@ -48,6 +48,8 @@ UNSENT_BYTES: Final = 64 << 10
 SIOCGIFADDR: Final = 0x8915
 IFREQ: Final = struct.Struct("=16s2x2x4s16x")
 
+_PROXY: Final = "; check [[uplink]] proxy"
+
 REFUSED: Final = (
     "certificate refused by the cloud, most likely: it closed the connection right after the handshake; "
     "check [[uplink]] certificate and key"
@@ -56,6 +58,9 @@ REFUSED: Final = (
 
 Address = tuple[int, int, int, str, Any]
 """As ``getaddrinfo`` has it."""
+
+Passed = Callable[[str, socket.socket], None]
+"""Told of each step that is done: ``proxy``, ``tls``, ``websocket``, ``connect`` (MQTT's), and its connection."""
 
 
 class LinkLost(Unavailable):
@@ -116,26 +121,30 @@ class Dialer:
         self._looking: asyncio.Future[list[Address]] | None = None
         self._said = ""
 
-    async def dial(self, spent: Callable[[Traffic], None]) -> socket.socket | WebSocket:
+    async def dial(
+        self, spent: Callable[[Traffic], None], passed: Passed = lambda _step, _sock: None
+    ) -> socket.socket | WebSocket:
         """Connect. ``spent`` hears what an attempt that failed has cost. Raises LinkLost."""
         settings = self._settings
         via = settings.through()
-        host, port = (settings.host, settings.port) if via is None else (via.host, via.port)
-        what = "" if via is None else "the proxy "
-        stream = Stream(await self._tcp(host, port, what, spent))
+        stream = Stream(await self._tcp(spent))
         try:
             if via is not None:
-                async with _step(f"the proxy {host}:{port}", "answer"):
+                async with _step(f"the proxy {via.host}:{via.port}", "answer"):
                     await proxy.tunnel(stream, self._with_password(via), settings.host, settings.port)
+                passed("proxy", stream.socket)
             if self._context is not None:
                 async with _step(f"{settings.host}:{settings.port}", "finish the TLS handshake"):
                     await stream.handshake(self._context, settings.host)
+                passed("tls", stream.socket)
             if settings.websocket:
                 from edge_agent.uplink import web_socket  # only where it is used
 
                 who = f"{settings.host}:{settings.port}"
                 async with _step(who, "answer the WebSocket's request", judged=self._context is not None):
-                    return await web_socket.upgrade(stream, _with_path(settings.url))
+                    upgraded = await web_socket.upgrade(stream, _with_path(settings.url))
+                passed("websocket", stream.socket)
+                return upgraded
         except BaseException:
             _close(stream.socket, spent)
             raise
@@ -151,27 +160,45 @@ class Dialer:
             raise LinkLost(f"[[uplink]] proxy_password_file {path} cannot be read: {error}") from error
         return Proxy(via.kind, via.host, via.port, via.user, password)
 
-    async def _tcp(self, host: str, port: int, what: str, spent: Callable[[Traffic], None]) -> socket.socket:
-        where = f"{what}{host}:{port}"
-        mend = "; check [[uplink]] proxy" if what else ""
-        found = await self._look_up(host, port, " of the proxy" if what else "", mend)
-        reason = f"the name {host!r} has no address"
-        for family, kind, protocol, _, address in found[:ADDRESSES]:
-            sock = socket.socket(family, kind, protocol)
+    async def _tcp(self, spent: Callable[[Traffic], None]) -> socket.socket:
+        found = (await self.addresses())[:ADDRESSES]
+        reason = LinkLost("the name has no address")
+        for each in found:
             try:
-                sock.setblocking(False)
-                self._tune(sock)
-                async with asyncio.timeout(PATIENCE / min(len(found), ADDRESSES)):
-                    await asyncio.get_running_loop().sock_connect(sock, address)
-                return sock
-            except TimeoutError:
-                reason = f"{where} does not answer{mend}"
-            except OSError as error:
-                reason = _no_tcp(error, where, self._settings.interface) + mend
-            except BaseException:
-                _close(sock, spent)
-                raise
+                return await self.reach(each, PATIENCE / len(found), spent)
+            except LinkLost as lost:
+                reason = lost
+        raise reason
+
+    async def addresses(self) -> list[Address]:
+        """Return the addresses of the first host on the way, the proxy's or the cloud's. Raises LinkLost."""
+        via = self._settings.through()
+        host, port, whose = (self._settings.host, self._settings.port, "")
+        if via is not None:
+            host, port, whose = via.host, via.port, " of the proxy"
+        return await self._look_up(host, port, whose, _PROXY if via is not None else "")
+
+    async def reach(self, to: Address, seconds: float, spent: Callable[[Traffic], None]) -> socket.socket:
+        """Connect to one of the addresses. Raises LinkLost."""
+        via = self._settings.through()
+        host, port = (self._settings.host, self._settings.port) if via is None else (via.host, via.port)
+        where, mend = (f"{host}:{port}", "") if via is None else (f"the proxy {host}:{port}", _PROXY)
+        family, kind, protocol, _, address = to
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setblocking(False)
+            self._tune(sock)
+            async with asyncio.timeout(seconds):
+                await asyncio.get_running_loop().sock_connect(sock, address)
+            return sock
+        except TimeoutError:
+            reason = f"{where} does not answer{mend}"
+        except OSError as error:
+            reason = _no_tcp(error, where, self._settings.interface) + mend
+        except BaseException:
             _close(sock, spent)
+            raise
+        _close(sock, spent)
         raise LinkLost(reason)
 
     def _tune(self, sock: socket.socket) -> None:

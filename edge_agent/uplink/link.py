@@ -34,7 +34,7 @@ import msgspec
 
 from edge_agent.uplink import traffic
 from edge_agent.uplink.config import UplinkSettings
-from edge_agent.uplink.dial import PATIENCE, REFUSED, Dialer, LinkLost
+from edge_agent.uplink.dial import PATIENCE, REFUSED, Dialer, LinkLost, Passed
 from edge_agent.uplink.traffic import Traffic
 from waybill import wire
 from waybill.errors import Corrupt
@@ -150,18 +150,27 @@ class Uplink:
     """Makes the connections over one uplink."""
 
     def __init__(
-        self, settings: UplinkSettings, label: str, gateway: str, version: str, *, floor_ms: FloorMs | None = None
+        self,
+        settings: UplinkSettings,
+        label: str,
+        gateway: str,
+        version: str,
+        *,
+        floor_ms: FloorMs | None = None,
+        trial: bool = False,
     ) -> None:
         """Raise ConfigError where the certificate files cannot be used.
 
         ``label``: what it is called; ``version``: the agent's, for its will; ``floor_ms``: of the agent's clock.
+        ``trial``: beside the agent's own connection, which stays (:func:`waybill.wire.trial_id`); without a will.
         """
         self.settings = settings
         self.label = label
-        self._gateway = gateway
+        self._gateway = wire.trial_id(gateway) if trial else gateway
+        self._trial = trial
         self._version = version
         files = settings.ca, settings.certificate, settings.key
-        self._dialer = Dialer(settings, client_context(*files, floor_ms=floor_ms) if settings.tls else None)
+        self.dialer = Dialer(settings, client_context(*files, floor_ms=floor_ms) if settings.tls else None)
         self._password = settings.password()
         self._past = Traffic()
         self._now: _Client | None = None
@@ -175,10 +184,10 @@ class Uplink:
         """
         return self._past if self._now is None else self._past.plus(self._now.traffic())
 
-    async def connect(self) -> Link:
+    async def connect(self, passed: Passed = lambda _step, _sock: None) -> Link:
         """Make a connection that the cloud has accepted. Raises LinkLost. The one before must be closed."""
         self.introduced = False
-        sock = await self._dialer.dial(self._spent)
+        sock = await self.dialer.dial(self._spent, passed)
         self._spent(Traffic())
         self._now = client = self._client(sock)
         link = Link(client, self._gateway, self.label, 1 if self.settings.broker == "foreign" else 0)
@@ -188,6 +197,7 @@ class Uplink:
                 await client.open()
             except (aiomqtt.MqttError, ValueError) as error:
                 raise LinkLost(client.why(error)) from error
+            passed("connect", sock if isinstance(sock, socket.socket) else sock.socket)
             await link.subscribe()
         except BaseException:
             client.abort()
@@ -210,7 +220,9 @@ class Uplink:
             clean_session=True,
             keepalive=settings.ping,
             timeout=PATIENCE,
-            will=aiomqtt.Will(wire.state_topic(self._gateway), msgspec.json.encode(will), qos=1, retain=True),
+            will=None
+            if self._trial
+            else aiomqtt.Will(wire.state_topic(self._gateway), msgspec.json.encode(will), qos=1, retain=True),
             max_queued_incoming_messages=MAX_WAITING,
         )
 

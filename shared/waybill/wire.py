@@ -46,6 +46,15 @@ GATEWAY_ID: Final = re.compile(r"(?!node:)[A-Za-z0-9._-]{1,64}")
 """What a gateway may be called; ``node:`` is reserved for the cloud's own nodes."""
 
 
+TRIAL: Final = "~check"
+"""What the client id ends with of a connection that only tries the way out; no gateway can be called so."""
+
+
+def trial_id(gateway: str) -> str:
+    """Return the client id under which ``gateway`` tries the way to the cloud while its agent is connected."""
+    return gateway + TRIAL
+
+
 def is_node(gateway: str) -> bool:
     """Tell whether frames of ``gateway`` were made by a node: a hole in their seqs is no loss."""
     return gateway.startswith(NODE)
