@@ -173,7 +173,7 @@ class Site:
     async def found(self) -> dict[str, list[str]]:
         """Return the values by device as a Java client reads them, committed ones only."""
         found: dict[str, list[str]] = {}
-        for record in await read_committed(self.cluster.bootstrap, self.topic, silence=3.0):
+        for record in await read_committed(self.cluster.bootstrap, self.topic):
             found.setdefault(record.key, []).append(record.value)
         return found
 
