@@ -90,7 +90,7 @@ class Route:
 
 @functools.cache
 def made_up(number: int) -> Route:
-    """Return one of ``MADE`` rounds of 15 to 40 km with gentle hills; they follow no streets."""
+    """Return one of ``MADE`` rounds of 13 to 34 km with gentle hills; they follow no streets."""
     rng = random.Random(f"route/{number % MADE}")  # noqa: S311 - the same in every process is the point
     centre = (_CENTRE[0] + 0.1 * (rng.random() - 0.5), _CENTRE[1] + 0.1 * (rng.random() - 0.5))
     size = 0.018 + 0.03 * rng.random()
