@@ -38,6 +38,7 @@ def driven(vehicle: Vehicle, lengths: list[float]) -> list[dict[str, Any]]:
     for seconds in lengths:
         now += int(1000 * seconds)
         said += vehicle.step(now, seconds)
+        assert vehicle.speed >= 0
         said.append(vehicle.command(f"c{now}", b'{"command":"diagnostics"}', now))
     return [json.loads(one.payload) for one in said]
 
@@ -67,6 +68,24 @@ def test_whatever_is_driven(
     assert -180 <= one.longitude <= 180
     if one.power is not None:
         assert 0 <= one.power.level <= 100
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.floats(0.05, 1.0), st.sampled_from(["car", "van"]))
+def test_whatever_the_step_a_vehicle_comes_to_rest_and_charges_or_fills(dt: float, name: str) -> None:
+    stop = Drive("stop", (*([12.0] * 20), *([0.0] * 20)))
+    vehicle = Vehicle("V1", PROFILES[name], cycle=stop, start=0)
+    assert vehicle.power is not None
+    if isinstance(vehicle.power, Battery):
+        vehicle.power.stored = 0.15 * vehicle.power.energy
+    else:
+        vehicle.power.litres = 6.0
+    for n in range(int(90 / dt)):
+        vehicle.step(NOW + int(1000 * dt * n), dt)
+        if vehicle.power.filling:
+            break
+    assert vehicle.power.filling
+    assert vehicle.speed == 0
 
 
 @settings(max_examples=EXAMPLES, deadline=None)

@@ -29,6 +29,8 @@ TIME_COLUMNS: Final = ("timestamp", "cycle_sec", "cycSecs")
 _MPH: Final = 0.44704
 """Metres a second in a mile an hour."""
 
+_FASTEST: Final = 150.0
+
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 
 
@@ -111,6 +113,16 @@ class Drive:
 
     name: str
     speeds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where a speed is none."""
+        if not self.speeds:
+            raise ConfigError(f"drive {self.name}: it has no speeds: give one for each second")
+        for second, speed in enumerate(self.speeds):
+            if not 0 <= speed <= _FASTEST:
+                raise ConfigError(
+                    f"drive {self.name}: {speed:g} m/s in second {second}: speeds are 0 to {_FASTEST:.0f} m/s"
+                )
 
 
 def trips() -> list[Traversable]:

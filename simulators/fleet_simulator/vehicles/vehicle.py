@@ -33,6 +33,9 @@ REPLIES: Final = "replies"
 FINEST: Final = 1.0
 """Seconds of one step of the model at most; longer steps are cut up."""
 
+SHORTEST: Final = 0.001
+"""Seconds between two telemetry messages at least."""
+
 LONGEST: Final = 86_400.0
 """Seconds that one call may ask for."""
 
@@ -45,6 +48,7 @@ _INERTIA: Final = 1.05  # what turns weighs, too
 _SCARES: Final = 0.04 / 1000  # hard stops a metre: one in 25 km
 _TROUBLES: Final = 0.1 / 3600  # trouble codes a second: one in ten hours
 _SCARE_BRAKING: Final = 6.5
+_STILL: Final = 1e-9  # m/s: what rounding leaves of a speed
 _DAY: Final = 86_400_000
 _AIRING: Final = 60_000  # ms after which the air's temperature is worked out anew
 
@@ -89,8 +93,10 @@ class Vehicle:
             )
         if start is not None and not math.isfinite(start):
             raise ConfigError(f"vehicle {name}: start {start:g}: give metres along the route")
-        if period is not None and not 0 < period <= LONGEST:
-            raise ConfigError(f"vehicle {name}: period {period:g}: give seconds between two messages, up to a day")
+        if period is not None and not SHORTEST <= period <= LONGEST:
+            raise ConfigError(
+                f"vehicle {name}: period {period:g}: give seconds between two messages, {SHORTEST} to a day"
+            )
         self.name = name
         self.profile = profile
         rng = random.Random(f"{seed}/{name}")  # noqa: S311 - the same for the same seed is the point
@@ -160,15 +166,14 @@ class Vehicle:
         before = self.speed
         wanted = self._wanted(before, dt, at_ms, said)
         push, mean, force = self._motion(before, wanted, dt)
-        self.speed = after = before + push * dt
+        after = before + push * dt
+        if after < _STILL:
+            after = 0.0
+        self.speed = after
         self.acceleration = push
         self.travelled += mean * dt
-        if push <= HARSH:
-            if self._calm:
-                self._calm = False
-                said.append(self._event(at_ms, "harsh-braking", signals.SPEED, signals.ACCELERATION))
-        elif push > HARSH / 2:
-            self._calm = True
+        if push <= HARSH or not self._calm:
+            self._brakes(push, at_ms, said)
         if power is None:
             return
         power.step(force, mean, after, dt, self.profile.auxiliary, self.ambient)
@@ -177,6 +182,12 @@ class Vehicle:
                 self._breaks(power.fault, at_ms, said)
             if after == 0 and wanted == 0 and power.low:
                 self._fill(power, at_ms, said)
+
+    def _brakes(self, push: float, at_ms: int, said: list[Said]) -> None:
+        """Tell of hard braking, once each time."""
+        if self._calm:
+            said.append(self._event(at_ms, "harsh-braking", signals.SPEED, signals.ACCELERATION))
+        self._calm = push > HARSH / 2
 
     def _motion(self, before: float, wanted: float, dt: float) -> tuple[float, float, float]:
         """Return acceleration, mean speed and force at the wheels on the way to the speed that is wanted."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_simulator.vehicles.drives import Row, json_value, recorded, recordings, rows, seconds, trips
+from fleet_simulator.vehicles.drives import Drive, Row, json_value, recorded, recordings, rows, seconds, trips
 from waybill.errors import ConfigError
 
 
@@ -17,6 +17,19 @@ def test_the_drives_that_come_with_the_package() -> None:
     assert len(recordings()) == 10
     assert all(0 <= speed < 60 for name in recordings() for speed in recorded(name).speeds)
     assert sum(1 for trip in trips() for _ in rows(trip)) == 18_559
+
+
+@pytest.mark.parametrize(
+    ("speeds", "told"),
+    [
+        ((), "drive D: it has no speeds: give one for each second"),
+        ((1.0, -2.0), "drive D: -2 m/s in second 1: speeds are 0 to 150 m/s"),
+        ((float("nan"),), "drive D: nan m/s in second 0"),
+    ],
+)
+def test_a_drive_that_nobody_can_drive(speeds: tuple[float, ...], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        Drive("D", speeds)
 
 
 def test_rows_with_mark_quotes_and_empty_lines(tmp_path: Path) -> None:

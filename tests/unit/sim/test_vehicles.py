@@ -116,8 +116,11 @@ def test_a_name_that_is_no_level_of_a_topic(name: str) -> None:
 
 
 def test_a_period_or_step_that_makes_no_sense() -> None:
-    with pytest.raises(ConfigError, match="vehicle V7: period 0: give seconds between two messages"):
-        Vehicle("V7", period=0)
+    for period in (0, 0.0001, 1e6, float("nan")):
+        with pytest.raises(ConfigError, match="vehicle V7: period .*: give seconds between two messages"):
+            Vehicle("V7", period=period)
+    with pytest.raises(ConfigError, match="vehicle V7: start inf: give metres along the route"):
+        Vehicle("V7", start=float("inf"))
     for seconds in (0, -1, 1e9, float("nan")):
         with pytest.raises(ValueError, match="a step of"):
             Vehicle("V7").step(NOW, seconds)
