@@ -146,6 +146,15 @@ def test_a_battery_is_not_filled_beyond_its_capacity() -> None:
     assert battery(vehicle).level > 99.99
 
 
+def test_a_stop_is_a_stop_whatever_the_step() -> None:
+    for thousandth in range(100, 1000):
+        vehicle = calm("car", Drive("stop", (0.0, 0.0)))
+        vehicle._parked = False
+        vehicle.speed = 0.1
+        vehicle.step(NOW, thousandth / 1000)
+        assert vehicle.speed == 0
+
+
 @pytest.mark.parametrize("profile", [one for one in PROFILES.values() if one.power], ids=lambda one: one.name)
 def test_top_speed_and_pull(profile: Profile) -> None:
     vehicle = calm(profile, hold(300))
