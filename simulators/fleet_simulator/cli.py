@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fleet_simulator import judge_cli
+from fleet_simulator import judge_cli, run_cli
 from waybill.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fleet_simulator.devices import Broker
     from fleet_simulator.ledger import Ledger
     from fleet_simulator.replay import Checked, Progress
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Simulated vehicles, and replay of recorded drives.")
+app.add_typer(run_cli.app)
 
 To = Annotated[str, typer.Option("--to", help="the broker: HOST:PORT, mqtt://[USER:PASSWORD@]HOST:PORT or mqtts://…")]
 Ca = Annotated[Path | None, typer.Option("--ca", help="with mqtts://: PEM file of the CA to believe")]
@@ -65,58 +65,7 @@ def replay(  # noqa: PLR0913, PLR0917 - the options of a command
         raise typer.Exit(1)
 
 
-@app.command("run")
-def run_fleet(  # noqa: PLR0913, PLR0917
-    to: To = "127.0.0.1:1883",
-    vehicles: Annotated[int, typer.Option(min=1, max=1000)] = 20,
-    seconds: Annotated[float, typer.Option(help="how long they drive")] = 60.0,
-    interval: Annotated[float, typer.Option(min=0.001, help="seconds between two messages of a vehicle")] = 1.0,
-    seed: Annotated[int, typer.Option(help="the same seed, the same drives")] = 1,
-    topic: Topic = "vehicles/{vehicle}/telemetry",
-    ledger: LedgerFile = None,
-    ca: Ca = None,
-    patience: Annotated[float, typer.Option(help="seconds to wait at the end for what is not acknowledged")] = 60.0,
-) -> None:
-    """Let vehicles drive and publish telemetry with QoS 1. Exit code 1 if something stays unacknowledged."""
-    from fleet_simulator.devices import Broker
-
-    broker = Broker.parse(to, ca)
-    if "{vehicle}" not in topic or any(sign in topic for sign in "+#"):
-        raise ConfigError(f"topic {topic!r}: write {{vehicle}} for the vehicle's id, and no wildcard")
-    names = {f"V{number}": broker for number in range(1, vehicles + 1)}
-    _note(f"{vehicles} vehicles to {broker} for {seconds:g} s")
-    raise typer.Exit(asyncio.run(_drive(names, seconds, interval, seed, topic, ledger, patience)))
-
-
 app.command()(judge_cli.verdict)
-
-
-async def _drive(
-    names: dict[str, Broker],
-    seconds: float,
-    interval: float,
-    seed: int,
-    topic: str,
-    ledger: Path | None,
-    patience: float,
-) -> int:
-    from fleet_simulator.fleet import Fleet
-    from waybill.errors import Unavailable
-
-    with _noting(ledger) as notes:
-        fleet = Fleet(names, seed=seed, interval=interval, topic=topic, ledger=notes)
-        failure = ""
-        async with fleet.driving():
-            await asyncio.sleep(seconds)
-            fleet.halt()
-            try:
-                await fleet.settled(patience)
-            except Unavailable as error:
-                failure = next((one.error for one in fleet.devices.values() if one.error), str(error))
-    print(f"acked {fleet.acked} of {fleet.acked + fleet.waiting} messages of {len(names)} vehicles")
-    if failure:
-        _note(f"gave up: {failure}")
-    return 1 if failure or not fleet.acked else 0
 
 
 def _noting(path: Path | None) -> contextlib.AbstractContextManager[Ledger | None]:

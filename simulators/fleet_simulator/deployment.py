@@ -13,16 +13,18 @@ import asyncio
 import contextlib
 import datetime as dt
 import json
+import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from fleet_simulator.devices import Broker
 from fleet_simulator.link import Link
+from fleet_simulator.network.profiles import Model
 from fleet_simulator.processes import Process, waybill
 from fleet_simulator.readback import read_topic
 from fleet_simulator.verdict import Comparison, Verdict
@@ -36,7 +38,9 @@ class Plan:
 
     ``cloud_command`` and ``agent_command``: what to run instead of ``waybill cloud run`` and ``waybill edge run``
     (``--config FILE`` is appended); ``agent_environment``: by gateway. ``forward``: keys of the agents' [forward];
-    ``lanes``: of each of their [[lane]].
+    ``lanes``: of each of their [[lane]]; ``tables``: more of agent.toml, by gateway. ``networks``: of the uplinks, by
+    gateway. ``name``: what topics and groups in Kafka begin with, a number behind it. ``seed``: of what links leave to
+    chance.
     """
 
     gateways: tuple[str, ...] = ("depot-1", "depot-2")
@@ -46,6 +50,10 @@ class Plan:
     agent_environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     forward: Mapping[str, object] = field(default_factory=dict)
     lanes: Sequence[Mapping[str, object]] = ()
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    networks: Mapping[str, Model] = field(default_factory=dict)
+    name: str = "demo"
+    seed: int = 0
 
 
 @dataclass(slots=True)
@@ -80,7 +88,7 @@ class Deployment:
         self.directory = directory
         self.plan = plan
         # With Kafka, topics and groups of its own; nothing that is there already is touched.
-        self.prefix = f"demo-{secrets.token_hex(3)}." if plan.kafka else ""
+        self.prefix = f"{plan.name}-{secrets.token_hex(3)}." if plan.kafka else ""
         self.topic = f"{self.prefix}fleet.telemetry"
         self.config = directory / "cloud.toml"
         self.data = directory / "cloud"
@@ -96,13 +104,20 @@ class Deployment:
             self._write_cloud()
             stack.push_async_callback(self.cloud.stop)
             for name in self.plan.gateways:
-                link = await stack.enter_async_context(Link(("127.0.0.1", self.port), ("127.0.0.1", free_port())))
-                self.sites[name] = site = self._site(name, link)
-                stack.push_async_callback(site.agent.stop)
+                relay = Link(
+                    ("127.0.0.1", self.port),
+                    ("127.0.0.1", free_port()),
+                    network=self.plan.networks.get(name),
+                    seed=f"{self.plan.seed}/{name}",
+                )
+                self.sites[name] = self._site(name, await stack.enter_async_context(relay))
+            stack.push_async_callback(self._stop_agents)
             await self.cloud.start()
-            for site in self.sites.values():
-                await site.agent.start()
+            await _few_at_once(site.agent.start for site in self.sites.values())
             yield self
+
+    async def _stop_agents(self) -> None:
+        await _few_at_once(site.agent.stop for site in self.sites.values())
 
     async def routed(self) -> int:
         """Return how many messages the cloud ingest has routed since it started. Raises Unavailable."""
@@ -191,6 +206,9 @@ class Deployment:
         if self.plan.forward:
             text += _toml("[forward]", self.plan.forward)
         text += "".join(_toml("[[lane]]", lane) for lane in self.plan.lanes)
+        for key, value in self.plan.tables.get(name, {}).items():
+            for each in value if isinstance(value, list) else [value]:
+                text += _toml(f"[[{key}]]" if isinstance(value, list) else f"[{key}]", each)
         config = self.directory / f"{name}.toml"
         config.write_text(text, encoding="utf-8")
         agent = Process(
@@ -220,8 +238,34 @@ def free_port() -> int:
     raise Unavailable("no TCP port of 127.0.0.1 is free")
 
 
+async def _few_at_once(jobs: Iterable[Callable[[], Coroutine[Any, Any, object]]]) -> None:
+    """Do all of ``jobs``, as many at a time as there are processors, and two more. Raises what the first one raises."""
+    room = asyncio.Semaphore((os.cpu_count() or 1) + 2)
+
+    async def one(job: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        async with room:
+            await job()
+
+    tasks = [asyncio.create_task(one(job), name="deployment") for job in jobs]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def _toml(header: str, table: Mapping[str, object]) -> str:
-    """Write a table of texts and numbers; JSON's way to write them is TOML's, too, as far as it goes."""
+    """Write a table of texts, numbers, lists and tables."""
     lines = [header] if header else []
-    lines += [f"{json.dumps(key)} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
+    lines += [f"{json.dumps(key)} = {_value(value)}" for key, value in table.items()]
     return "\n".join(lines) + "\n\n"
+
+
+def _value(value: object) -> str:
+    """Write a value: JSON's way to write texts, numbers and lists is TOML's, too."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_value(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)

@@ -49,7 +49,7 @@ def verdict(
     if as_json:
         print(to_json(found).decode())
     else:
-        _print(found)
+        tell(found)
     raise typer.Exit(EXIT_CODES[found.outcome])
 
 
@@ -77,7 +77,8 @@ def _lines(records: str) -> Iterator[bytes]:
         raise ConfigError(f"{records}: cannot be read: {error.strerror}") from error
 
 
-def _print(found: Report) -> None:
+def tell(found: Report) -> None:
+    """Print the verdict, and above it, on stderr, what is not as it should be."""
     for check in found.checks:
         if check.outcome != "PASS":
             print(f"{check.outcome}: {check.title}: {check.text}", file=sys.stderr)

@@ -70,6 +70,11 @@ class Process:
             raise Unavailable(f"{self.name} is not running")
         return self._process.pid
 
+    @property
+    def code(self) -> int | None:
+        """Its exit code (negative: the signal), None while it runs and before it was started."""
+        return None if self._process is None else self._process.returncode
+
     def said(self) -> str:
         """Return what it wrote since its last start."""
         try:

@@ -1,0 +1,186 @@
+"""``waybill fleet run``, ``new`` and ``list``: scenarios."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from waybill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fleet_simulator.run.runner import View
+    from fleet_simulator.scenarios import Scenario
+
+app = typer.Typer()
+
+
+@app.command()
+def run(  # noqa: PLR0913, PLR0917 - the options of a command
+    what: Annotated[str, typer.Argument(metavar="SCENARIO", help="a file, or the name of a ready one")],
+    seconds: Annotated[str | None, typer.Option(help="how long it lasts: 600, 10m, 2h; shares of it grow too")] = None,
+    pace: Annotated[str | None, typer.Option(help="scenario seconds in a real one, or max")] = None,
+    scale: Annotated[float, typer.Option(help="times as many vehicles")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="the same seed, the same messages and the same story")] = None,
+    kafka: Annotated[str | None, typer.Option(help="HOST:PORT of a Kafka, instead of the scenario's log")] = None,
+    target: Annotated[str | None, typer.Option(help="mqtt://… of somebody else's broker, instead of gateways")] = None,
+    topic: Annotated[str | None, typer.Option(help="with --target: the topic of --kafka to read back")] = None,
+    keep: Annotated[Path | None, typer.Option(help="a new directory for ledger, data and logs, which stays")] = None,
+) -> None:
+    """Run a scenario and judge it. Exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE."""
+    from fleet_simulator.scenarios import load
+
+    scenario = _overridden(load(what), seconds, pace, scale, seed)
+    if target is not None:
+        scenario = _aimed(scenario, target, kafka, topic)
+        kafka = None
+    with _directory(keep) as directory:
+        raise typer.Exit(asyncio.run(_run(scenario, directory, kafka)))
+
+
+@app.command("list")
+def list_all() -> None:
+    """List the scenarios that come with Waybill."""
+    from fleet_simulator.scenarios import load, shipped
+
+    width = max(map(len, shipped()))
+    for name in shipped():
+        print(f"{name:{width}}  {load(name).about}")
+
+
+@app.command()
+def new(
+    file: Annotated[Path, typer.Argument(help="the file to write")],
+    like: Annotated[str | None, typer.Option("--from", help="a ready scenario to begin with")] = None,
+) -> None:
+    """Write a scenario with comments, to change and to run."""
+    from fleet_simulator.scenarios import shipped, template
+
+    if like is not None and like not in shipped():
+        raise ConfigError(f"--from {like}: there is no such scenario; there are {', '.join(shipped())}")
+    try:
+        with file.open("x", encoding="utf-8") as out:
+            out.write(template() if like is None else shipped()[like])
+    except FileExistsError as error:
+        raise ConfigError(f"{file} exists and is not overwritten: name another file") from error
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written: {error.strerror}") from error
+    print(f"wrote {file}: waybill fleet run {file}")
+
+
+async def _run(scenario: Scenario, directory: Path, kafka: str | None) -> int:
+    from fleet_simulator import judge_cli, judging
+    from fleet_simulator.checks import EXIT_CODES
+    from fleet_simulator.report.model import to_json
+    from fleet_simulator.run.runner import Run
+    from fleet_simulator.scenarios import span
+
+    one = Run(scenario, directory, kafka=kafka, show=_Lines())
+    async with one.driven() as driven:
+        for failure in driven.failures:
+            _note(f"failed: {failure}")
+        _note(
+            f"{driven.published} messages in {driven.seconds:.1f} s, {driven.published / driven.seconds:.0f} a second; "
+            f"{driven.connects} connections, {driven.resent} sent again"
+            + (f", {driven.silent} not made: queues were full" if driven.silent else "")
+        )
+        if scenario.target is not None and not scenario.target.topic:
+            print(f"acked {driven.acked} of {driven.published}; nothing is read back: give --kafka and --topic")
+            return 0 if driven.acked == driven.published else 1
+        found = await judging.judge(directory, drain=span(scenario.drain, "drain"))
+    (directory / "report.json").write_bytes(to_json(found))
+    judge_cli.tell(found)
+    return EXIT_CODES[found.outcome]
+
+
+class _Lines:
+    """Tells how far a run is in a line each five seconds, and at each stage."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._last = 0.0
+
+    def __call__(self, view: View) -> None:
+        if view.stage == self._stage and view.elapsed - self._last < 5:  # noqa: PLR2004
+            return
+        self._stage, self._last = view.stage, view.elapsed
+        away = [one.name for one in view.gateways if one.link or not one.running]
+        backlog = sum(one.backlog or 0 for one in view.gateways)
+        _note(
+            f"{view.elapsed:6.1f} s  {view.stage:8}  {view.online}/{view.vehicles} vehicles online, "
+            f"{view.published} published, {view.acked} acked, {backlog} in gateways"
+            + (f", away: {' '.join(away[:5])}" if away else "")
+        )
+
+
+def _overridden(scenario: Scenario, seconds: str | None, pace: str | None, scale: float, seed: int | None) -> Scenario:
+    """Return ``scenario`` with what the command line says. Raises ConfigError."""
+    from fleet_simulator.scenarios import checked, span
+
+    changes: dict[str, object] = {}
+    if seconds is not None:
+        changes["seconds"] = float(seconds) if seconds.replace(".", "", 1).isdigit() else seconds
+        span(seconds if isinstance(changes["seconds"], str) else 0.0, "--seconds")
+    if pace is not None:
+        changes["pace"] = "max" if pace == "max" else _number(pace)
+    if seed is not None:
+        changes["seed"] = seed
+    if scale != 1:
+        if not 0 < scale < float("inf"):
+            raise ConfigError(f"--scale {scale:g}: more than 0")
+        changes["vehicle"] = tuple(
+            msgspec.structs.replace(each, count=max(1, round(each.count * scale))) for each in scenario.vehicle
+        )
+    return checked(msgspec.structs.replace(scenario, **changes), "command line")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text.removesuffix("x"))
+    except ValueError as error:
+        raise ConfigError(f"--pace {text!r}: a number such as 1 or 60, or max") from error
+
+
+def _aimed(scenario: Scenario, target: str, kafka: str | None, topic: str | None) -> Scenario:
+    """Return ``scenario`` with somebody else's broker in place of the gateways. Raises ConfigError."""
+    from fleet_simulator.scenarios import Target, checked
+
+    before = scenario.target
+    aim = Target(
+        mqtt=target,
+        kafka=kafka or (before.kafka if before else ""),
+        topic=topic or (before.topic if before else ""),
+        process=before.process if before else (),
+        link=before.link if before else (),
+    )
+    changes: dict[str, object] = {"target": aim, "gateway": (), "kafka": None, "command": (), "zone": ()}
+    changes["vehicle"] = tuple(msgspec.structs.replace(each, gateway="") for each in scenario.vehicle)
+    if before is None:  # what was to happen to gateways can happen to nobody
+        changes |= {"link": (), "fault": ()}
+        if scenario.link or scenario.fault:
+            _note("--target: no links or processes of its own: the scenario's links and faults are left out")
+    return checked(msgspec.structs.replace(scenario, **changes), "command line")
+
+
+@contextlib.contextmanager
+def _directory(keep: Path | None) -> Iterator[Path]:
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="waybill-fleet-", ignore_cleanup_errors=True) as directory:
+            yield Path(directory)
+        return
+    try:
+        keep.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"--keep {keep}: has to be a new directory: {error.strerror}") from error
+    yield keep.resolve()
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
