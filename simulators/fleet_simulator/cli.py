@@ -66,6 +66,7 @@ def replay(  # noqa: PLR0913, PLR0917 - the options of a command
 
 
 app.command()(judge_cli.verdict)
+app.command()(judge_cli.report)
 
 
 def _noting(path: Path | None) -> contextlib.AbstractContextManager[Ledger | None]:

@@ -36,7 +36,7 @@ def verdict(
 ) -> None:
     """Compare what was acknowledged with what is in the topics. Exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE.
 
-    In the directory of a run the report is kept as report.json, for waybill fleet report.
+    In a run's directory the report is left as report.html, report.json and junit.xml.
     """
     from fleet_simulator import judging
     from fleet_simulator.checks import EXIT_CODES
@@ -45,7 +45,7 @@ def verdict(
     where = [*_option("--config", config_file), *_option("--data", data), *_option("--bootstrap", bootstrap)]
     found = asyncio.run(judging.judge(run, _source(run, records, topic or [], where), drain=drain))
     if run.is_dir():
-        _write(run / "report.json", to_json(found))
+        keep(found, run)
     if as_json:
         print(to_json(found).decode())
     else:
@@ -84,15 +84,42 @@ def tell(found: Report) -> None:
             print(f"{check.outcome}: {check.title}: {check.text}", file=sys.stderr)
             for finding in check.findings:
                 print(f"  {finding}", file=sys.stderr)
-    print(found.line)
+    sys.stderr.flush()
+    print(found.line, flush=True)
+
+
+def keep(found: Report, directory: Path) -> None:
+    """Write ``report.json``, ``report.html`` and ``junit.xml`` into ``directory``. Raises ConfigError."""
+    from fleet_simulator.report.junit import junit
+    from fleet_simulator.report.model import to_json
+    from fleet_simulator.report.page import page
+
+    files = (
+        ("report.json", to_json(found)),
+        ("report.html", page(found).encode()),
+        ("junit.xml", junit(found).encode()),
+    )
+    for name, data in files:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / name).write_bytes(data)
+        except OSError as error:
+            raise ConfigError(f"{directory / name}: cannot be written: {error.strerror}") from error
 
 
 def _option(name: str, value: object) -> list[str]:
     return [] if value is None else [name, str(value)]
 
 
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="the run's directory, or a report.json")],
+    out: Annotated[Path | None, typer.Option("--out", help="directory for the files; default: where it is")] = None,
+) -> None:
+    """Make report.html and junit.xml anew of the report.json that waybill fleet run and verdict leave."""
+    from fleet_simulator.report.model import from_file
+
+    file = run / "report.json" if run.is_dir() else run
+    where = out or file.parent
+    keep(from_file(file), where)
+    print(where / "report.html")
+    print(where / "junit.xml")

@@ -1,0 +1,282 @@
+"""What a run comes to: its checks, its outcome, and the files that show it."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import msgspec
+import pytest
+
+from fleet_simulator.judging import judge
+from fleet_simulator.ledger import Ledger
+from fleet_simulator.report.junit import junit
+from fleet_simulator.report.model import Report, from_file
+from fleet_simulator.report.page import page
+from fleet_simulator.report.series import Latencies, Samples
+from waybill.console.main import main
+from waybill.errors import ConfigError, UnknownVersion
+
+S = 1_000_000_000
+T0 = 1_763_740_000 * S
+EVIL = "<script>alert('&\"')</script>\x01"
+
+
+class Made:
+    """A run's directory with a ledger and the records that came of it."""
+
+    def __init__(self, directory: Path, seconds: int = 20) -> None:
+        self.directory = directory
+        self.records = directory / "records"
+        lines: list[dict[str, object]] = []
+        self.ledger = Ledger(directory / "ledger")
+        self.ledger.about({"scenario": "tunnel & city", "seed": 7})
+        for second in range(seconds):
+            at = T0 + second * S
+            self.ledger.sample(at, "published", "", second * 2)
+            self.ledger.sample(at, "backlog", "depot", second % 5)
+            for vehicle in ("V1", "V2"):
+                seq = second + 1
+                self.ledger.behind(vehicle, "depot")
+                self.ledger.published(vehicle, "telemetry", seq, seq, at)
+                self.ledger.acked(vehicle, "telemetry", seq, seq, at)
+                said = {"vehicle": vehicle, "stream": "telemetry", "seq": seq, "ts": at // 1_000_000}
+                lines.append({
+                    "topic": "fleet.telemetry", "partition": 0, "offset": len(lines), "key": vehicle,
+                    "timestamp": at // 1_000_000 + 40, "headers": {"ce_id": f"depot/7/telemetry/{len(lines) + 1}"},
+                    "value": json.dumps(said),
+                })  # fmt: skip
+        self.lines = lines
+        self.write(lines)
+
+    def write(self, lines: list[dict[str, object]]) -> None:
+        self.records.write_text("\n".join(map(json.dumps, lines)))
+
+    def outcome(self) -> int:
+        """Close the ledger and ask the command line."""
+        self.ledger.close()
+        return main(["fleet", "verdict", str(self.directory), str(self.records)])
+
+    def report(self) -> Report:
+        return from_file(self.directory / "report.json")
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return Made(tmp_path)
+
+
+def failed(report: Report) -> dict[str, tuple[str, ...]]:
+    return {check.name: check.findings or (check.text,) for check in report.checks if check.outcome != "PASS"}
+
+
+def test_a_run_that_passes(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    assert made.outcome() == 0
+    assert capsys.readouterr().out == "verdict: PASS delivered=40 lost=0 duplicated=0 out_of_order=0\n"
+    report = made.report()
+    assert (report.outcome, failed(report)) == ("PASS", {})
+    assert report.latency is not None
+    assert 36 < report.latency.p50 < 44
+    assert [one.delivered for one in report.streams] == [20, 20]
+    assert {line.name for line in report.lines} == {
+        "published", "backlog", "delivered", "p50", "p95", "p99", "p100",
+    }  # fmt: skip
+
+
+def test_one_record_is_removed(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    made.write(made.lines[:7] + made.lines[8:])
+    assert made.outcome() == 1
+    said = capsys.readouterr()
+    assert said.out == "verdict: FAIL delivered=39 lost=1 duplicated=0 out_of_order=0\n"
+    assert "  V2 telemetry seq 4\n" in said.err
+    assert failed(made.report()) == {"lost": ("V2 telemetry seq 4",)}
+
+
+def test_a_fault_that_did_not_happen_is_no_pass(made: Made) -> None:
+    made.ledger.asked("kills", "depot", 2)
+    made.ledger.counted("kills", "depot", 2)
+    made.ledger.asked("cuts", "depot", 3)
+    made.ledger.counted("cuts", "depot", 2)
+    assert made.outcome() == 3
+    report = made.report()
+    assert failed(report) == {"faults": ("cuts of depot: 2, asked for 3",)}
+    assert report.line.startswith("verdict: INCONCLUSIVE delivered=40 ")
+    assert 'type="INCONCLUSIVE"' in junit(report)
+
+
+def test_faults_that_happened_pass(made: Made) -> None:
+    made.ledger.asked("kills", "depot", 2)
+    made.ledger.counted("kills", "depot", 1)
+    made.ledger.counted("kills", "depot", 2)
+    assert made.outcome() == 0
+
+
+def test_a_run_whose_runner_died_is_no_pass_and_a_loss_in_it_is_a_fail(made: Made) -> None:
+    made.ledger.close(ended=False)
+    assert made.outcome() == 3
+    assert failed(made.report())["ledger"][0].startswith("the runner did not live to the end")
+    with (made.directory / "ledger").open("ab") as file:
+        file.write(b"WBL1half")
+    made.write([*made.lines, {**made.lines[-1], "value": '{"vehicle":"V1","seq":21}'}])  # published, and not noted
+    assert made.outcome() == 3
+    assert "8 bytes" in failed(made.report())["ledger"][1]
+    made.write(made.lines[1:])
+    assert made.outcome() == 1
+
+
+def test_of_nothing_nothing_is_proven(tmp_path: Path) -> None:
+    Ledger(tmp_path / "ledger").close()
+    (tmp_path / "records").touch()
+    assert main(["fleet", "verdict", str(tmp_path), str(tmp_path / "records")]) == 3
+    assert "no message was acknowledged: nothing is proven" in failed(from_file(tmp_path / "report.json"))["ledger"]
+
+
+@pytest.mark.parametrize(
+    ("happened", "outcome", "told"),
+    [
+        (["acted", "done"], 0, ""),
+        (["expired"], 0, ""),
+        (["acted", "expired"], 0, ""),
+        (["acted", "acted", "done"], 1, "acted on 2 times, done"),
+        (["done"], 1, "acted on 0 times, done"),
+        (["acted"], 1, "acted on 1 times, never answered"),
+        ([], 1, "acted on 0 times, never answered"),
+    ],
+)
+def test_what_commands_did(made: Made, happened: list[str], outcome: int, told: str) -> None:
+    made.ledger.sent("c1", "V1", T0)
+    for what in happened:
+        if what == "acted":
+            made.ledger.acted("c1", "V1", T0)
+        else:
+            made.ledger.replied("c1", "V1", what, T0)
+    assert made.outcome() == outcome
+    assert failed(made.report()) == ({"commands": (f"command c1 to V1: {told}",)} if told else {})
+
+
+class Page(HTMLParser):
+    """Notes tags and what they would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [f"{tag} {name}" for name, _ in attrs if name in {"src", "href", "xlink:href", "data", "srcset"}]
+
+
+def test_the_page_loads_nothing_and_nothing_gets_out_of_its_text(made: Made) -> None:
+    made.ledger.about({"scenario": EVIL, EVIL: EVIL})
+    made.ledger.note(T0, "down", EVIL, EVIL)
+    made.ledger.note(T0 + 5 * S, "up", EVIL, EVIL)
+    made.ledger.note(T0 + 6 * S, "fault", EVIL, EVIL)
+    made.ledger.asked(EVIL, EVIL, 1)
+    made.ledger.sample(T0 + 30 * S, "backlog", EVIL, 3)
+    made.write([*made.lines, {**made.lines[0], "key": EVIL, "value": json.dumps({"vehicle": EVIL, "seq": 1})}])
+    assert made.outcome() == 1
+    text = (made.directory / "report.html").read_text()
+    seen = Page()
+    seen.feed(text)
+    assert seen.loads == []
+    assert not {"script", "link", "img", "iframe", "object"} & set(seen.tags)
+    assert "url(" not in text
+    assert "@import" not in text
+    assert seen.tags.count("svg") >= 4
+    assert 'class="band"' in text
+    assert 'class="fault"' in text
+    ET.fromstring((made.directory / "junit.xml").read_text())
+
+
+ATTRIBUTES = {  # required and optional ones, and children in their order, of the schema for Ant's JUnit task
+    "testsuites": (set(), ["testsuite"]),
+    "testsuite": (
+        {"package", "id", "name", "timestamp", "hostname", "tests", "failures", "errors", "time"},
+        ["properties", "testcase", "system-out", "system-err"],
+    ),
+    "properties": (set(), ["property"]),
+    "property": ({"name", "value"}, []),
+    "testcase": ({"name", "classname", "time"}, ["failure"]),
+    "failure": ({"type", "message"}, []),
+    "system-out": (set(), []),
+    "system-err": (set(), []),
+}
+
+
+def test_junit_is_what_the_common_schema_wants(made: Made) -> None:
+    made.ledger.asked("cuts", "depot", 3)
+    made.write(made.lines[1:])
+    assert made.outcome() == 1
+    root = ET.fromstring((made.directory / "junit.xml").read_text())
+    for element in root.iter():
+        attributes, children = ATTRIBUTES[element.tag]
+        assert set(element.attrib) == attributes
+        places = [children.index(child.tag) for child in element]
+        assert places == sorted(places)
+    suite = root[0]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", suite.attrib["timestamp"])
+    cases = suite.findall("testcase")
+    assert int(suite.attrib["tests"]) == len(cases) == len(made.report().checks)
+    assert int(suite.attrib["failures"]) == len(suite.findall("testcase/failure")) == 2
+    assert "V1 telemetry seq 1" in (suite.findall("testcase/failure")[0].text or "")
+
+
+def test_a_report_is_made_anew_from_its_json(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    assert made.outcome() == 0
+    out = made.directory / "other"
+    assert main(["fleet", "report", str(made.directory), "--out", str(out)]) == 0
+    for name in ("report.html", "junit.xml", "report.json"):
+        assert (out / name).read_bytes() == (made.directory / name).read_bytes()
+    assert main(["fleet", "report", str(made.directory / "nowhere")]) == 2
+    assert "nowhere: cannot be read" in capsys.readouterr().err
+    changed = msgspec.json.decode((out / "report.json").read_bytes()) | {"version": 9}
+    (out / "report.json").write_bytes(msgspec.json.encode(changed))
+    with pytest.raises(UnknownVersion, match="version 9"):
+        from_file(out / "report.json")
+    (out / "report.json").write_bytes(b"{}")
+    with pytest.raises(ConfigError, match="not a report"):
+        from_file(out / "report.json")
+
+
+async def test_a_ledger_that_does_not_say_where_the_records_are(made: Made) -> None:
+    made.ledger.close()
+    with pytest.raises(ConfigError, match="does not say where the records are: give RECORDS, or --topic"):
+        await judge(made.directory)
+    assert main(["fleet", "verdict", str(made.directory), "--bootstrap", "127.0.0.1:1"]) == 2
+
+
+def test_the_page_of_a_large_run_is_bounded(made: Made) -> None:
+    made.outcome()
+    report = made.report()
+    many = tuple(msgspec.structs.replace(report.streams[0], vehicle=f"V{n}", gateway=f"G{n}") for n in range(5000))
+    events = tuple(msgspec.structs.replace(e, at_ms=report.began_ms + n) for n in range(2000) for e in report.events)
+    text = page(msgspec.structs.replace(report, streams=many, events=events))
+    assert len(text) < 300_000
+    assert "and 4900 more" in text
+
+
+def test_latencies_widen_and_keep_their_counts() -> None:
+    latencies = Latencies()
+    for second in range(10_000):
+        latencies.add(second * 1000, second * 1000 + (100 if second % 10 else 5000))
+    p50, p95, longest = latencies.overall(0.5, 0.95, 1.0)
+    assert p50 == pytest.approx(100, rel=0.09)
+    assert p95 == longest == pytest.approx(5000, rel=0.09)
+    (line,) = latencies.percentiles(0.5)
+    assert 1000 < len(line.points) <= 2001
+    rates = latencies.arrivals("delivered")
+    assert sum(value or 0 for _, value in rates.points) * 8 == pytest.approx(10_000)
+    latencies.add(10_000_000, 9_000_000)
+    assert latencies.negative == 1
+
+
+def test_samples_thin_evenly_and_rates_survive_a_counter_that_begins_anew() -> None:
+    samples = Samples()
+    for second in range(10_000):
+        samples.add(second * 1000, second * 5 if second < 6000 else (second - 6000) * 5)
+    line = samples.rates("published", "")
+    assert len(line.points) <= 2000
+    assert all(value is not None and 0 <= value <= 5 for _, value in line.points)
+    assert line.points[10][1] == 5
