@@ -1,4 +1,4 @@
-"""``waybill edge init``, ``check``, ``install``, ``uninstall``. Heavy imports are in the functions."""
+"""``waybill edge init``, ``check``, ``plan``, ``install``, ``uninstall``. Heavy imports are in the functions."""
 
 from __future__ import annotations
 
@@ -99,6 +99,53 @@ def check(
     raise typer.Exit(int(done.verdict == "failed"))
 
 
+def plan(
+    *,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Takes what it sets; else defaults.")
+    ] = None,
+    devices: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    every: Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="How often each one sends.")] = 1.0,
+    size: Annotated[int, typer.Option("--bytes", min=1, max=100_000, help="Of a payload, without --sample.")] = 174,
+    sample: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your own messages, as mosquitto_sub -v prints them.")
+    ] = None,
+    outage_days: Annotated[float, typer.Option(min=0.0, help="How long the uplink may be away.")] = 3.0,
+    tbw: Annotated[float, typer.Option(min=0.001, metavar="TB", help="What may be written to the card.")] = 10.0,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs.")] = False,
+) -> None:
+    """Size a gateway: buffer for an outage, life of the card, data plan; from messages like yours."""
+    import msgspec
+
+    from edge_agent import config
+    from edge_agent.setup import sample as samples
+    from edge_agent.setup.sizing import Given, sizing
+    from edge_agent.uplink.config import UplinkSettings
+
+    settings = config.EdgeConfig("gateway", Path()) if config_file is None else config.load(config_file)
+    uplink = settings.uplinks[0] if settings.uplinks else UplinkSettings("mqtts://ingest.example")
+    given = Given(
+        rate=devices / every,
+        devices=devices,
+        gather_ms=settings.buffer.gather_ms,
+        max_bytes=settings.buffer.max_bytes,
+        frame_messages=settings.forward.frame_messages,
+        linger_ms=settings.forward.linger_ms,
+        ping_s=uplink.ping,
+        outage_s=outage_days * 86_400,
+        tbw=tbw,
+    )
+    found = sizing(given, samples.read(sample) if sample is not None else samples.made_up(devices, size))
+    if as_json:
+        print(msgspec.json.encode(found).decode())
+        return
+    from rich.console import Console
+
+    from edge_agent.setup.sizing_view import render
+
+    Console().print(render(found, own=sample is not None))
+
+
 def install(
     *,
     config_file: Annotated[
@@ -144,5 +191,5 @@ def _do(steps: Sequence[Step], root: Path, *, dry_run: bool) -> None:
         print("nothing was changed (--dry-run)")
 
 
-COMMANDS: Final[Sequence[Callable[..., None]]] = (init, check, install, uninstall)
+COMMANDS: Final[Sequence[Callable[..., None]]] = (init, check, plan, install, uninstall)
 """In the order of use."""
