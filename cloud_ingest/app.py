@@ -35,6 +35,7 @@ from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import OutRecord
 from cloud_ingest.listener import Listener
 from cloud_ingest.logs import from_fields, open_log
+from cloud_ingest.metrics import metrics, trouble
 from cloud_ingest.node_frames import NodeFrames
 from cloud_ingest.presence_keeper import Keeper
 from cloud_ingest.router.routes import Routes
@@ -53,6 +54,7 @@ from cloud_ingest.status import (
 from waybill import logs, snapshot
 from waybill.errors import ConfigError, Locked, Refused, Unavailable
 from waybill.lifecycle import Tasks, say, spare_garbage_collection
+from waybill.metrics import serve
 from waybill.systemd import keep_watchdog, notify
 from waybill.wire import Envelope
 
@@ -86,6 +88,8 @@ async def main(settings: Settings) -> int:
                 say(f"listening on {ingest.listener.websocket_address} (WebSocket)")
             if ingest.devices is not None:
                 say(f"listening on {ingest.devices.address} (devices)")
+            if ingest.metrics_address:
+                say(f"listening on {ingest.metrics_address} (metrics)")
             notify("READY=1")
             await ingest.tasks.until_stopped()
         finally:
@@ -112,6 +116,7 @@ class Ingest:
         self.presence.close = self._end
         self.listener = self._front()
         self.devices: Devices | None = None
+        self.metrics_address = ""
         if config.devices is not None:
             self.devices = Devices(
                 config.devices,
@@ -175,6 +180,10 @@ class Ingest:
         await self._stack.enter_async_context(
             snapshot.serve(self._settings.socket, self.snapshot, {"append": self._append, "command": self._command})
         )
+        if (asked := self._settings.config.metrics) is not None:
+            self.metrics_address = await self._stack.enter_async_context(
+                serve(asked.listen, self.snapshot, metrics, trouble)
+            )
         if isinstance(self.listener, Listener):
             self.tasks.start("mqtt", self.listener.server.died())
         else:

@@ -11,6 +11,7 @@
     [log]                           # kind = "embedded" or "kafka"
     [topics]                        # names and partitions of the internal topics
     [logging]                       # how this process logs
+    [metrics]                       # where Prometheus and probes ask
     [[route]]                       # MQTT filter -> Kafka topic and key; the first that matches wins
 
 Relative paths are relative to the directory of the file.
@@ -29,7 +30,7 @@ import msgspec
 from cloud_ingest.device_config import Devices, check_devices
 from cloud_ingest.external_config import Broker, check_broker
 from waybill.acl import AclRule
-from waybill.config import LogSettings, address, convert, is_loopback, load
+from waybill.config import LogSettings, MetricsSettings, address, convert, is_loopback, load
 from waybill.errors import ConfigError
 from waybill.mqtt import proxy
 
@@ -196,6 +197,7 @@ class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     topics: Topics = Topics()
     route: tuple[Route, ...] = DEFAULT_ROUTES
     logging: LogSettings = LogSettings()
+    metrics: MetricsSettings | None = None
 
 
 class _EmbeddedTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -18,7 +18,7 @@ import contextlib
 import importlib.metadata
 import logging
 import ssl
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
@@ -148,7 +148,7 @@ class Agent:
                     shut=partial(self._forwarder.shut, "plan"),
                 )
             self._commands = Commands(buffer, self._to_devices, self._clock)
-            async with snapshot.serve(settings.data / SOCKET, self.status):
+            async with snapshot.serve(settings.data / SOCKET, self.status), self._metrics() as metrics:
                 try:
                     self._start_tasks()
                     self._tasks.heed_signals()
@@ -156,6 +156,8 @@ class Agent:
                         await self._listen(name, listener, context)
                     for source in self._sources:
                         self._say(f"subscribing at {source.settings.url} ({source.name})")
+                    if metrics:
+                        self._say(f"listening on {metrics} (metrics)")
                     if self._uplinks is None:
                         self._say("no uplink is configured: messages are buffered and sent nowhere")
                     notify("READY=1")
@@ -166,6 +168,18 @@ class Agent:
             auth.close()
             await _patiently(buffer.close(), "the buffer")
         return 1 if self._tasks.failure else 0
+
+    @contextlib.asynccontextmanager
+    async def _metrics(self) -> AsyncIterator[str]:
+        """Serve them, where that is wanted, and yield the address or an empty string."""
+        if self._settings.metrics is None:
+            yield ""
+            return
+        from edge_agent.metrics import metrics, trouble
+        from waybill.metrics import serve
+
+        async with serve(self._settings.metrics.listen, self.status, metrics, trouble) as address:
+            yield address
 
     def stop(self) -> None:
         """Ask :meth:`run` to end; returns at once."""

@@ -22,7 +22,7 @@ from edge_agent.source.config import SourceSettings
 from edge_agent.uplink.config import UplinkSettings, check_uplinks
 from waybill import acl, config
 from waybill.acl import AclRule
-from waybill.config import LogSettings
+from waybill.config import LogSettings, MetricsSettings
 from waybill.errors import ConfigError
 from waybill.mqtt.settings import Settings
 from waybill.mqtt.topics import valid_filter
@@ -92,6 +92,7 @@ class EdgeConfig(
     sources: tuple[SourceSettings, ...] = ()
     presence: bool = False
     logging: LogSettings = LogSettings()
+    metrics: MetricsSettings | None = None
 
 
 def server_settings(settings: EdgeConfig, close_timeout: float) -> Settings:

@@ -64,6 +64,12 @@ class LogSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class MetricsSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where monitoring systems ask: :mod:`waybill.metrics`. ``listen``: HOST:PORT."""
+
+    listen: str = "127.0.0.1:9464"
+
+
 def load(path: Path, kind: type[T]) -> T:
     """Read the TOML file ``path`` as ``kind`` (a msgspec Struct with ``forbid_unknown_fields=True``).
 

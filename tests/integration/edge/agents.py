@@ -103,11 +103,11 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def process(*arguments: str) -> AsyncIterator[Process]:
-    """Run ``waybill edge ARGUMENTS`` as a process; it is killed at the end, if it still runs."""
+async def process(*arguments: str, part: str = "edge") -> AsyncIterator[Process]:
+    """Run ``waybill PART ARGUMENTS`` as a process; it is killed at the end, if it still runs."""
     code = "import sys; from waybill.console.main import main; sys.exit(main())"
     started = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, "edge", *arguments,
+        sys.executable, "-c", code, part, *arguments,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=os.environ | {"NO_COLOR": "1"},
     )  # fmt: skip
     try:
