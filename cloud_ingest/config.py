@@ -129,6 +129,11 @@ class Topics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"{self.prefix}waybill.presence"
 
     @property
+    def health(self) -> str:
+        """What gateways and nodes say of themselves; compacted."""
+        return f"{self.prefix}waybill.health"
+
+    @property
     def dead_letters(self) -> str:
         """Frames that do not decode, and messages without a route."""
         return f"{self.prefix}waybill.dlq"
@@ -144,6 +149,7 @@ class Topics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 self.commands,
                 self.command_status,
                 self.presence,
+                self.health,
                 self.dead_letters,
             )
         )

@@ -32,14 +32,14 @@ from edge_agent.config import EdgeConfig, memory_ceiling, server_settings
 from edge_agent.flash import Flash
 from edge_agent.forward.forwarder import Forwarder
 from edge_agent.forward.training import FILE, Training
+from edge_agent.health.watch import Watch
 from edge_agent.intake import Forward, Intake
 from edge_agent.listener_config import ListenerSettings
 from edge_agent.plan.gauge import Gauge
 from edge_agent.plan.meter import Meter
 from edge_agent.presence import Presence
 from edge_agent.status import SOCKET, EdgeStatus, LaneState, LinkState, ListenerState, Rate
-from edge_agent.uplink.config import metered
-from waybill import snapshot
+from edge_agent.uplink.config import certificates, metered
 from waybill.acl import Acl
 from waybill.auth import Auth, Door
 from waybill.errors import ConfigError, Unavailable
@@ -96,6 +96,8 @@ class Agent:
             from edge_agent.uplink.uplinks import Uplinks
 
             self._uplinks = Uplinks(settings.uplinks, settings.gateway, self._version, floor_ms=self._clock.floor_ms)
+        files = certificates(settings.uplinks)
+        self._watch = Watch(self._clock, settings.data, self.status, self._uplinks, files)
         self._buffer = buffer = await self._store.open(
             settings.data,
             settings.buffer,
@@ -148,7 +150,8 @@ class Agent:
                     shut=partial(self._forwarder.shut, "plan"),
                 )
             self._commands = Commands(buffer, self._to_devices, self._clock)
-            async with snapshot.serve(settings.data / SOCKET, self.status), self._metrics() as metrics:
+            self._forwarder.on_framed = self._watch.framed
+            async with self._watch.served(settings.data / SOCKET), self._metrics() as metrics:
                 try:
                     self._start_tasks()
                     self._tasks.heed_signals()
@@ -233,11 +236,13 @@ class Agent:
 
     def _on_connected(self, client: Client) -> None:
         self._auth.on_connected(client)
+        self._watch.came(client)
         if self._presence is not None:
             self._presence.came(client.client_id)
 
     def _on_disconnected(self, client: Client, reason: str) -> None:
         self._auth.on_disconnected(client)
+        self._watch.went(client.client_id)
         if self._presence is not None:
             self._presence.went(client.client_id, reason)
         say_gone(f"{client.client_id!r}", reason)
@@ -262,6 +267,8 @@ class Agent:
         self._tasks.start("rates", self._sample())
         self._tasks.start("gauge", self._gauge.run())
         self._tasks.start("watchdog", keep_watchdog(lambda: self._buffer.busy_s))
+        if self._uplinks is not None and self._settings.health.interval:
+            self._tasks.start("health", self._watch.report(self._settings.health.interval, self._buffer.commit))
 
     async def _over(self, link: Link) -> None:
         """Use one connection to the cloud, until it is lost."""
@@ -302,6 +309,7 @@ class Agent:
             "rates",
             "gauge",
             "watchdog",
+            "health",
         ):
             await self._tasks.cancel(name)
         if self._meter is not None:
@@ -387,8 +395,13 @@ class Agent:
         while True:
             now, received = self._clock.mono(), self._server.counters
             others = sum(source.counters.received for source in self._sources)
-            self._in.sample(now, received.received_0 + received.received_1 + received.received_2 + others)
-            self._out.sample(now, self._forwarder.counters.acked)
+            came, acked = (
+                received.received_0 + received.received_1 + received.received_2 + others,
+                self._forwarder.counters.acked,
+            )
+            self._in.sample(now, came)
+            self._out.sample(now, acked)
+            self._watch.sample(came, acked, self._forwarder.window.acks, self._forwarder.window.waited)
             self._clock.look()
             if self._clock.is_unsaved:
                 await asyncio.to_thread(self._clock.save)

@@ -13,6 +13,7 @@ import msgspec
 from edge_agent import lanes
 from edge_agent.buffer.settings import BufferSettings
 from edge_agent.forward.bodies import Body
+from edge_agent.health.settings import HealthSettings
 from edge_agent.lanes import MAX_LEVELS, Lane
 from edge_agent.listener_config import LimitSettings, ListenerSettings, check_listener
 from edge_agent.plan import plan
@@ -93,6 +94,7 @@ class EdgeConfig(
     presence: bool = False
     logging: LogSettings = LogSettings()
     metrics: MetricsSettings | None = None
+    health: HealthSettings = HealthSettings()
 
 
 def server_settings(settings: EdgeConfig, close_timeout: float) -> Settings:

@@ -272,7 +272,12 @@ class EmbeddedLog:
         name, partition, key, value, headers = row
         topic = known.get(name)
         if topic is None:
-            compact = name in {self.topics.ledger, self.topics.dictionaries, self.topics.presence}
+            compact = name in {
+                self.topics.ledger,
+                self.topics.dictionaries,
+                self.topics.presence,
+                self.topics.health,
+            }
             number = db.execute(file.SQL["add_topic"], (name, compact)).fetchone()[0]
             topic = known[name] = file.Topic(number, name, compact)
         if partition is None:

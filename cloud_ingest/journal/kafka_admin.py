@@ -10,6 +10,7 @@ waybill.dictionar…  as frames   compact only   what frames were compressed wit
 waybill.commands    as set      delete         keyed by gateway: compaction would lose commands
 waybill.command-…   as set      delete         keyed by command: compaction would lose its states
 waybill.presence    as set      compact        the newest state of each gateway and device (C3)
+waybill.health      as set      compact        what each gateway and node said of itself last
 dead letters        as set      delete         ``max.message.bytes`` 5 MiB: a letter holds what was too large elsewhere
 routes' topics      as set      the cluster's  made only where missing
 ==================  ==========  =============  ==================================================================
@@ -124,9 +125,8 @@ def specs(topics: Topics, routed: Sequence[str], retention_ms: int) -> list[Spec
         why = {"cleanup.policy": "compaction would lose commands and their states"}
         found.append(Spec(name, settings=stories, must={"cleanup.policy": "delete"}, why=why))
     why = {"cleanup.policy": "it is what is so now, of each gateway and device; by age alone it would be forgotten"}
-    found.append(
-        Spec(topics.presence, settings={"cleanup.policy": "compact"}, must={"cleanup.policy": "compact"}, why=why)
-    )
+    compacted = {"cleanup.policy": "compact"}
+    found += [Spec(name, settings=compacted, must=compacted, why=why) for name in (topics.presence, topics.health)]
     distinct = list(dict.fromkeys(routed))
     found += [Spec(name) for name in distinct if name not in {spec.name for spec in found}]
     for name in (topics.dead_letters, *(f"{name}.dlq" for name in distinct)):

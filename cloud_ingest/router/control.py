@@ -7,7 +7,9 @@ from typing import Final
 
 import msgspec
 
+from cloud_ingest.journal.port import OutRecord
 from cloud_ingest.presence import Here
+from waybill import health
 from waybill.errors import Corrupt, UnknownVersion
 from waybill.frames import decode
 from waybill.frames.header import MAX_EPOCH
@@ -15,6 +17,7 @@ from waybill.wire import DICTIONARY_TOPIC, LANE_NAME, CommandStatus, DevicePrese
 
 _decode_receipt = msgspec.json.Decoder(Receipt).decode
 _decode_status = msgspec.json.Decoder(CommandStatus).decode
+_encode = msgspec.json.Encoder().encode
 _decode_presence = msgspec.json.Decoder(DevicePresence).decode
 
 MAX_DEVICE: Final = 1024
@@ -61,6 +64,14 @@ def parse_presence(payload: bytes, gateway: str, epoch: int) -> Here:
     if not 0 < len(said.device) <= MAX_DEVICE:
         raise Rejected(f"a device of {len(said.device)} characters; 1 to {MAX_DEVICE}")
     return Here(said.state, said.at_ms, gateway, said.device, connection=str(epoch), reason=said.reason[:MAX_DEVICE])
+
+
+def health_record(topic: str, payload: bytes, gateway: str) -> OutRecord:
+    """Return what ``gateway`` says of itself as a record of the health topic. Raises Rejected, Corrupt."""
+    if is_node(gateway):
+        raise Rejected("a node tells its health itself")
+    value = _encode(health.unpack(payload))
+    return OutRecord(topic, gateway.encode(), value, [("content-type", b"application/json")])
 
 
 def dictionaries_in(frame: bytes) -> Iterator[bytes]:

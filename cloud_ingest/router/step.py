@@ -24,6 +24,7 @@ from cloud_ingest.router.control import (
     MALFORMED,
     Rejected,
     dictionaries_in,
+    health_record,
     parse_presence,
     parse_receipt,
     parse_status,
@@ -42,6 +43,7 @@ from waybill.wire import (
     COMMAND_STATUS_TOPIC,
     CONTROL_LANE,
     DICTIONARY_TOPIC,
+    HEALTH_TOPIC,
     PRESENCE_TOPIC,
     RECEIPT_TOPIC,
     CommandStatus,
@@ -311,6 +313,8 @@ class _Planner:
                 self._status(record, payload)
             elif topic == PRESENCE_TOPIC:
                 self._presence(key, payload)
+            elif topic == HEALTH_TOPIC:
+                self._health(record.gateway, payload)
             elif topic == DICTIONARY_TOPIC:
                 self._dictionary(record.gateway, payload)
             else:
@@ -359,6 +363,14 @@ class _Planner:
         if refused:
             raise Rejected(refused)
         self.step.records.append(record_of(self.state.topics.presence, parse_presence(payload, key.gateway, key.epoch)))
+
+    def _health(self, gateway: str, payload: bytes) -> None:
+        """Write what a gateway says of itself; while its topic is refused nowhere: the next one says it again."""
+        if self.condemned:
+            raise Rejected(self.condemned)
+        record = health_record(self.state.topics.health, payload, gateway)
+        if self.state.topics.health not in self.state.refused:
+            self.step.records.append(record)
 
     def _dictionary(self, gateway: str, content: bytes) -> None:
         """Take in a dictionary, and let the frames go that waited for it (R10)."""

@@ -287,6 +287,7 @@ class _Worker:
         if error.topic in state.refused or error.topic not in self._routes.topics | {
             self._topics.command_status,
             self._topics.presence,
+            self._topics.health,
         }:
             raise _Stopped(f"{error}; create the topic, or allow this deployment to write to it")
         state.refused[error.topic] = str(error)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -120,6 +120,8 @@ class Forwarder:
         self._owed: list[Span] = []
         self._said: dict[str, float] = {}  # a few a lane
         self.counters = Counters()
+        self.on_framed: Callable[[Sequence[Stored], int], None] = lambda *_: None
+        """Told of messages that were put into frames, and of the bytes of these."""
         self.error = ""
         """What the cloud found wrong with our frames, or an empty string."""
 
@@ -257,6 +259,7 @@ class Forwarder:
                 self.dictionaries.sent(flight.lane, flight.data, now)
             # Only now: what the end of a connection cut off before is read again.
             reader.after = lease.end
+            self.on_framed(lease.messages, sum(len(flight.data) for flight in flights))
             payload = sum(flight.size for flight in flights)
             if len(lease.messages) < count and payload < size:
                 reader.since = now  # most likely the end: what follows may gather again

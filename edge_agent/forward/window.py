@@ -155,6 +155,8 @@ class Window:
         self.credit: int | None = None
         self.unspoken: tuple[int, ...] = ()
         """Versions that the cloud speaks, where ours is not among them: nothing but a probe goes until that changes."""
+        self.acks, self.waited = 0, 0.0
+        """Frames since the start that were sent once and acknowledged, and the seconds that they took in all."""
         self.resent = 0
         """Frames since the start that were handed out again, or that a connection left without an ack."""
 
@@ -366,6 +368,8 @@ class Window:
             if flight.times == 1:
                 if flight.mark is not None and flight.stage in (Stage.QUEUED, Stage.LEFT):
                     self.pace.acked(len(flight.data), flight.mark, self.in_flight, now)
+                    self.acks += 1
+                    self.waited += now - flight.mark.at
                 took = now - flight.left_at if flight.stage is Stage.LEFT else 0.0
                 lane.timeout = min(max(FIRST_TIMEOUT, 2 * took), MAX_TIMEOUT)
             elif flight.stage is Stage.LEFT:  # while it is queued, the ack is for an earlier sending of it

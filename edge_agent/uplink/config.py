@@ -112,6 +112,12 @@ def metered(uplinks: Sequence[UplinkSettings]) -> dict[str, UplinkSettings]:
     return {label: uplink for label, uplink in zip(labels(uplinks), uplinks, strict=True) if uplink.metered}
 
 
+def certificates(uplinks: Sequence[UplinkSettings]) -> dict[str, Path]:
+    """Return the certificate that each shows, by what the uplink is called."""
+    every = zip(labels(uplinks), with_certificates(uplinks), strict=True)
+    return {label: uplink.certificate for label, uplink in every if uplink.certificate is not None}
+
+
 def with_certificates(uplinks: Sequence[UplinkSettings]) -> list[UplinkSettings]:
     """Return ``uplinks`` with the first one's files where one over TLS has none of its own."""
     if not uplinks:

@@ -21,6 +21,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Literal
 
@@ -44,6 +45,9 @@ TAKING_OVER: Final = 5.0
 
 RETURN_JITTER: Final = 0.25
 """Part of ``return_s`` by which it varies."""
+
+CHANGES: Final = 60
+"""Changes of the link that are remembered."""
 
 MOST_DOUBLINGS: Final = 2
 """Of ``return_s``, for an uplink that does not hold."""
@@ -90,6 +94,8 @@ class Uplinks:
         self._rng = rng or random.SystemRandom()
         self._used: _Way | None = None
         self.state = LinkState("connecting", _wall_ms())
+        self.changes: deque[LinkState] = deque(maxlen=CHANGES)
+        """When the link came and went, the newest last."""
         self.connects = 0
         """Connections made since the start."""
 
@@ -250,8 +256,11 @@ class Uplinks:
     # --- what it says of itself ---
 
     def _say(self, state: Literal["online", "offline"], error: str, uplink: str = "") -> None:
+        changed = self.state.state != state or (state == "online" and self.state.uplink != uplink)
         since = self.state.since_ms if self.state.state == state else _wall_ms()
         self.state = LinkState(state, since, error or self.state.error, uplink)
+        if changed:
+            self.changes.append(LinkState(state, _wall_ms(), error, uplink))
 
     def _state(self, way: _Way) -> UplinkState:
         settings = way.uplink.settings

@@ -171,8 +171,8 @@ class Talkers(_State, frozen=True):
 class History(_State, frozen=True):
     """The last minutes, a point each ``step_s`` seconds, the newest last, which ended at ``until_ms``.
 
-    ``rate_in``, ``rate_out``: messages a second. ``bytes_per_min``: on the wire. ``latency_ms``: from the first sending
-    of a frame to its ack from the cloud's journal, the mean of those that were acked; None: none was.
+    ``rate_in``, ``rate_out``: messages a second. ``bytes_per_min``: on the wire. ``latency_ms``: from the
+    sending of a frame to its ack from the cloud's journal, the mean of those that were sent once; None: none was.
     """
 
     step_s: int = 60
@@ -209,8 +209,8 @@ class Health(_State, frozen=True):
 
     ``at_ms``: by the gateway's clock, as are all times here; ``clock``: why that is not to be trusted, or empty.
     ``links``: the last changes, the newest last. ``uplinks``: in order of preference. ``connected``: how many devices
-    are; ``devices``: some of them (in a record none). ``sent``, ``received``: bytes on the wire since the start.
-    ``fault``, ``error``, ``alarm``, ``full``: as in the agent's status.
+    are; ``devices``: some of them (in a record none). ``fault``, ``error``, ``alarm``, ``full``: as in the agent's
+    status.
     """
 
     at_ms: int

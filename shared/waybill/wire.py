@@ -38,6 +38,9 @@ DICTIONARY_TOPIC: Final = "$waybill/dictionary"
 PRESENCE_TOPIC: Final = "$waybill/presence"
 """Topic of a :class:`DevicePresence` (JSON) within the control lane."""
 
+HEALTH_TOPIC: Final = "$waybill/health"
+"""Topic of a health record (:mod:`waybill.health`) within the control lane."""
+
 NODE: Final = "node:"
 """What the names begin with under which the cloud's nodes journal what devices without a gateway sent: one a start."""
 

@@ -17,6 +17,15 @@ from cloud_ingest.presence import Here
 from cloud_ingest.router.entry import Entry
 from cloud_ingest.router.records import append_records, dead_frame, dead_letter
 from cloud_ingest.router.routes import Routes
+from waybill.fleet_state import (
+    CommandsState,
+    FleetSnapshot,
+    GatewayDetail,
+    Health,
+    KafkaState,
+    LogState,
+    NodeState,
+)
 from waybill.frames import decode, encode_plain
 from waybill.wire import CommandStatus
 
@@ -114,6 +123,18 @@ def test_presence_is_as_documented() -> None:
     assert schema["properties"].keys() == ours["properties"].keys()
     assert schema["required"] == ours["required"]
     assert set(schema["properties"]["state"]["enum"]) == set(ours["properties"]["state"]["enum"])
+
+
+def test_the_schema_of_the_fleets_state_is_the_programs() -> None:
+    kinds = (FleetSnapshot, GatewayDetail, CommandsState, KafkaState, LogState, Health, NodeState)
+    _, components = msgspec.json.schema_components(kinds, ref_template="#/$defs/{name}")
+    assert read("fleet-state.schema.json")["$defs"] == json.loads(msgspec.json.encode(components))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("health", Health), ("node", NodeState)])
+def test_what_is_said_of_health_is_as_documented(name: str, kind: type[msgspec.Struct]) -> None:
+    example = (SCHEMAS / f"{name}.example.json").read_bytes()
+    assert json.loads(msgspec.json.encode(msgspec.json.decode(example, type=kind))) == json.loads(example)
 
 
 def test_the_headers_of_a_message_are_as_documented() -> None:

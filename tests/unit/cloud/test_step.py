@@ -13,9 +13,11 @@ from cloud_ingest.router.ledger import Ledger
 from cloud_ingest.router.routes import Routes
 from cloud_ingest.router.state import Limits
 from tests.support.gateway import BASE_MS, TOPICS, Bench, Epoch, control, expected, header, receipt, values
+from waybill.fleet_state import Health
 from waybill.frames import encode_plain, in_columns, read_header
 from waybill.frames.header import COLUMNS
-from waybill.wire import CommandStatus, Receipt
+from waybill.health import pack, unpack
+from waybill.wire import HEALTH_TOPIC, CommandStatus, Receipt
 
 ONE = Epoch(1, oldest=1)
 TWO_ROUTES = Routes([Route(topic="a", filter="a/#"), Route(topic="b", filter="b/+")])
@@ -374,3 +376,25 @@ def test_c1_only_the_owner_of_the_gateways_partition_writes() -> None:
     commands = Commands(lambda gateway: gateway == "gw")
     commands.learn(command("c-2", gateway="another"), TOPICS.commands)
     assert len(commands) == 0
+
+
+def test_what_a_gateway_says_of_itself_is_a_record_of_the_health_topic() -> None:
+    bench = Bench()
+    said = Health(at_ms=BASE_MS, version="0.1.0", connected=3)
+    (record,) = bench.feed(control(1, 1, (HEALTH_TOPIC, pack(said))))
+    assert (record.topic, record.key) == ("waybill.health", b"gw")
+    assert msgspec.json.decode(record.value or b"", type=Health) == unpack(pack(said))
+
+
+@pytest.mark.parametrize(("gateway", "payload"), [("gw", b"\x91"), ("node:1", pack(Health(at_ms=1)))])
+def test_a_malformed_health_record_and_one_of_a_node_are_dead_letters(gateway: str, payload: bytes) -> None:
+    bench = Bench()
+    (record,) = bench.feed(control(1, 1, (HEALTH_TOPIC, payload)), gateway=gateway)
+    assert (record.topic, record.value) == ("waybill.dlq", payload)
+
+
+def test_a_health_topic_that_is_refused_costs_nobody_anything() -> None:
+    bench = Bench()
+    bench.state.refused["waybill.health"] = "not allowed"
+    assert bench.feed(control(1, 1, (HEALTH_TOPIC, pack(Health(at_ms=1))))) == []
+    assert bench.state.ledger.entries[Key("gw", 1, "control")].delivered_count == 1

@@ -12,6 +12,7 @@ import pytest
 
 from waybill.errors import Corrupt, UnknownVersion
 from waybill.frames import Dictionary, Frame, decode, read_header
+from waybill.health import unpack
 from waybill.wire import decode_ack, decode_envelope
 
 VECTORS: dict[str, list[dict[str, Any]]] = json.loads(
@@ -65,3 +66,8 @@ def test_acks(vector: dict[str, Any]) -> None:
 @vectors("envelopes")
 def test_envelopes(vector: dict[str, Any]) -> None:
     assert json.loads(msgspec.json.encode(decode_envelope(base64.b64decode(vector["bytes"])))) == vector["value"]
+
+
+@vectors("health")
+def test_health_records(vector: dict[str, Any]) -> None:
+    assert json.loads(msgspec.json.encode(unpack(base64.b64decode(vector["bytes"])))) == vector["value"]
