@@ -53,7 +53,7 @@ from cloud_ingest.status import (
 )
 from waybill import logs, snapshot
 from waybill.errors import ConfigError, Locked, Refused, Unavailable
-from waybill.lifecycle import Tasks, say, spare_garbage_collection
+from waybill.lifecycle import Tasks, allow_connections, say, spare_garbage_collection
 from waybill.metrics import serve
 from waybill.systemd import keep_watchdog, notify
 from waybill.wire import Envelope
@@ -78,6 +78,8 @@ async def main(settings: Settings) -> int:
     """
     logs.set_up(settings.config.logging, deployment=settings.config.deployment)
     spare_garbage_collection()
+    devices = settings.config.devices
+    allow_connections(settings.config.listener.connections + (devices.connections if devices else 0))
     ingest = Ingest(settings)
     with _owned(settings.data):
         try:

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Coroutine
@@ -21,10 +22,30 @@ GARBAGE: Final = (50_000, 20, 50)
 through all that is in flight every few hundred messages (a fifth of the time, at either end)."""
 
 
+OTHER_FILES: Final = 500
+"""Files that a process has open besides its clients' connections: logs, databases, brokers, tools."""
+
+
 def spare_garbage_collection() -> None:
     """Collect garbage seldom, and never what was imported so far; for a process that moves messages, at its start."""
     gc.freeze()
     gc.set_threshold(*GARBAGE)
+
+
+def allow_connections(count: int) -> None:
+    """Let this process have files for ``count`` connections, as far as the hard limit goes; a warning where not."""
+    wanted = count + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted:
+        log.warning(
+            "%d connections are allowed, but this process may have %d files open: raise the limit "
+            "(LimitNOFILE= of the service, ulimit -Hn), or allow fewer",
+            count,
+            most,
+        )
 
 
 class Tasks:

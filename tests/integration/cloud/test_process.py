@@ -14,6 +14,7 @@ import aiomqtt
 import pytest
 
 from tests.integration.cloud.gateway import frame, status_frame
+from tests.unit.mqtt import rig
 from waybill import snapshot, wire
 from waybill.errors import Unavailable
 from waybill.wire import CommandStatus
@@ -229,3 +230,29 @@ async def test_wrong_files_are_named(tmp_path: Path) -> None:
     code, _, err = await tool("cloud", "run", "--config", path)
     assert code == 2
     assert "bootstrap.server" in err
+
+
+async def test_a_node_makes_room_for_the_connections_that_it_allows(tmp_path: Path) -> None:
+    """A shell's soft limit of open files is 1,024; the hard one is what counts."""
+    script = 'ulimit -Sn 64; exec "$@"'
+    node = await asyncio.create_subprocess_exec(
+        *("sh", "-c", script, "sh", *WAYBILL, "cloud", "run", "--listen", "127.0.0.1:0", "--data", str(tmp_path)),
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    assert node.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            port = int((await node.stdout.readline()).decode().rpartition(":")[2])
+        writers = []
+        async with asyncio.timeout(30):
+            for number in range(200):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writers.append(writer)
+                writer.write(rig.connect(f"g{number}"))
+                assert (await reader.readexactly(4))[3] == 0
+        for writer in writers:
+            writer.transport.abort()
+    finally:
+        node.terminate()
+        await node.communicate()
