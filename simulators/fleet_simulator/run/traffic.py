@@ -219,16 +219,16 @@ class Traffic:
             if due > now or due >= end:
                 break
             client = car.client
-            if not client.has_room:
+            mute = not client.has_room
+            if mute:
                 if patient and client.connected and real - client.moved < STUCK:
                     wait_for = due
                     break
                 car.silent += 1
-                heapq.heapreplace(heap, (due + car.interval, number, car))
-                continue
             heapq.heapreplace(heap, (due + car.interval, number, car))
             vehicle = car.vehicle
-            for said in vehicle.step(self._epoch_ms + int(1000 * due), min(due - car.said_at, LONGEST)):
+            now_ms = self._epoch_ms + int(1000 * due)
+            for said in vehicle.step(now_ms, min(due - car.said_at, LONGEST), mute=mute):
                 topic = car.topics.get(said.stream)
                 if topic is None:
                     topic = self._scenario.topic.format(vehicle=vehicle.name, stream=said.stream).encode()

@@ -138,8 +138,11 @@ class Vehicle:
 
     # -- driving --
 
-    def step(self, now_ms: int, seconds: float) -> list[Said]:
-        """Drive for ``seconds`` that end at ``now_ms`` (since 1970 UTC); return what is said in them, oldest first."""
+    def step(self, now_ms: int, seconds: float, *, mute: bool = False) -> list[Said]:
+        """Drive for ``seconds`` that end at ``now_ms`` (since 1970 UTC); return what is said in them, oldest first.
+
+        ``mute``: drive all the same, but say nothing, and give no number to what was not said.
+        """
         if not 0 < seconds <= LONGEST:
             raise ValueError(f"a step of {seconds!r} s: it must be more than 0 and at most {LONGEST:.0f}")
         count = math.ceil(seconds / self._fine - 1e-9)
@@ -151,7 +154,11 @@ class Vehicle:
             self._since += dt
             if self._since >= self.period - 1e-6:
                 self._since -= self.period
-                said.append(self._telemetry(at_ms))
+                if not mute:
+                    said.append(self._telemetry(at_ms))
+        if mute:
+            self._seqs[EVENTS] -= len(said)
+            said.clear()
         if self._placed != self.travelled:
             self._place()
         return said

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fleet_simulator.vehicles import EVENTS, PROFILES, TELEMETRY, Said, Vehicle
+from fleet_simulator.vehicles.cycles import named
 from waybill.errors import ConfigError
 
 NOW = 1_700_000_000_000
@@ -92,6 +93,25 @@ def test_one_long_step_says_as_much_as_many_short_ones() -> None:
     short = telemetry(drive(Vehicle("V7"), 600))
     long = telemetry(Vehicle("V7").step(NOW + 600_000, 600))
     assert short == long
+
+
+def test_a_mute_vehicle_drives_on_and_leaves_no_gap() -> None:
+    heard, mute = (Vehicle("V7", cycle=named("highway")) for _ in range(2))
+    before = drive(mute, 100)
+    assert [one.payload for one in before] == [one.payload for one in drive(heard, 100)]
+    hard = 0
+    for n in range(100, 3000):
+        hard += sum(one.stream == EVENTS for one in heard.step(NOW + 1000 * (n + 1), 1.0))
+        assert mute.step(NOW + 1000 * (n + 1), 1.0, mute=True) == []
+    assert hard > 0, "nothing that could leave a gap"
+    assert (mute.travelled, mute.speed) == (heard.travelled, heard.speed)
+    seqs = {
+        stream: max((one.seq for one in before if one.stream == stream), default=0) for stream in (TELEMETRY, EVENTS)
+    }
+    for one in drive(mute, 3000):
+        seqs[one.stream] += 1
+        assert one.seq == seqs[one.stream]
+    assert seqs[TELEMETRY] == 3100
 
 
 def test_a_period_shorter_than_a_second() -> None:
