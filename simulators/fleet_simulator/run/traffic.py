@@ -17,7 +17,7 @@ from fleet_simulator.ledger import Ledger
 from fleet_simulator.network.zones import here
 from fleet_simulator.run.pace import Pace
 from fleet_simulator.scenarios import Scenario, Vehicles, Zone
-from fleet_simulator.vehicles import PROFILES, Vehicle
+from fleet_simulator.vehicles import PROFILES, Route, Vehicle, cycles
 from fleet_simulator.vehicles.vehicle import LONGEST
 
 BATCH: Final = 1000
@@ -90,8 +90,11 @@ class Traffic:
         self._epoch_ms = 0
         self._heap: list[tuple[float, int, Car]] = []
         self._leaving: set[asyncio.Task[None]] = set()
+        routes = {
+            table.name: Route(table.route, closed=table.closed) if table.route else None for table in scenario.vehicle
+        }
         for number, (name, table, gateway, broker) in enumerate(placed):
-            car = self._car(name, table, gateway, broker)
+            car = self._car(name, table, gateway, broker, routes[table.name])
             self.cars[name] = car
             phase = car.interval * self._chance.random()
             car.said_at = scenario.time(table.start) + phase - car.interval
@@ -99,11 +102,12 @@ class Traffic:
             ledger.behind(name, gateway)
         heapq.heapify(self._heap)
 
-    def _car(self, name: str, table: Vehicles, gateway: str, broker: Broker) -> Car:
+    def _car(self, name: str, table: Vehicles, gateway: str, broker: Broker, route: Route | None) -> Car:
         scenario = self._scenario
         profile = PROFILES[table.profile]
         interval = profile.period if table.interval is None else scenario.time(table.interval)
-        vehicle = Vehicle(name, profile, scenario.seed, period=interval)
+        cycle = cycles.named(table.cycle) if table.cycle else None
+        vehicle = Vehicle(name, profile, scenario.seed, cycle=cycle, route=route, period=interval)
 
         def on_acked(stream: str, first: int, last: int) -> None:
             if stream:

@@ -19,7 +19,7 @@ from fleet_simulator.scenarios.tables import (
     jump,
     span,
 )
-from fleet_simulator.vehicles import PROFILES
+from fleet_simulator.vehicles import PROFILES, Route, cycles
 from fleet_simulator.vehicles.vehicle import LONGEST
 from waybill.config import address
 from waybill.errors import ConfigError
@@ -157,6 +157,13 @@ def _check_vehicles(scenario: Scenario, vehicles: Vehicles, names: set[tuple[str
     elif vehicles.gateway:
         raise ConfigError(f"{where} gateway: with [target] all vehicles speak to its mqtt: take it out")
     _known(vehicles.profile, PROFILES, f"{where} profile")
+    if vehicles.cycle:
+        _known(vehicles.cycle, cycles.names(), f"{where} cycle")
+    if vehicles.route:
+        try:
+            Route(vehicles.route, closed=vehicles.closed)
+        except ConfigError as error:
+            raise ConfigError(f"{where} {error}") from error
     scenario.time(vehicles.start, f"{where} start")
     if vehicles.interval is not None and not 0 < span(vehicles.interval, f"{where} interval") <= LONGEST:
         raise ConfigError(f"{where} interval: more than 0, and no more than a day")

@@ -109,6 +109,10 @@ class Vehicles(Table, frozen=True):
     spread evenly. ``interval``: between two telemetry messages of one; None for what its profile has. ``start``: when
     the first is said. ``mqtt``: version. ``window``: messages that may wait for their PUBACK on the wire. ``queue``:
     messages that a vehicle keeps while it has no connection; then it says nothing new.
+
+    ``cycle``: what is driven, see :mod:`fleet_simulator.vehicles.cycles`; empty for one that the profile has.
+    ``route``: points, each latitude, longitude (degrees, WGS 84) and, if known, altitude (m); empty for a made-up one.
+    ``closed``: whether the last point is joined to the first; else it is there and back.
     """
 
     name: str
@@ -120,6 +124,9 @@ class Vehicles(Table, frozen=True):
     window: int = 100
     queue: int = 1000
     start: Time = 0.0
+    cycle: str = ""
+    route: tuple[tuple[float, ...], ...] = ()
+    closed: bool = True
 
 
 class LinkChange(When, frozen=True):

@@ -16,7 +16,7 @@ from typing import Final
 
 from waybill.errors import ConfigError
 
-Point = tuple[float, float] | tuple[float, float, float]
+Point = Sequence[float]
 """Latitude, longitude in degrees; altitude in metres, 0 where it is not given."""
 
 MADE: Final = 16
@@ -27,7 +27,7 @@ _CORNERS: Final = 48
 _MOST_POINTS: Final = 100_000
 _SHORTEST: Final = 100.0
 _STEEPEST: Final = 0.3
-_POLE: Final = 89.0
+_MOST: Final = (89.0, 180.0, 9000.0)  # degrees, degrees, m
 
 
 class Route:
@@ -112,13 +112,13 @@ def made_up(number: int) -> Route:
 
 
 def _checked(number: int, point: Point) -> tuple[float, float, float]:
-    latitude, longitude, altitude = (*point, 0.0)[:3]
-    if not (abs(latitude) <= _POLE and abs(longitude) <= 180 and abs(altitude) <= 9000):  # noqa: PLR2004
+    numbers = (*point, 0.0) if len(point) == 2 else point  # noqa: PLR2004
+    if len(numbers) != 3 or not all(abs(number) <= most for number, most in zip(numbers, _MOST, strict=True)):  # noqa: PLR2004
         raise ConfigError(
             f"route: point {number} is {point}: write latitude (-89 to 89), longitude (-180 to 180) and, if known, "
             "altitude in metres"
         )
-    return float(latitude), float(longitude), float(altitude)
+    return float(numbers[0]), float(numbers[1]), float(numbers[2])
 
 
 def _leg(here: tuple[float, float, float], there: tuple[float, float, float]) -> tuple[float, float]:

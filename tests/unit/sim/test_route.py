@@ -90,11 +90,14 @@ def test_the_end_of_a_lap_is_its_beginning() -> None:
         ([(48.0, 9.0), (48.0001, 9.0)], "it is 22 m long"),
         ([(9.0, 48.0), (9.0, 148.0), (9.0, 248.0)], r"point 3 is \(9.0, 248.0\): write latitude .* longitude"),
         ([(90, 0), (80, 0)], r"point 1 is \(90, 0\)"),
+        ([(48.0,), (48.1,)], r"point 1 is \(48.0,\)"),
+        ([(48.0, 9.0), (48.1, 9.0, 1, 1)], r"point 2 is \(48.1, 9.0, 1, 1\)"),
+        ([(), ()], r"point 1 is \(\)"),
         ([(math.nan, 0), (80, 0)], r"point 1 is \(nan, 0\)"),
         ([(48.0, 9.0, 0), (48.001, 9.0, 100)], "100 m up in 111 m after point 1 is steeper than 30%: mend the alt"),
         ([(48.0, 9.0)] * 100_001, "100001 points are too many"),
     ],
 )
-def test_what_is_wrong_names_the_point(points: list[tuple[float, float]], told: str) -> None:
+def test_what_is_wrong_names_the_point(points: list[tuple[float, ...]], told: str) -> None:
     with pytest.raises(ConfigError, match=f"route: {told}"):
         Route(points)

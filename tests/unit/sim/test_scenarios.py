@@ -45,10 +45,13 @@ def test_the_template_is_a_scenario(tmp_path: Path) -> None:
     assert one.link
     assert one.fault
     uncommented = "\n".join(
-        line.removeprefix("# ") if line.startswith(("# interval", "# mqtt", "# window", "# queue")) else line
+        line.removeprefix("# ")
+        if line.startswith(("# cycle", "# route", "# closed", "# interval", "# mqtt", "# window", "# queue"))
+        else line
         for line in template().splitlines()
     )
-    assert parse(uncommented, "new").vehicle[0].mqtt == "5"
+    car = parse(uncommented, "new").vehicle[0]
+    assert (car.mqtt, car.cycle, car.route[1], car.closed) == ("5", "urban", (48.14, 11.5, 530), False)
     (tmp_path / "mine.toml").write_text(template())
     assert load(str(tmp_path / "mine.toml")).name == "mine"
 
@@ -80,6 +83,10 @@ def test_a_clock_can_jump_back() -> None:
         ('topic = "vehicles/{vehicle}"', "", "topic: .*write {vehicle} and {stream}"),
         ("speed = 2", "", "unknown key 'speed'"),
         ("", 'profile = "boat"', "'v' profile: there is no 'boat'; there are bus, car"),
+        ("", 'cycle = "rally"', "'v' cycle: there is no 'rally'; there are .*commute, delivery"),
+        ("", "route = [[48.1, 11.5]]", "'v' route: it is 0 m long; give two points or more"),
+        ("", "route = [[48.1, 11.5], [11.5, 248.1]]", "'v' route: point 2 is .*: write latitude .* longitude"),
+        ("", "route = [[48.1], [48.2]]", "'v' route: point 1 is .*: write latitude"),
         ("", "interval = 0", "'v' interval: more than 0"),
         ("", "window = 0", "window: 0: from 1"),
         ("", "queue = 5", "queue: 5: no less than window, 100"),

@@ -1,4 +1,4 @@
-"""Vehicles whose queue is full, in the scenario's time."""
+"""Vehicles in the scenario's time: what they drive where, and what they do when their queue is full."""
 
 from pathlib import Path
 
@@ -36,3 +36,17 @@ async def test_a_vehicle_without_room_drives_on_in_silence_and_makes_up_for_noth
         before = traffic.published
         traffic._speak(601.0, 601.0, 1000.0)
         assert 1 <= traffic.published - before <= 2
+
+
+async def test_vehicles_drive_the_cycle_and_route_of_their_table(tmp_path: Path) -> None:
+    more = 'count = 2\ncycle = "bus-stops"\nroute = [[48.1, 11.5], [48.14, 11.5]]\nclosed = false\n'
+    scenario = parse(SCENARIO + more, "x.toml", "x")
+    with Ledger(tmp_path / "ledger") as ledger:
+        placed = [(f"v-{n}", scenario.vehicle[0], "g-1", Broker("127.0.0.1", 1)) for n in (1, 2)]
+        traffic = Traffic(scenario, placed, ledger, on_zone=lambda _: None, commands=False)
+        one, two = (traffic.cars[f"v-{n}"].vehicle for n in (1, 2))
+    assert one.cycle.name == two.cycle.name == "bus-stops"
+    assert one.route is two.route
+    assert (one.route.length, one.route.lap) == (two.route.lap / 2, two.route.lap)
+    assert 48.1 <= one.latitude <= 48.14
+    assert one.longitude == 11.5
