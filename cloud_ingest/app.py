@@ -7,7 +7,7 @@
                     ▲                         │
                     │ envelopes               ▼ Log.own_partitions
                 Dispatcher ◀── Log.follow   Router.route ──▶ topics, dead letters, ledger, command-status
-    tools ──▶ DATA/cloud.sock: snapshot, append, command
+    tools ──▶ DATA/cloud.sock: snapshot, append, command, and what the HTTP API answers: fleet, gateway, …
 
 A log that is away stops nobody: gateways connect, frames are answered ``retry``, and it is tried again until it is
 there. Shutdown follows the data: answer what was taken, let go of the gateways, end the routing, close the log.
@@ -31,6 +31,8 @@ from cloud_ingest.command_record import DIRECT
 from cloud_ingest.commands import Dispatcher
 from cloud_ingest.config import Kafka, Settings
 from cloud_ingest.devices import Devices
+from cloud_ingest.fleet.node import node_state
+from cloud_ingest.fleet.watcher import Watcher
 from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import OutRecord
 from cloud_ingest.listener import Listener
@@ -49,6 +51,7 @@ from cloud_ingest.status import (
     FramesSnapshot,
     GatewaySnapshot,
     PartitionSnapshot,
+    PlainSnapshot,
     Rates,
 )
 from waybill import logs, snapshot
@@ -60,6 +63,7 @@ from waybill.wire import Envelope
 
 if TYPE_CHECKING:
     from cloud_ingest.external import External
+    from cloud_ingest.fleet.api import HttpApi
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +96,8 @@ async def main(settings: Settings) -> int:
                 say(f"listening on {ingest.devices.address} (devices)")
             if ingest.metrics_address:
                 say(f"listening on {ingest.metrics_address} (metrics)")
+            if ingest.api is not None:
+                say(f"listening on {ingest.api.address} (API)")
             notify("READY=1")
             await ingest.tasks.until_stopped()
         finally:
@@ -133,6 +139,8 @@ class Ingest:
         self.rates = Rates()
         self.tasks = Tasks()
         self.failure: ConfigError | None = None
+        self.watcher = self._watch()
+        self.api = self._http_api()
         self._fault = "the log is not connected yet"
         self._connected = asyncio.Event()
         self._stack = contextlib.AsyncExitStack()
@@ -164,6 +172,30 @@ class Ingest:
             detached=detached,
         )
 
+    def _watch(self) -> Watcher:
+        """Return what knows the whole fleet."""
+        config, presence, dispatcher, node = self._settings.config, self.presence, self.dispatcher, self.frames.name
+        watcher = Watcher(
+            self.log,
+            config.topics,
+            tuple(route.topic for route in config.route),
+            deployment=config.deployment,
+            node=node,
+            kind="kafka" if isinstance(self._settings.log, Kafka) else "embedded",
+            me=lambda: node_state(node, self.snapshot()),
+        )
+        presence.on_read, dispatcher.on_read = watcher.presence, watcher.command
+        watcher.faults = lambda: (presence.fault, dispatcher.fault)
+        return watcher
+
+    def _http_api(self) -> HttpApi | None:
+        """Return the HTTP API, where it is configured. Raises ConfigError."""
+        if self._settings.config.api is None:
+            return None
+        from cloud_ingest.fleet.api import HttpApi
+
+        return HttpApi(self._settings.config.api, self.watcher)
+
     async def start(self) -> None:
         """Start everything; returns when gateways can connect. Raises ConfigError, Unavailable."""
         routing = self.tasks.start("routing", self._route())
@@ -179,9 +211,11 @@ class Ingest:
             self.tasks.start("devices: mqtt", self.devices.server.died())
             self.tasks.start("devices: passwords", self.devices.auth.watch(self.devices.server.disconnect))
             self.tasks.start("devices: report", self.devices.report())
-        await self._stack.enter_async_context(
-            snapshot.serve(self._settings.socket, self.snapshot, {"append": self._append, "command": self._command})
-        )
+        self._stack.enter_context(self.watcher.lines.attached())
+        if self.api is not None:
+            await self._stack.enter_async_context(self.api.serving())
+        ops = {"append": self._append, "command": self._command, **self.watcher.ops()}
+        await self._stack.enter_async_context(snapshot.serve(self._settings.socket, self.snapshot, ops))
         if (asked := self._settings.config.metrics) is not None:
             self.metrics_address = await self._stack.enter_async_context(
                 serve(asked.listen, self.snapshot, metrics, trouble)
@@ -194,6 +228,7 @@ class Ingest:
         self.tasks.start("credit", self.listener.intake.renew_credit())
         self.tasks.start("commands: send", self.dispatcher.send())
         self.tasks.start("sampling", self._sample())
+        self.tasks.start("fleet: tell", self.watcher.tell())
         self.tasks.start("watchdog", keep_watchdog(lambda: self.log.busy_s))
 
     async def stop(self) -> None:
@@ -216,10 +251,13 @@ class Ingest:
             "commands: read",
             "presence: follow",
             "presence: write",
+            "fleet: follow",
+            "fleet: tell",
             "routing",
         ):
             await self.tasks.cancel(name)
         await self.presence.finish(PATIENCE)
+        await self.watcher.finish(PATIENCE)
         await self._stack.aclose()
         await self.log.close()
 
@@ -246,6 +284,7 @@ class Ingest:
         self.tasks.start("commands: read", self.dispatcher.read())
         self.tasks.start("presence: follow", self.presence.follow())
         self.tasks.start("presence: write", self.presence.write())
+        self.tasks.start("fleet: follow", self.watcher.follow())
         while True:
             try:
                 await self.log.own_partitions(self.router.route)
@@ -348,7 +387,16 @@ class Ingest:
             ),
             alarms=tuple(alarms[-MAX_ALARMS:]),
             devices=self._devices(),
+            plain=self._plain(),
+            presence=self.presence.fault,
+            api=self.api.address if self.api is not None else "",
         )
+
+    def _plain(self) -> PlainSnapshot | None:
+        front = self.listener
+        if isinstance(front, Listener):
+            return None
+        return PlainSnapshot(front.own.plain, front.plain_waiting, front.own.nameless, front.plain_fault)
 
     def _devices(self) -> DevicesSnapshot | None:
         devices, frames = self.devices, self.frames

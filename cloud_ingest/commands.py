@@ -212,6 +212,8 @@ class Dispatcher:
         self._changed = asyncio.Event()
         self._reading = asyncio.timeout(None)
         self._core = Dispatch(limits or Limits())
+        self.on_read: Callable[[TopicRecord], None] = lambda _: None
+        """Told of each record that is read."""
         self.fault = ""
 
     @property
@@ -267,6 +269,7 @@ class Dispatcher:
                 self._changed.set()
 
     def _take(self, record: TopicRecord) -> None:
+        self.on_read(record)
         try:
             if record.topic == self._topics.commands:
                 self._core.command(parse(record.value), record.stamp_ms, _now_ms())

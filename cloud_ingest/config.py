@@ -12,6 +12,7 @@
     [topics]                        # names and partitions of the internal topics
     [logging]                       # how this process logs
     [metrics]                       # where Prometheus and probes ask
+    [api]                           # where the state of the fleet can be asked for, over HTTP
     [[route]]                       # MQTT filter -> Kafka topic and key; the first that matches wins
 
 Relative paths are relative to the directory of the file.
@@ -29,6 +30,7 @@ import msgspec
 
 from cloud_ingest.device_config import Devices, check_devices
 from cloud_ingest.external_config import Broker, check_broker
+from cloud_ingest.fleet.api_config import Api, check_api
 from waybill.acl import AclRule
 from waybill.config import LogSettings, MetricsSettings, address, convert, is_loopback, load
 from waybill.errors import ConfigError
@@ -190,6 +192,8 @@ class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``devices``: None where none may connect without a gateway; ``acl``: what they may do.
 
+    ``api``: None where the state of the fleet is not served over HTTP.
+
     ``log``: ``kind`` and the keys of that kind; its keys are checked by the log that reads them.
     """
 
@@ -204,6 +208,7 @@ class CloudConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     route: tuple[Route, ...] = DEFAULT_ROUTES
     logging: LogSettings = LogSettings()
     metrics: MetricsSettings | None = None
+    api: Api | None = None
 
 
 class _EmbeddedTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -322,7 +327,8 @@ def check(config: CloudConfig, base: Path, where: str) -> Settings:
     elif listener.broker is not None or listener.plain:
         raise ConfigError(f'{where}: [listener] broker and plain are for mode = "external"; say so, or leave them out')
     devices = check_devices(config.devices, config.acl, base, where)
-    config = msgspec.structs.replace(config, listener=listener, websocket=websocket, devices=devices)
+    api = check_api(config.api, base, where) if config.api is not None else None
+    config = msgspec.structs.replace(config, listener=listener, websocket=websocket, devices=devices, api=api)
     return Settings(config, data, _log(config.log, base, data, where), where)
 
 

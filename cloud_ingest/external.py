@@ -129,6 +129,16 @@ class External:
         """Why nothing comes from the broker, or empty."""
         return self.client.fault or (self.bridge.fault if self.bridge is not None else "")
 
+    @property
+    def plain_fault(self) -> str:
+        """Why no plain topics come, or empty."""
+        return self.bridge.fault if self.bridge is not None else ""
+
+    @property
+    def plain_waiting(self) -> int:
+        """Messages of plain topics that are not journaled yet."""
+        return len(self._plain)
+
     async def start(self) -> None:
         """Connect, in the background; a broker that is away holds nobody up."""
         self.client.start()

@@ -43,6 +43,8 @@ class Keeper:
         self._changed = asyncio.Event()
         self._ready = False
         self.close: Callable[[Key, str], None] = lambda *_: None
+        self.on_read: Callable[[Key, Here | None, bool], None] = lambda *_: None
+        """Told of each record that is read, and whether it is new."""
         self.fault = ""
 
     def came(self, *, gateway: str = "", device: str = "", address: str = "", version: str = "") -> None:
@@ -95,6 +97,7 @@ class Keeper:
             log.warning("%s[%d] offset %d is skipped: %s", record.topic, record.partition, record.offset, error)
             return
         key = (record.key or b"").decode(errors="replace")
+        self.on_read(key, found, self._ready)
         reason = self._core.read(key, found, time.monotonic())
         if reason:
             self.close(key, reason)

@@ -89,6 +89,18 @@ class DevicesSnapshot(msgspec.Struct, frozen=True):
     fault: str = ""
 
 
+class PlainSnapshot(msgspec.Struct, frozen=True):
+    """Plain topics of the broker in front. ``messages``: journaled since the start. ``waiting``: not journaled yet.
+
+    ``nameless``: messages on topics of gateways that name none. ``fault``: why nothing comes, or empty.
+    """
+
+    messages: int = 0
+    waiting: int = 0
+    nameless: int = 0
+    fault: str = ""
+
+
 class AlarmSnapshot(msgspec.Struct, frozen=True):
     """Something a person should look at. ``at_ms``: milliseconds since 1970 UTC."""
 
@@ -101,7 +113,8 @@ class CloudSnapshot(msgspec.Struct, frozen=True):
 
     ``denied``: publishes and subscriptions under another's topics; ``refused``: connections; ``handshakes``: failed
     TLS handshakes. ``routed_per_second``: messages, over the last few seconds. ``websocket``: the address of that
-    listener, empty without. Times: milliseconds since 1970 UTC.
+    listener, empty without; ``api``: likewise. ``plain``: None without a broker in front. ``presence``: why
+    that may not be true, or empty. Times: milliseconds since 1970 UTC.
     """
 
     deployment: str
@@ -124,6 +137,9 @@ class CloudSnapshot(msgspec.Struct, frozen=True):
     alarms: tuple[AlarmSnapshot, ...] = ()
     websocket: str = ""
     devices: DevicesSnapshot | None = None
+    plain: PlainSnapshot | None = None
+    presence: str = ""
+    api: str = ""
 
 
 class Rates:
@@ -153,11 +169,12 @@ def render(shot: CloudSnapshot) -> RenderableType:
         (shot.state, "green" if shot.state == "running" else "yellow"),
         f" on {shot.address}, {shot.log} log, version {shot.version}, up {_span(now - shot.started_ms)}",
         f", WebSockets on {shot.websocket}" if shot.websocket else "",
+        f", API on {shot.api}" if shot.api else "",
     )
     parts: list[RenderableType] = [head]
     parts += [
         Text(text, style="yellow")
-        for text in dict.fromkeys((shot.fault, shot.frames.fault, shot.commands.fault))
+        for text in dict.fromkeys((shot.fault, shot.frames.fault, shot.commands.fault, _presence(shot)))
         if text
     ]
     frames = shot.frames
@@ -175,6 +192,8 @@ def render(shot: CloudSnapshot) -> RenderableType:
     )
     if shot.devices is not None:
         parts.append(_devices(shot.devices))
+    if shot.plain is not None:
+        parts.append(_plain(shot.plain))
     parts.append(_gateways(shot))
     if shot.partitions:
         parts.append(_partitions(shot))
@@ -189,6 +208,20 @@ def _devices(one: DevicesSnapshot) -> Text:
         f"{one.commands:,} commands sent; turned away: {one.refused:,} connections, {one.handshakes:,} handshakes, "
         f"{one.denied:,} denied{fault}"
     )
+
+
+def _plain(one: PlainSnapshot) -> Text:
+    fault = f"; {one.fault}" if one.fault else ""
+    return Text(
+        f"plain topics {one.messages:,} messages journaled, {one.waiting:,} waiting; {one.nameless:,} without a "
+        f"gateway's name{fault}",
+        style="yellow" if one.fault else "",
+    )
+
+
+def _presence(shot: CloudSnapshot) -> str:
+    known = {shot.fault, shot.frames.fault, shot.commands.fault}
+    return f"presence waits: {shot.presence}" if shot.presence and shot.presence not in known else ""
 
 
 def _gateways(shot: CloudSnapshot) -> Table:

@@ -18,7 +18,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -30,7 +30,7 @@ from cloud_ingest.journal.embedded_partition import EmbeddedPartition
 from cloud_ingest.journal.embedded_reader import Reader
 from cloud_ingest.journal.embedded_retention import Retention, prune_data, prune_forgotten, prune_frames
 from cloud_ingest.journal.keys import partition_of
-from cloud_ingest.journal.port import CaughtUp, OutRecord, PartitionLog, TopicRecord
+from cloud_ingest.journal.port import CaughtUp, Described, OutRecord, PartitionLog, TopicRecord, TopicSeen
 from waybill.errors import ConfigError, Fenced, Locked, Refused, Unavailable
 
 log = logging.getLogger(__name__)
@@ -331,6 +331,32 @@ class EmbeddedLog:
         bounds = _bounds(topic, partition)
         found: int | None = await self.read(lambda db: db.execute(file.SQL["oldest"], bounds).fetchone()[0])
         return self.head(self.topics.frames, partition) if found is None else file.offset_of(found)
+
+    async def describe(self, topics: Collection[str]) -> Described:
+        """Say how ``topics`` are now; there are no brokers. Raises Unavailable."""
+        known = [topic for topic in self._known.values() if topic.name in topics]
+
+        def work(db: sqlite3.Connection) -> dict[str, list[int | None]]:
+            statement = file.SQL["oldest"]
+            return {
+                topic.name: [
+                    None if topic.compact else db.execute(statement, _bounds(topic, number)).fetchone()[0]
+                    for number in range(self._partitions)
+                ]
+                for topic in known
+            }
+
+        found = await self.read(work)
+        seen: dict[str, TopicSeen] = {}
+        for topic in known:
+            heads = [self.head(topic.name, number) for number in range(self._partitions)]
+            firsts = found[topic.name]
+            offsets = [
+                (0 if topic.compact else head if first is None else file.offset_of(first), head)
+                for first, head in zip(firsts, heads, strict=True)
+            ]
+            seen[topic.name] = TopicSeen(1, 0, 0, tuple(offsets))
+        return Described((), seen)
 
     async def read(self, work: Callable[[sqlite3.Connection], file.T]) -> file.T:
         """Run ``work`` on the connection that reads. Raises Unavailable."""

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -28,13 +28,14 @@ from cloud_ingest.journal.kafka_append import Appender
 from cloud_ingest.journal.kafka_batches import CODECS, DEFAULT_LIMIT, Shape
 from cloud_ingest.journal.kafka_client import Client, discard, partitions_of, probe, quiet, reason, started, translated
 from cloud_ingest.journal.kafka_config import parse
+from cloud_ingest.journal.kafka_describe import described
 from cloud_ingest.journal.kafka_growth import grow
 from cloud_ingest.journal.kafka_owner import Owner
 from cloud_ingest.journal.kafka_partitions import KafkaPartition, place_key
 from cloud_ingest.journal.kafka_plain import PlainPartition
 from cloud_ingest.journal.kafka_topic_id import topic_number
 from cloud_ingest.journal.keys import partition_of
-from cloud_ingest.journal.port import CaughtUp, OutRecord, PartitionLog, TopicRecord
+from cloud_ingest.journal.port import CaughtUp, Described, OutRecord, PartitionLog, TopicRecord
 from waybill.errors import ConfigError, TopicRefused, Unavailable
 
 log = logging.getLogger(__name__)
@@ -248,6 +249,12 @@ class KafkaLog:
                 last = error
             await asyncio.sleep(_SOON)  # the group's coordinator is being found, or loads
         raise Unavailable(f"the group {self.group} has no answer about its offset: {last}") from last
+
+    async def describe(self, topics: Collection[str]) -> Described:
+        """Say how brokers and ``topics`` are now. Raises Unavailable."""
+        if self._admin is None or self._asker is None:
+            raise Unavailable("the log is not started")
+        return await described(self._admin, self._asker, topics, self.config.request)
 
     async def shape(self, topic: str, producer: AIOKafkaProducer) -> Shape:
         """Return what batches must know of ``topic``. Raises TopicRefused, Unavailable."""

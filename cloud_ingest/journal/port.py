@@ -7,9 +7,11 @@ transaction).
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
+
+from waybill.fleet_state import Broker
 
 Headers = list[tuple[str, bytes]]
 
@@ -86,6 +88,22 @@ class Loaded:
     lost: int = 0
     dictionaries: Mapping[bytes, bytes] = field(default_factory=dict)
     partitions: int = 0
+
+
+class TopicSeen(NamedTuple):
+    """A topic as it is now. ``offsets``: of each partition its first offset and the next one, by its number."""
+
+    replicas: int
+    under_replicated: int
+    offline: int
+    offsets: tuple[tuple[int, int], ...]
+
+
+class Described(NamedTuple):
+    """What the log says of itself: brokers, where it has any, and those of the topics asked for that are there."""
+
+    brokers: tuple[Broker, ...]
+    topics: Mapping[str, TopicSeen]
 
 
 class PartitionLog(Protocol):
@@ -165,6 +183,9 @@ class Log(Protocol):
 
         What is routed meanwhile may be among them. Raises Unavailable, TopicRefused (no such topic).
         """
+
+    async def describe(self, topics: Collection[str]) -> Described:
+        """Say how brokers and ``topics`` are now. Raises Unavailable."""
 
     async def own_partitions(self, route: Callable[[PartitionLog], Awaitable[None]]) -> None:
         """Run ``route`` as a task for each partition that this process owns, until cancelled.

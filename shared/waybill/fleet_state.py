@@ -288,7 +288,8 @@ class TopicState(_State, frozen=True):
     """One topic of the deployment. ``use``: what for.
 
     ``under_replicated``: partitions that miss a replica; ``offline``: without a leader. ``records``: that are in it
-    now, about (compacted ones count where they were). ``lag``: of the frames, those that are not routed yet.
+    now, about (compacted ones and the ends of transactions count, too). ``lag``: of the frames, those that
+    are not routed yet.
     """
 
     topic: str

@@ -40,7 +40,8 @@ class LogLines(logging.Handler):
             level: Level = (
                 "info" if record.levelno < logging.WARNING else "warning" if record.levelno < logging.ERROR else "error"
             )
-            self.add(level, record.name.rpartition(".")[2], record.getMessage(), int(record.created * 1000))
+            source = getattr(record, "gateway", None) or record.name.rpartition(".")[2]
+            self.add(level, str(source), record.getMessage(), int(record.created * 1000))
         except Exception:  # noqa: BLE001 - a handler must not raise into who logs
             self.handleError(record)
 

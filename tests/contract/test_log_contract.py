@@ -193,3 +193,22 @@ async def test_frames_are_records_of_their_topic_for_readers(log: Log, topics: T
     (record,) = await read_to_end(log, [topics.frames])
     assert isinstance(record, TopicRecord)
     assert (record.key, record.value, record.partition) == (b"gw", b"frame", partition_of(b"gw", PARTITIONS))
+
+
+async def test_a_log_says_how_its_topics_are(log: Log, unique: str) -> None:
+    for number in range(6):
+        await log.append_frame(f"gw-{number}", b"frame")
+    frames_topic = f"{unique}.waybill.frames"
+    found = await log.describe({frames_topic, f"{unique}.nothing"})
+    assert found.topics.keys() == {frames_topic}
+    seen = found.topics[frames_topic]
+    assert (seen.replicas, seen.under_replicated, seen.offline, len(seen.offsets)) == (1, 0, 0, PARTITIONS)
+    counts = [0] * PARTITIONS
+    for number in range(6):
+        counts[partition_of(f"gw-{number}".encode(), PARTITIONS)] += 1
+    assert list(seen.offsets) == [(0, count) for count in counts]
+    if isinstance(log, EmbeddedLog):
+        assert found.brokers == ()
+    else:
+        assert [bool(broker.address) for broker in found.brokers] == [True]
+        assert found.brokers[0].controller

@@ -67,6 +67,10 @@ async def test_one_of_three_brokers_may_be_lost_and_without_two_frames_are_retri
     await gateway.goes_on()
     cluster.kill(2)
     await gateway.goes_on()
+    async with asyncio.timeout(60):
+        while not (missing := (await log.describe({log.frames})).topics[log.frames].under_replicated):  # noqa: ASYNC110
+            await asyncio.sleep(0.5)
+    assert missing == 1  # of the one partition that there is
     cluster.kill(3)
     before = gateway.retries
     await eventually(lambda: gateway.retries > before, "a frame is answered retry")

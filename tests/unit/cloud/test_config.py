@@ -8,6 +8,7 @@ import pytest
 
 from cloud_ingest import config
 from cloud_ingest.device_config import Devices
+from cloud_ingest.fleet.api_config import Api
 from waybill.config import is_loopback
 from waybill.errors import ConfigError
 
@@ -171,6 +172,7 @@ def test_the_documentation_shows_the_defaults(tmp_path: Path) -> None:
     assert shown.config.route == plain.config.route
     assert shown.config.deployment == plain.config.deployment
     assert shown.log == config.Embedded(tmp_path / "log.db", 4 << 30)
+    assert shown.config.api == Api()
     ours, theirs = shown.config.listener, plain.config.listener
     for field in config.Listener.__struct_fields__:
         if field not in {"certificate", "key", "ca"}:

@@ -6,12 +6,14 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from cloud_ingest.fleet.node import node_state
 from cloud_ingest.status import (
     AlarmSnapshot,
     CloudSnapshot,
     FramesSnapshot,
     GatewaySnapshot,
     PartitionSnapshot,
+    PlainSnapshot,
     Rates,
     render,
 )
@@ -68,3 +70,28 @@ def test_rates_are_over_the_last_samples() -> None:
         rates.sample(float(second), count, 7)
     assert rates.per_second(0) == pytest.approx(200.0)
     assert rates.per_second(1) == 0.0
+
+
+def test_why_presence_waits_is_said_and_so_are_plain_topics() -> None:
+    shot = msgspec.structs.replace(
+        SHOT, presence="waybill.presence: Write is not allowed", plain=PlainSnapshot(1_234, 5, 6, "no such user")
+    )
+    shown = text(shot)
+    assert "presence waits: waybill.presence: Write is not allowed" in shown
+    assert "1,234 messages journaled, 5 waiting; 6 without a gateway's name; no such user" in shown
+    assert "presence waits" not in text(msgspec.structs.replace(shot, presence=shot.fault))
+    assert "plain" not in text(SHOT)
+
+
+def test_a_node_tells_the_others_what_is_wrong_and_what_it_routes() -> None:
+    told = node_state(
+        "node:1", msgspec.structs.replace(SHOT, presence="not allowed", plain=PlainSnapshot(fault="gone"))
+    )
+    assert told.faults == (
+        "no broker answers",
+        "presence: not allowed",
+        "gone",
+        "partition 2 stopped: the ledger is refused",
+    )
+    (part,) = told.partitions
+    assert (part.partition, part.node, part.behind_ms, part.held, part.position) == (2, "node:1", 5000, 3, 77)
