@@ -28,6 +28,7 @@ PARTS: Mapping[str, Part] = {
     "edge": Part("edge_agent.cli:app", "edge", "the agent on a gateway: set it up, run it, ask how it is"),
     "cloud": Part("cloud_ingest.cli:app", "cloud", "the ingest: run it, read topics, audit, issue certificates"),
     "command": Part("cloud_ingest.command_cli:app", "cloud", "send a command to a device and follow it"),
+    "monitor": Part("waybill.monitor.cli:app", "tui", "watch a gateway or the fleet on a terminal"),
     "fleet": Part("fleet_simulator.cli:app", "sim", "simulated vehicles, and replay of recorded drives"),
     "demo": Part(
         "fleet_simulator.demo_cli:app", "edge,cloud,sim", "a minute with an outage and a crash, and the verdict"
