@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.producer.message_accumulator import BatchBuilder
 
+from cloud_ingest.journal.kafka_batches import BATCH_BYTES, CODECS
 from cloud_ingest.journal.kafka_client import REFUSED_RECORD, REFUSED_TOPIC, discard, partitions_of, reason, translated
 from cloud_ingest.journal.port import Headers
 from waybill.errors import Refused, TopicRefused, Unavailable, WaybillError
@@ -45,10 +47,14 @@ class _Item:
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    """One partition. ``alone``: how many of the next items go one by one, because their batch was refused."""
+    """One partition. ``alone``: how many of the next items go one by one, because their batch was refused.
+
+    ``limit``: the topic's ``max.message.bytes``.
+    """
 
     topic: str
     partition: int
+    limit: int
     queue: deque[_Item] = field(default_factory=deque)
     pump: asyncio.Task[None] | None = None
     alone: int = 0
@@ -89,7 +95,8 @@ class Appender:
             raise Unavailable("the log is closed")
         if self._waiting + size > WAITING_BYTES:
             raise Unavailable(f"{self._waiting >> 20} MiB wait for Kafka already")
-        lane = self._lanes.setdefault((topic, partition), _Lane(topic, partition))
+        lane = self._lanes.setdefault((topic, partition), _Lane(topic, partition, limit))
+        lane.limit = limit
         item = _Item(key, value, headers, size, asyncio.get_running_loop().create_future())
         lane.queue.append(item)
         self._waiting += size
@@ -116,7 +123,7 @@ class Appender:
         try:
             while lane.queue:
                 connection = await self._connected()
-                items, batch = self._fill(lane, connection.producer)
+                items, batch = self._fill(lane)
                 if items:
                     await self._send(lane, connection, items, batch)
         except WaybillError as error:
@@ -129,9 +136,10 @@ class Appender:
         finally:
             lane.pump = None
 
-    def _fill(self, lane: _Lane, producer: AIOKafkaProducer) -> tuple[list[_Item], object]:
+    def _fill(self, lane: _Lane) -> tuple[list[_Item], BatchBuilder]:
         """Take from the queue what goes into one batch; items whose caller has given up are left out."""
-        batch = producer.create_batch()
+        # not the producer's own: its 16 KiB would be a batch for each frame
+        batch = BatchBuilder(min(BATCH_BYTES, lane.limit), CODECS["none"])
         items: list[_Item] = []
         now = int(time.time() * 1000)
         while lane.queue:
@@ -146,7 +154,7 @@ class Appender:
                 break
         return items, batch
 
-    async def _send(self, lane: _Lane, connection: _Connection, items: list[_Item], batch: object) -> None:
+    async def _send(self, lane: _Lane, connection: _Connection, items: list[_Item], batch: BatchBuilder) -> None:
         """Send one batch and tell its callers. Raises WaybillError where all that waits must fail too."""
         producer = connection.producer
         where = f"{lane.topic}/{lane.partition}"

@@ -3,8 +3,10 @@
 import asyncio
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.producer.message_accumulator import BatchBuilder
 
 from cloud_ingest.journal import kafka_append
 from cloud_ingest.journal.keys import partition_of
@@ -49,6 +51,25 @@ async def test_r5_the_one_record_of_a_batch_that_the_broker_refuses_is_found(
     )
     assert [isinstance(result, Refused) for result in results] == [False, False, True, False, False]
     assert await values(log, topic) == [b"first", b"1", b"2", b"3", b"4"]
+
+
+async def test_frames_that_waited_together_share_batches(
+    open_log: OpenLog, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = await open_log()
+    sizes: list[int] = []
+    send = AIOKafkaProducer.send_batch
+
+    async def counted(self: AIOKafkaProducer, batch: BatchBuilder, topic: str, *, partition: int) -> object:
+        sizes.append(batch.record_count())
+        return await send(self, batch, topic, partition=partition)
+
+    monkeypatch.setattr(AIOKafkaProducer, "send_batch", counted)
+    sent = [b"%d" % n + b"." * 25_000 for n in range(60)]
+    await asyncio.gather(*(log.append_frame("gw-1", frame) for frame in sent))
+    assert sum(sizes) == len(sent)
+    assert len(sizes) <= 5  # of 512 KiB
+    assert await values(log, f"{unique}.waybill.frames") == sent
 
 
 async def test_a_topic_that_is_not_there_is_refused(open_log: OpenLog, unique: str) -> None:
