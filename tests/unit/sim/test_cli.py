@@ -58,15 +58,6 @@ def test_replay_then_verdict(broker: str, tmp_path: Path, capsys: pytest.Capture
     assert main(["fleet", "verdict", str(acked), str(records)]) == 1
 
 
-def test_run(broker: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["fleet", "run", "--to", broker, "--vehicles", "3", "--seconds", "0.5", "--interval", "0.05"]
-    assert main(arguments) == 0
-    said = capsys.readouterr().out.split()
-    assert said[0] == "acked"
-    assert said[1] == said[3]
-    assert int(said[1]) > 3
-
-
 def test_a_replay_that_cannot_end_says_why(free_port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trip = tmp_path / "V1.csv"
     trip.write_text("a\n1\n")
@@ -85,7 +76,7 @@ def test_a_replay_that_cannot_end_says_why(free_port: int, tmp_path: Path, capsy
         (["replay", "nowhere.csv", "--speed", "fast"], "--speed 'fast': give a factor such as 1 or 10, or max"),
         (["replay", "nowhere.csv", "--speed", "-1"], "--speed '-1'"),
         (["replay", "nowhere.csv", "--to", "nowhere"], "write HOST:PORT"),
-        (["run", "--topic", "x"], "topic 'x': write {vehicle}"),
+        (["run", "nowhere"], "nowhere: no such file, and no scenario of that name; there are commute"),
         (["verdict", "nowhere"], "nowhere: cannot be read: No such file"),
     ],
 )
