@@ -7,7 +7,9 @@ import pytest
 
 from fleet_simulator.vehicles import PROFILES, Profile, Vehicle
 from fleet_simulator.vehicles.cycles import named, names
+from fleet_simulator.vehicles.electric import Battery
 from fleet_simulator.vehicles.profiles import Combustion, Electric
+from fleet_simulator.vehicles.route import made_up
 
 TEXT = (
     (Path(__file__).parents[3] / "docs" / "fleet.md").read_text().partition("\n## Vehicles\n")[2].partition("\n## ")[0]
@@ -60,3 +62,29 @@ def test_every_profile_is_there_as_it_is(profile: Profile) -> None:
     said = Vehicle("V1", profile).step(1_700_000_000_000, 300)[-1]
     about = int(re.sub(r"\D", "", row[4].partition(":")[0]))
     assert len(said.payload) == pytest.approx(about, rel=0.05)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if len(row) == 4], ids=lambda row: "-".join(row[:2]))
+def test_what_is_used_is_what_a_drive_of_two_hours_uses(row: list[str]) -> None:
+    profile, cycle = PROFILES[row[0].strip("`")], named(row[1].strip("`"))
+    vehicle = Vehicle("V1", profile, 1, cycle=cycle, route=made_up(3))
+    power = vehicle.power
+    assert power is not None
+    used = 0.0
+    for second in range(7200):
+        before = power.stored if isinstance(power, Battery) else power.litres
+        vehicle.step(1_700_000_000_000 + 1000 * second, 1.0)
+        if not power.filling:
+            used += before - (power.stored if isinstance(power, Battery) else power.litres)
+    a_km = used / vehicle.travelled * 1000
+    told, unit = row[2].split(" ", 1)
+    if isinstance(power, Battery):
+        assert unit == "kWh/100 km"
+        assert 100 * a_km / 3.6e6 == pytest.approx(float(told), rel=0.02)
+        far = power.energy / a_km
+    else:
+        assert isinstance(profile.power, Combustion)
+        assert unit == "l/100 km"
+        assert 100 * a_km == pytest.approx(float(told), rel=0.02)
+        far = profile.power.tank / a_km
+    assert far == pytest.approx(float(row[3].removesuffix(" km").replace(",", "")), rel=0.02)
