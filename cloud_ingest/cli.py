@@ -54,7 +54,7 @@ def run(
 
 
 @app.command()
-def tail(
+def tail(  # noqa: PLR0913 - the options of a command
     topic: Annotated[str, typer.Argument(help="The topic's whole name, for example fleet.telemetry.")],
     *,
     config_file: ConfigOption = None,
@@ -64,20 +64,34 @@ def tail(
     from_beginning: Annotated[bool, typer.Option("--from-beginning", help="All that is there, then new ones.")] = False,
     end: Annotated[bool, typer.Option("--end", help="All that is there, then stop.")] = False,
     partition: Annotated[int | None, typer.Option("--partition", min=0, help="Of this partition alone.")] = None,
+    header: Annotated[
+        list[str] | None, typer.Option("--header", help="With --json: only the headers named so.")
+    ] = None,
 ) -> None:
     """Print the last records of a topic, then new ones as they come; only committed ones."""
     from cloud_ingest import logs, tail
+    from cloud_ingest.journal.port import TopicRecord
 
-    render = tail.as_json if as_json else tail.as_text
+    only = frozenset(header) if header else None
+
+    def render(record: TopicRecord) -> bytes:
+        return tail.as_json(record, only) if as_json else tail.as_text(record).encode()
+
     # Into a pipe, lines are written in blocks: the reader of a million wants them fast. A person sees each at once.
-    flush = not end or sys.stdout.isatty()
+    out = sys.stdout.buffer
+    flush = not end or out.isatty()
+
+    def show(record: TopicRecord) -> None:
+        out.write(render(record) + b"\n")
+        if flush:
+            out.flush()
 
     async def follow() -> None:
         async with logs.reading(located(config_file, data, bootstrap)) as source:
             await tail.tail(
                 source,
                 topic,
-                lambda record: print(render(record), flush=flush),
+                show,
                 partition=partition,
                 last=None if from_beginning or end else tail.LAST,
                 end=end,

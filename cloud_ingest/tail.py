@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import msgspec
@@ -25,19 +25,46 @@ LAST: Final = 10
 _encode = msgspec.json.Encoder().encode
 
 
-def as_json(record: TopicRecord) -> str:
-    """Return ``record`` as one line of JSON."""
-    return _encode(
-        {
-            "topic": record.topic,
-            "partition": record.partition,
-            "offset": record.offset,
-            "timestamp": record.stamp_ms,
-            **_field("key", record.key),
-            "headers": {name: value.decode(errors="backslashreplace") for name, value in record.headers},
-            **_field("value", record.value),
-        }
-    ).decode()
+class _Line(msgspec.Struct, frozen=True, gc=False):
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: str | None
+    headers: dict[str, str]
+    value: str | None
+
+
+def as_json(record: TopicRecord, only: Collection[str] | None = None) -> bytes:
+    """Return ``record`` as one line of JSON, UTF-8. ``only``: the headers to write, None for all."""
+    headers = {
+        name: str(value, "utf-8", "backslashreplace") for name, value in record.headers if only is None or name in only
+    }
+    key, value = record.key, record.value
+    try:
+        return _encode(
+            _Line(
+                record.topic,
+                record.partition,
+                record.offset,
+                record.stamp_ms,
+                None if key is None else str(key, "utf-8"),
+                headers,
+                None if value is None else str(value, "utf-8"),
+            )
+        )
+    except UnicodeDecodeError:
+        return _encode(
+            {
+                "topic": record.topic,
+                "partition": record.partition,
+                "offset": record.offset,
+                "timestamp": record.stamp_ms,
+                **_field("key", key),
+                "headers": headers,
+                **_field("value", value),
+            }
+        )
 
 
 def as_text(record: TopicRecord) -> str:

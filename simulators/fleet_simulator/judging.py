@@ -182,7 +182,7 @@ class Source:
         """Read all topics to their ends; return the number of records. Raises Unavailable."""
         count = 0
         for topic in self._topics:
-            tail = waybill("cloud", "tail", topic, "--json", "--end", *self._where)
+            tail = waybill("cloud", "tail", topic, "--json", "--end", "--header", "ce_id", *self._where)
             count += await read_topic(comparison, tail, patience, latencies.add)
         return count
 

@@ -8,7 +8,8 @@ Of each message a byte is kept, whatever is missing and in whatever order they c
 What makes it FAIL
     lost          acknowledged to the vehicle, not in the topic, and not declared
     duplicated    a number of a vehicle's stream is in the topic a second time
-    out_of_order  a number lower than one of the same stream before it in the topic
+    out_of_order  a number lower than one of the same stream before it in the topic, or, by ``ce_id``, than one of the
+                  same lane of its gateway before it in the partition
     misplaced     the key is not the vehicle, or the stream is in two partitions (where nothing orders it)
     unknown       a record of a message that no vehicle has published, or of no vehicle at all
     reused        one ``ce_id`` on two different messages, or none
@@ -121,13 +122,14 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class _Ids:
-    """The numbers of one gateway's lane in one epoch that arrived."""
+    """The numbers of one gateway's lane in one epoch that arrived, and the highest in each partition."""
 
-    __slots__ = ("bits", "name")
+    __slots__ = ("bits", "highest", "name")
 
     def __init__(self, name: Name) -> None:
         self.name = name
         self.bits = Bits()
+        self.highest: dict[tuple[str, int], int] = {}
 
 
 class _Stream:
@@ -245,15 +247,26 @@ class Comparison:
         if not new_id:
             self._reused += 1
             self._tell("reused", vehicle, stream, seq, ce_id, place, ": another message has this ce_id")
-        if seq == one.highest + 1:
-            pass
-        elif seq > one.highest:
+        if seq > one.highest + 1:
             self._skipped(one, one.highest + 1, seq - 1, ids, number)
-        elif stream not in self._unordered:
+        after = self._before(one, seq, ids, number, place)
+        if after and stream not in self._unordered:
             one.out_of_order += 1
-            self._tell("out_of_order", vehicle, stream, seq, ce_id, place, f" after seq {one.highest}")
+            self._tell("out_of_order", vehicle, stream, seq, ce_id, place, after)
         if seq > one.highest:
             one.highest, one.at, one.number = seq, ids, number
+
+    @staticmethod
+    def _before(one: _Stream, seq: int, ids: _Ids | None, number: int, place: tuple[str, int]) -> str:
+        """Return after what a record comes that should stand before it, "" where it is in order."""
+        after = f" after seq {one.highest}" if seq < one.highest else ""
+        if ids is not None:
+            highest = ids.highest.get(place, 0)
+            if number > highest:
+                ids.highest[place] = number
+            elif not after:
+                after = f" after number {highest} of its lane"
+        return after
 
     def unreadable(self, where: str) -> None:
         """Note a record from which no vehicle and number could be read."""

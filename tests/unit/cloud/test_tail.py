@@ -35,6 +35,13 @@ def test_bytes_that_are_no_text_are_base64_and_nothing_is_null() -> None:
     assert json.loads(as_json(record(key=b"\xfe", value=None)))["key_base64"] == "/g=="
 
 
+def test_headers_that_nobody_asked_for_are_left_out() -> None:
+    whole = json.loads(as_json(record(9)))
+    name = next(iter(whole["headers"]))
+    assert len(whole["headers"]) > 1
+    assert json.loads(as_json(record(9), {name, "other"})) == whole | {"headers": {name: whole["headers"][name]}}
+
+
 def test_a_text_line_cannot_move_the_terminals_cursor() -> None:
     assert as_text(record()) == 't/3@0 2023-11-14T22:13:20.123Z V1 {"a":1}'
     assert as_text(record(key=None, value=b"\x1b[2J\n\xff")).endswith(" - \\x1b[2J\\n\\xff")
