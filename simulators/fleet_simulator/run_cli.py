@@ -16,7 +16,6 @@ import typer
 from waybill.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fleet_simulator.run.runner import View
     from fleet_simulator.scenarios import Scenario
 
 app = typer.Typer()
@@ -32,6 +31,7 @@ def run(  # noqa: PLR0913, PLR0917 - the options of a command
     kafka: Annotated[str | None, typer.Option(help="HOST:PORT of a Kafka, instead of the scenario's log")] = None,
     target: Annotated[str | None, typer.Option(help="mqtt://… of somebody else's broker, instead of gateways")] = None,
     topic: Annotated[str | None, typer.Option(help="with --target: the topic of --kafka to read back")] = None,
+    report: Annotated[Path | None, typer.Option(help="directory for report.html, report.json and junit.xml")] = None,
     keep: Annotated[Path | None, typer.Option(help="a new directory for ledger, data and logs, which stays")] = None,
 ) -> None:
     """Run a scenario and judge it. Exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE."""
@@ -42,7 +42,7 @@ def run(  # noqa: PLR0913, PLR0917 - the options of a command
         scenario = _aimed(scenario, target, kafka, topic)
         kafka = None
     with _directory(keep) as directory:
-        raise typer.Exit(asyncio.run(_run(scenario, directory, kafka)))
+        raise typer.Exit(asyncio.run(_run(scenario, directory, kafka, report)))
 
 
 @app.command("list")
@@ -75,15 +75,19 @@ def new(
     print(f"wrote {file}: waybill fleet run {file}")
 
 
-async def _run(scenario: Scenario, directory: Path, kafka: str | None) -> int:
+async def _run(scenario: Scenario, directory: Path, kafka: str | None, report: Path | None) -> int:
+    from rich.console import Console
+
     from fleet_simulator import judge_cli, judging
     from fleet_simulator.checks import EXIT_CODES
-    from fleet_simulator.report.model import to_json
+    from fleet_simulator.report.live import shown
     from fleet_simulator.run.runner import Run
     from fleet_simulator.scenarios import span
 
-    one = Run(scenario, directory, kafka=kafka, show=_Lines())
-    async with one.driven() as driven:
+    console = Console(stderr=True)
+    async with contextlib.AsyncExitStack() as stack:
+        with shown(console) as show:
+            driven = await stack.enter_async_context(Run(scenario, directory, kafka=kafka, show=show).driven())
         for failure in driven.failures:
             _note(f"failed: {failure}")
         _note(
@@ -95,29 +99,11 @@ async def _run(scenario: Scenario, directory: Path, kafka: str | None) -> int:
             print(f"acked {driven.acked} of {driven.published}; nothing is read back: give --kafka and --topic")
             return 0 if driven.acked == driven.published else 1
         found = await judging.judge(directory, drain=span(scenario.drain, "drain"))
-    (directory / "report.json").write_bytes(to_json(found))
+    for where in (directory, report):
+        if where is not None:
+            judge_cli.keep(found, where)
     judge_cli.tell(found)
     return EXIT_CODES[found.outcome]
-
-
-class _Lines:
-    """Tells how far a run is in a line each five seconds, and at each stage."""
-
-    def __init__(self) -> None:
-        self._stage = ""
-        self._last = 0.0
-
-    def __call__(self, view: View) -> None:
-        if view.stage == self._stage and view.elapsed - self._last < 5:  # noqa: PLR2004
-            return
-        self._stage, self._last = view.stage, view.elapsed
-        away = [one.name for one in view.gateways if one.link or not one.running]
-        backlog = sum(one.backlog or 0 for one in view.gateways)
-        _note(
-            f"{view.elapsed:6.1f} s  {view.stage:8}  {view.online}/{view.vehicles} vehicles online, "
-            f"{view.published} published, {view.acked} acked, {backlog} in gateways"
-            + (f", away: {' '.join(away[:5])}" if away else "")
-        )
 
 
 def _overridden(scenario: Scenario, seconds: str | None, pace: str | None, scale: float, seed: int | None) -> Scenario:
