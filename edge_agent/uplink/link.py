@@ -11,6 +11,8 @@ acknowledged so far (``tcpi_bytes_acked``, RFC 4898) and how many it holds unack
 left when the first reaches their sum. Both count what is on the wire, so this is exact under TLS too. Where the
 kernel does not tell, a frame counts as gone once it is written. Behind a proxy it has left when the proxy has it.
 
+**An interface that is gone** or switched off is noticed within three seconds (:mod:`edge_agent.uplink.interface`).
+
 **A dead link** is noticed within 1.5 × ``keepalive``: by MQTT's ping, which the cloud itself answers, and by
 TCP_USER_TIMEOUT where there is one. The socket's queue of unsent bytes is kept short, so that a ping does not wait
 behind megabytes on a slow link.
@@ -32,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiomqtt
 import msgspec
 
-from edge_agent.uplink import traffic
+from edge_agent.uplink import interface, traffic
 from edge_agent.uplink.config import UplinkSettings
 from edge_agent.uplink.dial import PATIENCE, REFUSED, Dialer, LinkLost, Passed
 from edge_agent.uplink.traffic import Traffic
@@ -51,6 +53,9 @@ FAREWELL: Final = 1.0
 
 MAX_WAITING: Final = 1000
 """Received messages that wait to be handled; more are dropped, and the cloud sends them again (U2, U5)."""
+
+LOOK: Final = 1.0
+"""Seconds between two looks at the interface: one that is gone for a moment costs no connection."""
 
 SIOCOUTQ: Final = 0x5411
 
@@ -111,6 +116,16 @@ class Link:
                     log.warning("uplink: ignored a message on %s: %s", topic, error)
         except aiomqtt.MqttError as error:
             raise LinkLost(self._client.why(error)) from error
+
+    async def watch(self) -> None:
+        """Look every second whether its interface is there, until that is gone for two looks. Raises LinkLost then."""
+        before = ""
+        while True:
+            await asyncio.sleep(LOOK)
+            reason = self._client.trouble()
+            if reason and before:
+                raise LinkLost(reason)
+            before = reason
 
     # --- its beginning and end ---
 
@@ -296,6 +311,10 @@ class _Client(aiomqtt.Client):
         # aiomqtt looks once a second: with a short keepalive a ping would come when the cloud has given us up.
         while not self._client.loop_misc():  # noqa: ASYNC110 - paho tells nobody when a ping is due
             await asyncio.sleep(min(1.0, self._keepalive / 4))
+
+    def trouble(self) -> str:
+        """Return why nothing can pass through its interface, or an empty string."""
+        return interface.trouble(self._raw)
 
     def traffic(self) -> Traffic:
         """Return what the connection has cost on the wire."""

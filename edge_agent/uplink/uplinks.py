@@ -214,8 +214,10 @@ class Uplinks:
             # Not awaited: a journal that is away would hold its PUBACK, and the link is up all the same.
             said = link.say(State(state="online", version=self._version))
             online = group.create_task(said, name="uplink state")
+            looking = group.create_task(link.watch(), name="uplink interface")
             await serve(link)
             online.cancel()
+            looking.cancel()
 
     # --- delays ---
 

@@ -13,6 +13,7 @@ import datetime as dt
 import json
 import os
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -99,6 +100,14 @@ class Site:
         (one,) = [each for each in answer["uplinks"] if each["name"] == name]
         return one["sent"], one["received"]
 
+    async def lost(self, before_ms: int) -> tuple[str, bool]:
+        """Return why the link was lost first since ``before_ms``, and whether within 5 s, by the agent's stamp."""
+        answer = await snapshot.request(self.directory / "agent" / "agent.sock", "gateway")
+        found = next(
+            one for one in answer["health"]["links"] if one["state"] == "offline" and one["at_ms"] >= before_ms
+        )
+        return found["reason"].removeprefix("wifi: "), found["at_ms"] - before_ms <= 5_000
+
     def on_the_wire(self, interface: str) -> tuple[int, int]:
         """Return the bytes of IP that an interface has sent and received, as the kernel counts frames of Ethernet."""
         folder = f"/sys/class/net/{interface}/statistics"
@@ -156,17 +165,19 @@ async def test_each_uplink_uses_its_interface_and_the_better_one_is_come_back_to
         await here.publish(1, 100)
         await here.drained()
         # Packets vanish without a word: only the keepalive finds out.
-        ip("-n", here.cloud, "link", "set", "wifi0", "down")
+        ip("-n", here.cloud, "route", "add", "blackhole", "10.71.1.1")
         await here.publish(101, 200)
         await here.uses("lte", "10.71.2.1")
         await here.drained()
-        ip("-n", here.cloud, "link", "set", "wifi0", "up")
+        ip("-n", here.cloud, "route", "del", "blackhole", "10.71.1.1")
         await here.uses("wifi", "10.71.1.1")
-        # The device itself is gone.
+        # The device itself is gone: the kernel knows that at once.
+        before = time.time_ns() // 1_000_000
         ip("-n", here.gateway, "link", "set", "wifi0", "down")
         await here.publish(201, 300)
         await here.uses("lte", "10.71.2.1")
         await here.drained()
+        assert await here.lost(before) == ("the interface wifi0 is down", True)
         counted, real = await here.sent("lte"), here.on_the_wire("wwan0")
         # ARP, and what came between the two looks
         assert counted == pytest.approx(real, rel=0.05)
