@@ -1,15 +1,17 @@
 """Who uses the link: the topics and devices of which most is sent, in bounded memory. Pure: time and choice come in.
 
-Each list is a Space-Saving summary (Metwally, Agrawal, El Abbadi: "Efficient Computation of Frequent and Top-k Elements
-in Data Streams", 2005) of ``ENTRIES`` names. A name that is not among them takes the place of the smallest, and begins
-with its weight: no weight is too small, and none is too large by more than is said. Of a large frame ``SAMPLE``
-messages stand for all, so that what is counted costs the same however much is sent.
+Each list is a summary of the heaviest names (Misra, Gries: "Finding repeated elements", 1982), cut back as in Agarwal
+et al., "Mergeable Summaries", 2012: above ``MOST`` names what the next one after the ``ENTRIES`` largest weighs is
+taken off all, and who has nothing left is forgotten. So each weighs what is said and ``taken`` more at most, and who
+has more than the total / ``ENTRIES`` is never missing. Of a large frame ``SAMPLE`` messages stand for all, so that
+counting costs the same however much is sent.
 
 What is said is of this hour and the one before: what was sent long ago is forgotten.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -17,7 +19,10 @@ from edge_agent.buffer.port import Stored
 from waybill.fleet_state import Talker, Talkers
 
 ENTRIES: Final = 64
-SAMPLE: Final = 256
+MOST: Final = 4 * ENTRIES
+"""Names that a summary holds before it is cut back."""
+
+SAMPLE: Final = 64
 SPAN: Final = 3600.0
 """Seconds of an hour."""
 
@@ -36,36 +41,44 @@ class Summary:
 
     def __init__(self, by: int) -> None:
         self._by = by
-        self.found: dict[str, tuple[list[int], int]] = {}
-        """Of each name its count and bytes, and by how much that of ``by`` may be too large."""
+        self.found: dict[str, list[int]] = {}
+        """Of each name its count and bytes."""
+        self.taken = 0
 
-    def add(self, name: str, count: int, size: int) -> None:
-        """Count ``count`` messages of ``size`` bytes in all."""
-        one = self.found.get(name)
-        if one is not None:
-            one[0][COUNT] += count
-            one[0][BYTES] += size
-            return
-        weights, over = [count, size], 0
-        if len(self.found) >= ENTRIES:
-            smallest = min(self.found, key=lambda each: self.found[each][0][self._by])
-            over = self.found.pop(smallest)[0][self._by]
-            weights[self._by] += over
-        self.found[name] = weights, over
+    def add(self, sums: Iterable[tuple[str, int, int]]) -> None:
+        """Count messages: of each name so many, of so many bytes in all."""
+        found = self.found
+        for name, count, size in sums:
+            one = found.get(name)
+            if one is None:
+                found[name] = [count, size]
+            else:
+                one[COUNT] += count
+                one[BYTES] += size
+        if len(found) > MOST:
+            self._cut()
+
+    def _cut(self) -> None:
+        by = self._by
+        less = heapq.nlargest(ENTRIES + 1, (one[by] for one in self.found.values()))[-1]
+        self.taken += less
+        self.found = {name: one for name, one in self.found.items() if one[by] > less}
+        for one in self.found.values():
+            one[by] -= less
 
 
-def largest(summaries: Iterable[Summary], by: int) -> tuple[Talker, ...]:
-    """Return what several summaries found in all, the largest first."""
+def largest(summaries: Sequence[Summary], by: int, most: int) -> tuple[Talker, ...]:
+    """Return ``most`` of what several summaries found in all, the largest first."""
     sums: dict[str, list[int]] = {}
     for summary in summaries:
-        for name, (weights, over) in summary.found.items():
-            one = sums.setdefault(name, [0, 0, 0])
+        for name, weights in summary.found.items():
+            one = sums.setdefault(name, [0, 0])
             one[COUNT] += weights[COUNT]
             one[BYTES] += weights[BYTES]
-            one[2] += over
-    ordered = sorted(sums.items(), key=lambda each: -each[1][by])
-    overs = [(0, one[2]) if by == BYTES else (one[2], 0) for _, one in ordered]
-    return tuple(Talker(name, one[COUNT], one[BYTES], *over) for (name, one), over in zip(ordered, overs, strict=True))
+    taken = sum(summary.taken for summary in summaries)
+    count, size = (taken, 0) if by == COUNT else (0, taken)
+    ordered = heapq.nlargest(most, sums.items(), key=lambda each: each[1][by])
+    return tuple(Talker(name, one[COUNT] + count, one[BYTES] + size, count, size) for name, one in ordered)
 
 
 class _Hour:
@@ -100,14 +113,15 @@ class TopTalkers:
                 known = sums[one.topic, one.client] = [0, 0]
             known[COUNT] += 1
             known[BYTES] += len(one.payload)
-        for (topic, client), (count, size) in sums.items():
-            many, much = round(count * scale), round((size + count * len(topic)) * scale)
-            hour.bytes += much
-            for summary in hour.topics:
-                summary.add(topic[:NAME], many, much)
-            if client:
-                for summary in hour.devices:
-                    summary.add(client[:NAME], many, much)
+        topics = [
+            (topic[:NAME], client[:NAME], round(count * scale), round((size + count * len(topic)) * scale))
+            for (topic, client), (count, size) in sums.items()
+        ]
+        hour.bytes += sum(one[3] for one in topics)
+        for summary in hour.topics:
+            summary.add((topic, count, size) for topic, _, count, size in topics)
+        for summary in hour.devices:
+            summary.add((client, count, size) for _, client, count, size in topics if client)
         hour.count += total
         hour.wire += wire
 
@@ -125,8 +139,8 @@ class TopTalkers:
             sum(hour.count for hour in hours),
             sum(hour.bytes for hour in hours),
             sum(hour.wire for hour in hours),
-            largest((hour.topics[0] for hour in hours), BYTES)[:most],
-            largest((hour.topics[1] for hour in hours), COUNT)[:most],
-            largest((hour.devices[0] for hour in hours), BYTES)[:most],
-            largest((hour.devices[1] for hour in hours), COUNT)[:most],
+            largest([hour.topics[0] for hour in hours], BYTES, most),
+            largest([hour.topics[1] for hour in hours], COUNT, most),
+            largest([hour.devices[0] for hour in hours], BYTES, most),
+            largest([hour.devices[1] for hour in hours], COUNT, most),
         )

@@ -264,7 +264,9 @@ def _points(history: History) -> tuple[_Point, ...]:
 
 def _largest(by_bytes: Sequence[Talker], by_count: Sequence[Talker]) -> tuple[_Talker, ...]:
     names = {one.name: one for one in (*by_bytes[:TALKERS], *by_count[:TALKERS])}
-    return tuple(_Talker(_cut(one.name, NAME), one.count, one.bytes) for one in names.values())
+    return tuple(
+        _Talker(_cut(one.name, NAME), one.count - one.over_count, one.bytes - one.over_bytes) for one in names.values()
+    )
 
 
 def _health(record: _Record) -> Health:
