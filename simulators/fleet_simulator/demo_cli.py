@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 
+NEXT = (
+    "to try next, each in a terminal of its own (after . .venv/bin/activate):",
+    "  waybill cloud run --listen 127.0.0.1:8883 --data var/cloud",
+    "  waybill edge run --config examples/first-look/agent.toml",
+    "  waybill monitor --data var/cloud",
+)
+"""What is said before the verdict."""
+
 _STATUS = 5.0
 """Seconds between two lines on how it is, where nothing can be drawn over."""
 
@@ -60,6 +68,8 @@ def demo(
     console.print(demo_view.table(outcome))
     for example in outcome.verdict.examples:
         console.print(example, markup=False)
+    for line in NEXT:
+        console.print(line, markup=False, soft_wrap=True)
     sys.stdout.flush()
     print(outcome.line)
     raise typer.Exit(0 if outcome.passed else 1)

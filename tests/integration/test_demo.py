@@ -49,6 +49,7 @@ async def test_demo_on_the_embedded_log(tmp_path: Path) -> None:
     assert found is not None
     assert int(found[1]) > 200
     happened(lines)
+    assert [line.split()[:2] for line in lines[-4:-1]] == [["waybill", name] for name in ("cloud", "edge", "monitor")]
     assert processes_below(tmp_path) == []
 
 

@@ -113,7 +113,7 @@ def _lag(one: Gateway) -> Bit:
 
 def _trouble(one: Gateway) -> Bit:
     row = one.row
-    return bit(row.trouble or (row.reason if row.state != "online" else ""), grade(row, one.at_ms))
+    return bit((row.reason if row.state != "online" else "") or row.trouble, grade(row, one.at_ms))
 
 
 COLUMNS: Final[tuple[Column[Gateway], ...]] = (

@@ -164,7 +164,7 @@ def summary(state: KafkaState) -> Line:
     return (
         Bit(f"{GLYPHS[tone]} {kind}  ", tone),
         Bit(f"{offline} leaderless  " if offline else "", "bad"),
-        Bit(f"{under} under-replicated  ", "look" if under else "quiet"),
+        Bit(f"{under} under-replicated  " if state.kind == "kafka" else "", "look" if under else "quiet"),
         Bit(f"{count(lag)} to route  ", "look" if lag else "quiet"),
         Bit(f"{count(dead)} dead letters", "look" if dead else "quiet"),
     )
