@@ -243,7 +243,7 @@ class Watcher:
 
     def commands(self) -> CommandsState:
         """Answer the newest commands."""
-        return CommandsState(_now_ms(), self._recent.newest(), "; ".join(self.faults()))
+        return CommandsState(_now_ms(), self._recent.newest(), "; ".join(filter(None, self.faults())))
 
     def log_lines(self, since: str = "") -> LogState:
         """Answer the newest lines."""
