@@ -160,7 +160,7 @@ class Monitor(App[None]):
             except Unavailable as error:
                 pane.feed = pane.feed.failed(str(error), self._now())
             else:
-                pane.feed = pane.feed.arrived(picture, self._now(), self._interval)
+                pane.feed = pane.feed.arrived(picture, self._now(), max(self._interval, pane.view.apart))
         finally:
             for task in (asking, waking):
                 task.cancel()

@@ -15,7 +15,7 @@ from waybill import snapshot
 from waybill.errors import Unavailable
 from waybill.fleet_state import CommandsState, FleetSnapshot, GatewayDetail, KafkaState, LogState
 from waybill.monitor import fleet, logs
-from waybill.monitor.client import Client
+from waybill.monitor.client import Answer, Client
 
 Kind = Literal["fleet", "gateway", "commands", "kafka", "log"]
 Picture = FleetSnapshot | GatewayDetail | CommandsState | KafkaState | LogState
@@ -142,8 +142,7 @@ class CloudSource:
         answer = await self._client.get(f"{path}?since={quote(since, safe='')}" if since else path)
         if answer.status != 200:  # noqa: PLR2004
             await self._client.close()
-            why = _REFUSALS.get(answer.status) or f"it answers with status {answer.status}"
-            raise Unavailable(f"{self.name}: {why}")
+            raise Unavailable(f"{self.name}: {_refusal(answer)}")
         told = _converted(lambda: msgspec.json.decode(answer.body, type=_TYPES[kind]), self.name)
         return self._known.with_(kind, told)
 
@@ -152,13 +151,20 @@ class CloudSource:
         await self._client.close()
 
 
-_REFUSALS: Final = {
-    401: "it does not take the token; give the one of [api] token_file, with --token-file",
-    403: "it does not allow that",
-    404: "it does not know of that",
-    429: "it has too much to do",
-    503: "it has too much to do, or is not ready yet",
-}
+class _Error(msgspec.Struct, frozen=True):
+    """The API's body where it does not answer with 200."""
+
+    error: str
+
+
+def _refusal(answer: Answer) -> str:
+    """Say why it answers with another status than 200."""
+    if answer.status == 401:  # noqa: PLR2004
+        return "it does not take the token; give that of its [api] token_file with --token-file"
+    try:
+        return msgspec.json.decode(answer.body, type=_Error).error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return f"it answers with status {answer.status}; is it the API of an ingest?"
 
 
 def _converted(convert: Callable[[], Any], name: str) -> Any:  # noqa: ANN401 - of the kind that was asked for

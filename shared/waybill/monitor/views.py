@@ -40,7 +40,10 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A screen. ``sorts``: what it can be sorted by; ``order``: how it begins."""
+    """A screen. ``sorts``: what it can be sorted by; ``order``: how it begins.
+
+    ``apart``: seconds between two pictures at least: of some each is a whole one.
+    """
 
     kind: Kind
     title: str
@@ -48,6 +51,7 @@ class View:
     body: Table | Page
     sorts: Sequence[str]
     order: Order
+    apart: float = 0.0
 
 
 VIEWS: Final[Mapping[Kind, View]] = {
@@ -77,8 +81,9 @@ VIEWS: Final[Mapping[Kind, View]] = {
         Table(commands.COLUMNS, commands.rows, lambda one: one.row.id, commands.about),
         sorts(commands.COLUMNS),
         Order(column="sent"),
+        2.0,
     ),
-    "kafka": View("kafka", "Kafka", kafka.summary, Page(kafka.page), kafka.SORTS, Order(column="replicas")),
+    "kafka": View("kafka", "Kafka", kafka.summary, Page(kafka.page), kafka.SORTS, Order(column="replicas"), 5.0),
     "log": View(
         "log",
         "Log",

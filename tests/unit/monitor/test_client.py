@@ -216,8 +216,8 @@ async def test_of_the_fleet_only_what_changed_is_asked_for() -> None:
     ("answer", "said"),
     [
         (b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n", "does not take the token; .*--token-file"),
-        (b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n", "does not know of that"),
-        (b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n", "status 500"),
+        (b'HTTP/1.1 404 No\r\nContent-Length: 18\r\n\r\n{"error":"no gw1"}', ": no gw1$"),
+        (b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n", "status 500; is it the API"),
         (ok(b"[]"), "answers something else"),
         (ok(b'{"at_ms":"soon"}'), "is it of the same version"),
         (ok(b"\xff"), "answers something else"),
