@@ -55,7 +55,7 @@ def script() -> str:
         if "cloud run" in block:
             lines += [
                 'echo $! >> "$WORK/pids"',
-                "until waybill cloud status --config cloud.toml >/dev/null 2>&1; do sleep 0.2; done",
+                "until waybill cloud status --config cloud.toml >/dev/null 2>&1; do kill -0 $!; sleep 0.5; done",
             ]
         if "edge install --config" in block:
             lines += ["serve"]
