@@ -32,6 +32,8 @@ async def check(path: Path) -> AsyncIterator[Finding]:
         yield Finding("config", "failed", str(error))
         return
     yield Finding("config", "ok", f"{path}: gateway {settings.gateway}")
+    for finding in machine.service(path, settings):
+        yield finding
     async for finding in _steps(settings):
         yield finding
 

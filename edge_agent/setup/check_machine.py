@@ -9,6 +9,7 @@ import asyncio
 import datetime as dt
 import errno
 import os
+import re
 import socket
 import statistics
 import tempfile
@@ -23,7 +24,7 @@ from edge_agent.clock import Clock
 from edge_agent.config import EdgeConfig
 from edge_agent.listener_config import ListenerSettings
 from edge_agent.setup.finding import Finding
-from edge_agent.setup.install import memory_bytes
+from edge_agent.setup.install import CONFIG, UNIT, memory_bytes, unit
 from edge_agent.status import SOCKET, EdgeStatus
 from waybill import pki, snapshot
 from waybill.errors import ConfigError, Refused, WaybillError
@@ -184,6 +185,23 @@ def memory(settings: EdgeConfig) -> Finding:
             "memory", "warning", text, mend="smaller [limits]: waybill edge init writes them for your devices"
         )
     return Finding("memory", "ok", text)
+
+
+def service(path: Path, settings: EdgeConfig, root: Path = Path("/")) -> Iterator[Finding]:
+    """Compare the installed unit with the one that this configuration would get; nothing where there is none.
+
+    ``path``: the configuration. ``root``: below which the unit is.
+    """
+    placed = root / UNIT.relative_to("/")
+    if path.absolute() != root / CONFIG.relative_to("/") or not placed.is_file():
+        return
+    there = placed.read_text(encoding="utf-8", errors="replace")
+    started = re.search(r"(?m)^ExecStart=(\S+)", there)
+    if started is not None and there == unit(settings, Path(started[1])):
+        yield Finding("service", "ok", f"{UNIT} is as this version and this configuration want it")
+    else:
+        text = f"{UNIT} is another than this version and this configuration want (paths, memory)"
+        yield Finding("service", "warning", text, mend="waybill edge install writes it anew; changes go into a drop-in")
 
 
 # --- files, certificates ---

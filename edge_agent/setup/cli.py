@@ -59,7 +59,7 @@ def init(  # noqa: PLR0913 - each is a flag
     given = {flag: value for flag, value in flags.items() if value is not None}
     ask = asking.terminal(given, input, print) if sys.stdin.isatty() else asking.flags(given)
     try:
-        answers = asking.asked(ask)
+        answers = asking.asked(ask, given)
     except EOFError as error:
         raise ConfigError("no more answers; nothing was written") from error
     asking.write(file, answers)

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -53,11 +53,14 @@ Ask = Callable[[str, str, str, Callable[[str], object]], str]
 """Asks one thing: its flag, the question, the default, what raises WaybillError or ValueError at a bad answer."""
 
 
-def asked(ask: Ask) -> Answers:
-    """Get every answer through ``ask``; a later question's default may come from an earlier answer."""
+def asked(ask: Ask, given: Collection[str]) -> Answers:
+    """Get every answer through ``ask``; whether and how it is asked for may depend on an earlier one.
+
+    ``given``: flags that were, which are heeded, or refused where they mean nothing. Raises ConfigError.
+    """
     uplink = ask("--uplink", f"URL of the ingest, or {NONE} to keep everything here for now", "", check_uplink)
     text = ""
-    if uplink.startswith(("mqtts:", "wss:")):
+    if uplink.startswith(("mqtts:", "wss:")) or "--certificates" in given:
         text = ask("--certificates", "directory of this gateway's ca.pem, gateway.pem, gateway.key", "", _bundle)
     certificates = Path(text).expanduser() if text else None
     gateway = ask("--gateway", "this gateway's id", default_gateway(certificates), check_gateway_id)
@@ -65,13 +68,15 @@ def asked(ask: Ask) -> Answers:
         "--listen", "address at which devices connect", "127.0.0.1:1883", lambda said: address(said, "--listen")
     )
     passwords: str | None = None
-    if not ListenerSettings(*address(listen)).inside:
+    if not ListenerSettings(*address(listen)).inside or "--passwords" in given:
         passwords = ask("--passwords", "password file of devices; empty lets in anybody who gets there", "users", str)
     devices = ask("--devices", "how many devices at most", "200", lambda said: _within(said, 1, 100_000))
     data = Path(ask("--data", "where messages are kept", "/var/lib/waybill", _directory)).expanduser()
     room = f"{default_buffer_gb(data):g}"
     buffer = ask("--buffer-gb", "GB that waiting messages may take", room, lambda said: _within(said, 0.1, 100_000))
     budget = "0"
+    if uplink == NONE and (vain := {"--budget-mb", "--certificates"} & {*given}):
+        raise ConfigError(f"{min(vain)}: there is no uplink (--uplink {NONE}); leave it out")
     if uplink != NONE:
         budget = ask("--budget-mb", "MB a month that the uplink may carry; 0: it is not metered", "0", _budget)
     return Answers(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent import config
-from edge_agent.setup import init
+from edge_agent.setup import check_machine, init
 from waybill import pki
 from waybill.console.main import main
 
@@ -98,6 +98,8 @@ def test_anybody_beyond_loopback_has_to_be_said_and_none_is_no_uplink(tmp_path: 
         ((*BASIC, "--data", "here"), "write the whole path"),
         ((*BASIC, "--buffer-gb", "0"), "a number from 0.1"),
         ((*BASIC, "--budget-mb", "-1"), "a number from 0"),
+        ((*BASIC, "--certificates", "."), "ca.pem, gateway.pem, gateway.key not there"),
+        (("--uplink", "none", "--gateway", "g", "--budget-mb", "5"), "--budget-mb: there is no uplink"),
         (("--uplink", "mqtts://h", "--certificates", "/none"), "ca.pem, gateway.pem, gateway.key not there"),
     ],
 )
@@ -115,6 +117,11 @@ def test_a_file_that_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["edge", "init", str(path), *BASIC]) == 2
     assert "stays as it is" in capsys.readouterr().err
     assert path.read_text() == "mine"
+
+
+def test_a_flag_is_heeded_where_nothing_would_have_been_asked(tmp_path: Path) -> None:
+    made = config.load(written(tmp_path, *BASIC, "--passwords", "users"))
+    assert made.listeners[0].passwords == tmp_path / "users"
 
 
 def test_in_a_terminal_it_asks_and_asks_again(tmp_path: Path) -> None:
@@ -189,6 +196,20 @@ def test_a_configuration_that_is_there_is_never_overwritten_and_the_unit_is_ours
     assert install(root, "--config", str(tmp_path / "agent.toml")) == 0
     assert (root / "etc/waybill/agent.toml").read_text() == mine
     assert "Type=notify" in (root / UNIT).read_text()
+
+
+def test_a_unit_that_no_longer_fits_is_found(tmp_path: Path, root: Path) -> None:
+    path = root / "etc/waybill/agent.toml"
+    assert install(root, "--config", str(written(tmp_path, *BASIC))) == 0
+    (found,) = check_machine.service(path, config.load(path), root)
+    assert found.verdict == "ok"
+    path.write_text(path.read_text().replace("max_connections = 200", "max_connections = 20000"))
+    (found,) = check_machine.service(path, config.load(path), root)
+    assert found.verdict == "warning"
+    assert install(root) == 0
+    (found,) = check_machine.service(path, config.load(path), root)
+    assert found.verdict == "ok"
+    assert not list(check_machine.service(tmp_path / "agent.toml", config.load(path), root))
 
 
 def test_data_elsewhere_may_be_written(tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
