@@ -29,7 +29,8 @@ async def check(path: Path) -> AsyncIterator[Finding]:
     try:
         settings = config.load(path)
     except ConfigError as error:
-        yield Finding("config", "failed", str(error))
+        mend = "run this as root (sudo)" if isinstance(error.__cause__, PermissionError) else ""
+        yield Finding("config", "failed", str(error), mend=mend)
         return
     yield Finding("config", "ok", f"{path}: gateway {settings.gateway}")
     for finding in machine.service(path, settings):

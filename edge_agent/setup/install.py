@@ -103,13 +103,15 @@ def install(root: Path, given: Path | None, command: Path) -> list[Step]:
     if settings.data != DATA:
         steps.append(Step(f"for you    make {settings.data} yourself: install -d -m 0700 -o {USER} -g {USER}"))
     steps += [_written(root, UNIT, unit(settings, command)), _linked(root)]
+    changed = any(step.do is not None for step in steps)
     steps += _memory(settings)
     if root != Path("/"):
         return [*steps, Step("the user is made, and the agent starts, when the image boots")]
     steps += [_run("systemd-sysusers", str(SYSUSERS)), _run("systemd-tmpfiles", "--create", str(TMPFILES))]
     if not RUNNING.is_dir():
         return [*steps, Step("systemd does not run here: the agent starts with the next boot that has it")]
-    return [*steps, _run("systemctl", "daemon-reload"), _run("systemctl", "restart", UNIT.name)]
+    # Where nothing has changed, an agent that runs stays up.
+    return [*steps, _run("systemctl", "daemon-reload"), _run("systemctl", "restart" if changed else "start", UNIT.name)]
 
 
 def uninstall(root: Path, *, purge: bool) -> list[Step]:

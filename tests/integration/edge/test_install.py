@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 import pty
@@ -15,6 +16,7 @@ import pytest
 
 from edge_agent import config
 from edge_agent.setup import check_machine, init
+from edge_agent.setup import install as setting_up
 from waybill import pki
 from waybill.console.main import main
 
@@ -128,12 +130,15 @@ def test_in_a_terminal_it_asks_and_asks_again(tmp_path: Path) -> None:
     path = tmp_path / "agent.toml"
     here, there = pty.openpty()
     command = [sys.executable, "-m", "waybill", "edge", "init", str(path), "--devices", "50"]
+    said = ""
     with subprocess.Popen(command, stdin=there, stdout=there, stderr=there) as asking:
+        os.close(there)
         os.write(here, b"nonsense\nmqtt://127.0.0.1:1\nmy gateway\ngw9\n\n/var/lib/waybill\n1.5\n0\n")
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
+            while part := os.read(here, 4096):
+                said += part.decode()
         assert asking.wait(30) == 0
-    said = os.read(here, 1 << 16).decode()
     os.close(here)
-    os.close(there)
     assert "write mqtts://HOST" in said
     assert "'my gateway' cannot name a gateway" in said
     made = config.load(path)
@@ -263,6 +268,27 @@ def test_the_agent_is_taken_away_and_its_data_stays_unless_told(tmp_path: Path, 
         assert tree(root).keys() == {"etc/waybill/agent.toml", "var/lib/waybill/buffer.db", "etc/passwd"}
     assert main(["edge", "uninstall", "--root", str(root), "--purge"]) == 0
     assert tree(root).keys() == {"etc/passwd"}
+
+
+def test_where_systemd_runs_the_agent_is_started_and_anew_only_for_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what would be done: ``/`` is looked at as if it were the image."""
+    root = tmp_path / "image"
+    path = written(tmp_path, *BASIC)
+    monkeypatch.setattr(setting_up, "RUNNING", tmp_path)
+    monkeypatch.setattr(setting_up, "_below", lambda _root, path: root / path.relative_to("/"))
+    first = setting_up.install(Path("/"), path, Path(PROGRAM))
+    assert [step.text for step in first][-2:] == [
+        "run        systemctl daemon-reload",
+        "run        systemctl restart waybill-edge.service",
+    ]
+    assert install(root, "--config", str(path)) == 0
+    assert (
+        setting_up.install(Path("/"), path, Path(PROGRAM))[-1].text == "run        systemctl start waybill-edge.service"
+    )
+    (root / UNIT).write_text("[Service]\n")
+    assert setting_up.install(Path("/"), path, Path(PROGRAM))[-1].text.split()[2] == "restart"
 
 
 @pytest.mark.parametrize("command", ["install", "uninstall"])
