@@ -1,8 +1,8 @@
 """What those who watch this gateway are told: on the socket what is so now, and to the cloud a small record.
 
 A record goes up every ``interval``, and a few seconds after something important has changed, but at most once a minute;
-and only while the link is up: an outage would fill the buffer with what nobody needs any more. It is a message of the
-control lane (:mod:`waybill.health`).
+and only while the link is up: an outage would fill the buffer with what nobody needs any more. Where the data plan is
+used up, changes alone are told. It is a message of the control lane (:mod:`waybill.health`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -51,6 +52,9 @@ log = logging.getLogger(__name__)
 FINE: Final = 5
 COARSE: Final = 60
 """Seconds of a step of history: on the socket, and in a record."""
+
+LOOK: Final = 5.0
+"""Seconds between two looks at what has changed."""
 
 SOON: Final = 5.0
 """Seconds between a change and its record: what comes together is told together."""
@@ -152,7 +156,7 @@ class Watch:
         told: object = None
         next_at = apart = float("-inf")
         while True:
-            await asyncio.sleep(1)
+            await asyncio.sleep(min(LOOK, interval))
             now, status = self._clock.mono(), self._status()
             if status.link.state != "online":
                 continue
@@ -162,7 +166,8 @@ class Watch:
                 told = important
             if now < max(next_at, apart):
                 continue
-            next_at = now + interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+            used_up = status.plan is not None and status.plan.used_up
+            next_at = math.inf if used_up else now + interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
             apart = now + APART
             record = wire_health.pack(self.health(status, self._coarse, wire_health.TALKERS, 0))
             try:

@@ -9,13 +9,13 @@ import signal
 import socket
 import struct
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 
 from tests.integration.edge.agents import publish
 from tests.support.http import get
@@ -102,12 +102,12 @@ def cloud_file(directory: Path, log: str, name: str = "watch") -> Path:
     return path
 
 
-def agent_file(directory: Path, port: int) -> Path:
+def agent_file(directory: Path, port: int, keepalive: int = 20) -> Path:
     directory.mkdir()
     path = directory / "agent.toml"
     path.write_text(
         f'gateway = "gw1"\ndata = "{directory}/data"\n[[listener]]\nport = 0\n'
-        f'[[uplink]]\nurl = "mqtt://127.0.0.1:{port}"\nname = "lte"\nkeepalive = 20\n[health]\ninterval = 1\n'
+        f'[[uplink]]\nurl = "mqtt://127.0.0.1:{port}"\nname = "lte"\nkeepalive = {keepalive}\n[health]\ninterval = 1\n'
     )
     return path
 
@@ -203,11 +203,44 @@ async def test_the_state_of_a_gateway_reaches_the_api_on_kafka(tmp_path: Path, k
     await whole_way(tmp_path, f'kind = "kafka"\n"bootstrap.servers" = "{kafka}"', unique)
 
 
-@pytest.mark.parametrize("path", ["/v1/fleet", "/v1/nothing"])
-async def test_nobody_reads_anything_without_the_token(tmp_path: Path, path: str) -> None:
-    async with process("cloud", "run", "--config", cloud_file(tmp_path / "cloud", 'kind = "embedded"')) as (
-        _,
-        (_, api),
+async def test_a_gateway_that_falls_silent_is_offline_after_its_keepalive(tmp_path: Path) -> None:
+    keepalive = 3
+    file = cloud_file(tmp_path / "cloud", 'kind = "embedded"')
+    async with process("cloud", "run", "--config", file) as (_, (front, api)):
+        edge = agent_file(tmp_path / "edge", int(front.rpartition(":")[2]), keepalive)
+
+        async def rows() -> tuple[GatewayRow, ...]:
+            return (await get(api, "/v1/fleet", token=TOKEN)).of(FleetSnapshot).gateways  # type: ignore[no-any-return]
+
+        async with process("edge", "run", "--config", edge) as (agent, _):
+            await eventually(rows, lambda found: found and found[0].state == "online")
+            silent_ms = time.time_ns() // 1_000_000
+            agent.send_signal(signal.SIGSTOP)
+            (row,) = await eventually(rows, lambda found: found[0].state == "offline")
+            assert row.reason == "keepalive"
+            assert row.since_ms - silent_ms <= 1_000 * (1.5 * keepalive + 5)
+
+
+async def test_every_node_says_the_same_of_the_whole_fleet(tmp_path: Path, kafka: str, unique: str) -> None:
+    log = f'kind = "kafka"\n"bootstrap.servers" = "{kafka}"'
+    files = [cloud_file(tmp_path / name, log, unique) for name in ("one", "two")]
+    async with (
+        process("cloud", "run", "--config", files[0]) as (_, (front, first)),
+        process("cloud", "run", "--config", files[1]) as (_, (_, second)),
     ):
-        assert (await get(api, path)).status == 401
-        assert (await get(api, path, token=TOKEN[:-1])).status == 401
+        edge = agent_file(tmp_path / "edge", int(front.rpartition(":")[2]))
+        async with process("edge", "run", "--config", edge):
+
+            async def both() -> list[FleetSnapshot]:
+                return [(await get(api, "/v1/fleet", token=TOKEN)).of(FleetSnapshot) for api in (first, second)]
+
+            def complete(found: list[FleetSnapshot]) -> bool:
+                one, other = found
+                known = all(lag is not None for each in found for lag in each.lag_ms)
+                return known and one.gateways == other.gateways != () and one.gateways[0].reported_ms > 0
+
+            one, other = await eventually(both, complete)
+            assert one.node != other.node
+            assert other.gateways[0].node == one.node
+            nodes = (await get(second, "/v1/kafka", token=TOKEN)).of(KafkaState).nodes
+            assert {each.node for each in nodes} == {one.node, other.node}

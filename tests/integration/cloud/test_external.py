@@ -14,6 +14,7 @@ import pytest
 
 from cloud_ingest.app import Ingest
 from cloud_ingest.journal.port import OutRecord
+from cloud_ingest.status import PlainSnapshot
 from tests.integration.cloud.gateway import frame, records, running, span, status_frame, until
 from tests.support.external import V5, behind, external, gateway, settings
 from waybill import wire
@@ -124,6 +125,7 @@ async def test_plain_topics_become_records_and_are_acked_when_they_are_journaled
             found = await records(ingest, "fleet.telemetry", 3)
             assert {one.key for one in found} == {b"V7"}
             assert dict(found[0].headers)["ce_source"] == b"/devices/V7"
+            assert ingest.snapshot().plain == PlainSnapshot(3, 0, 0, "")
         async with behind(asked) as ingest:
 
             async def append_frame(*_: object) -> None:
