@@ -53,7 +53,7 @@ def _message(text: bytes, path: Path, number: int) -> Message:
 def made_up(devices: int, size: int) -> list[Message]:
     """Return messages of about ``size`` bytes that devices may send: JSON whose numbers drift as sensors do."""
     rng = random.Random(7)  # noqa: S311 - the same each time
-    fields = max(1, round((size - 40) / 14))
+    fields = max(1, round((size - 33) / 12))
     values = [[rng.uniform(0, 100) for _ in range(fields)] for _ in range(devices)]
     found: list[Message] = []
     for number in range(_MADE):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from edge_agent.setup.sample import made_up, read
 from edge_agent.setup.sizing import Given, Message, sizing
 from waybill.console.main import main
 from waybill.errors import ConfigError
+
+PAGE = (Path(__file__).parents[3] / "docs" / "gateway.md").read_text()
 
 GIVEN = Given(
     rate=1.0, devices=1, gather_ms=0, max_bytes=8 << 30, frame_messages=4000, linger_ms=200, ping_s=14,
@@ -44,8 +47,26 @@ def test_what_is_written_agrees_with_the_table(gather_ms: int, measured: int) ->
     assert found.written_message / 1.1 == pytest.approx(measured, rel=0.25)
 
 
+@pytest.mark.parametrize("row", re.findall(r"(?m)^\| (\d+, \d+ s \|.*) \|$", PAGE))
+def test_the_pages_table_is_what_it_says(row: str) -> None:
+    first, *cells = (cell.strip().replace(",", "") for cell in row.split("|"))
+    devices, every = (int(each) for each in re.findall(r"\d+", first))
+    found = sizing(
+        given(rate=devices / every, devices=devices, gather_ms=20, ping_s=89, outage_s=7 * 86_400),
+        made_up(devices, 174),
+    )
+    of = {each.linger_ms: each.columns_dictionary or each.columns for each in found.traffic}
+    said = (found.outage_bytes / 1e9, found.written_day / 1e9, of[200], of[10_000], of[60_000])
+    for cell, value in zip(cells, said, strict=True):
+        assert float(cell) == pytest.approx(value, rel=0.15)
+
+
+def test_the_page_has_the_table() -> None:
+    assert len(re.findall(r"(?m)^\| \d+, \d+ s \|", PAGE)) == 3
+
+
 def test_more_of_a_thing_takes_more_of_another() -> None:
-    sample = made_up(5, 174)
+    sample = made_up(5, 174)[:1000]
     base, twice = sizing(GIVEN, sample), sizing(given(rate=2.0, outage_s=6 * 86_400), sample)
     assert twice.outage_bytes == pytest.approx(4 * base.outage_bytes, rel=0.01)
     assert twice.holds_days == pytest.approx(base.holds_days / 2, rel=0.01)
