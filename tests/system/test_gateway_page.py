@@ -91,7 +91,7 @@ def test_every_command_of_the_page(tmp_path: Path) -> None:
             stdout=said, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            code = page.wait(timeout=240)
+            code = page.wait(timeout=600)
         finally:
             if page.poll() is None:
                 page.kill()
