@@ -25,10 +25,11 @@ from tests.integration.cloud.gateway import Pki
 from tests.unit.mqtt import rig
 from waybill import snapshot, wire
 from waybill.frames.plain import encode_plain
+from waybill.lifecycle import allow_connections
 
 pytestmark = pytest.mark.bench
 
-FLEET = int(os.environ.get("WAYBILL_FLEET", "8000"))
+FLEET = int(os.environ.get("WAYBILL_FLEET", "10000"))
 FRAMES, SIZE, SENDERS, WINDOW = 6_000, 25_000, 8, 160
 PATIENCE = 300.0
 
@@ -45,7 +46,8 @@ def node(directory: Path, made: Pki | None, kafka: str = "") -> tuple[Process, i
     log = f'[log]\nkind = "kafka"\n"bootstrap.servers" = "{kafka}"\n[topics]\nprefix = "{name}."\n' if kafka else ""
     config = directory / "cloud.toml"
     config.write_text(
-        f'deployment = "{name}"\ndata = "{data}"\n[listener]\naddress = "127.0.0.1:{port}"\n{files}drain = 1.0\n{log}'
+        f'deployment = "{name}"\ndata = "{data}"\n[listener]\naddress = "127.0.0.1:{port}"\n{files}drain = 1.0\n'
+        f"connections = {FLEET + 1000}\n{log}"
     )
     return Process("node", waybill("cloud", "run", "--config", str(config)), directory / "log"), port, data
 
@@ -97,6 +99,7 @@ async def shot(data: Path) -> CloudSnapshot:
 
 
 async def test_what_a_connected_gateway_costs(tmp_path: Path) -> None:
+    allow_connections(FLEET + 100)
     process, port, data = node(tmp_path, None)
     await process.start()
     try:
@@ -122,6 +125,7 @@ async def test_what_a_connected_gateway_costs(tmp_path: Path) -> None:
 
 
 async def test_a_fleet_that_returns_at_once_over_tls(tmp_path: Path) -> None:
+    allow_connections(FLEET)
     made = Pki(tmp_path / "pki")
     context = made.gateway("g1")
     process, port, data = node(tmp_path, made)

@@ -126,3 +126,33 @@ async def test_two_replicas_that_must_both_be_there_are_warned_of(
     await log.start()
     await log.close()
     assert "has 2 replicas and min.insync.replicas=2: while a broker is away nothing can be written" in caplog.text
+
+
+async def test_a_partition_without_a_leader_holds_up_no_other(cluster: Cluster, unique: str) -> None:
+    log = make_log(
+        cluster.bootstrap, unique, partitions=3, allow_unsafe=True, **{**QUICK, "delivery.timeout.ms": 60_000}
+    )
+    log._topics = type(log._topics)(prefix=f"{unique}.", partitions=3, replication_factor=1)
+    await log.start()
+    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.bootstrap)
+    await admin.start()
+    [described] = await admin.describe_topics([f"{unique}.waybill.frames"])
+    await admin.close()
+    leaders = {partition["partition"]: partition["leader"] for partition in described["partitions"]}
+    assert len(set(leaders.values())) > 1
+    for number in leaders:
+        await log.append_frame("gw-1", b"before", number)
+    silent = leaders[0]
+    cluster.pause(silent)
+    try:
+        stuck = [asyncio.create_task(log.append_frame("gw-1", b"%d" % number * 100_000, 0)) for number in range(8)]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(50):
+            for number in range(100):
+                for partition in (one for one, leader in leaders.items() if leader != silent):
+                    await log.append_frame("gw-1", b"%d" % number, partition)
+        assert not any(task.done() for task in stuck)
+    finally:
+        cluster.resume(silent)
+    await asyncio.gather(*stuck)
+    await log.close()

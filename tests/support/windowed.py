@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +30,10 @@ AGAIN: Final = 0.3
 """Seconds before what was answered ``retry``, or a connection that failed, is tried again."""
 
 
+Dial = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+"""Connects a gateway."""
+
+
 @dataclass(slots=True, eq=False)
 class _Frame:
     """``due``: when it may be sent on this connection (monotonic); None once it was."""
@@ -44,15 +48,21 @@ class _Frame:
 class Gateway:
     """One gateway. ``made``: what its devices published, device -> values in order. ``acked``: frames."""
 
-    def __init__(self, name: str, port: int, pace: float) -> None:
-        """Connect to ``port``; make ``pace`` frames a second."""
+    def __init__(
+        self, name: str, port: int, pace: float = 1.0, *, dial: Dial | None = None, patience: float = PROBE
+    ) -> None:
+        """Connect to ``port``, or by ``dial``; make ``pace`` frames a second.
+
+        ``patience``: seconds for each step of a connection, and until an ack is asked for by a probe.
+        """
+        self._dial = dial or (lambda: asyncio.open_connection("127.0.0.1", port))
+        self._patience = patience
         self.name = name
         self.made: dict[str, list[str]] = {}
         self.messages = 0
         self.acked = 0
         self.connections = 0
         self.again = 0
-        self._port = port
         self._pace = pace
         self._epoch, self._previous, self._last = 1, (0, 0), 0
         self._waiting: deque[_Frame] = deque()
@@ -112,11 +122,11 @@ class Gateway:
             await asyncio.sleep(AGAIN)
 
     async def _connection(self) -> None:
-        async with asyncio.timeout(PROBE):
-            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        async with asyncio.timeout(self._patience):
+            reader, writer = await self._dial()
         try:
             writer.write(rig.connect(self.name) + rig.subscribe((wire.ack_topic(self.name), 0)))
-            async with asyncio.timeout(PROBE):
+            async with asyncio.timeout(self._patience):
                 await reader.readexactly(9)  # CONNACK, SUBACK
             self.connections += 1
             for frame in self._waiting:
@@ -143,9 +153,9 @@ class Gateway:
                     writer.write(rig.publish(topic, frame.data))
             if not self._waiting:
                 self._heard = now
-            elif silent > 2 * PROBE:
+            elif silent > 2 * self._patience:
                 return
-            elif silent > PROBE and now - probed > PROBE:
+            elif silent > self._patience and now - probed > self._patience:
                 probed, self.again = now, self.again + 1
                 writer.write(rig.publish(topic, self._waiting[0].data))
             await writer.drain()

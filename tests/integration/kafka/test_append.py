@@ -103,6 +103,9 @@ async def test_the_producer_is_made_anew_before_its_sequence_numbers_break(
 ) -> None:
     monkeypatch.setattr(kafka_append, "RENEW_AT", 3)
     log = await open_log()
+    producers = set()
     for number in range(10):
         await log.append_frame("gw-1", b"%d" % number)
+        producers.add(log._appender._connection)
+    assert len(producers - {None}) > 2
     assert await values(log, f"{unique}.waybill.frames") == [b"%d" % number for number in range(10)]

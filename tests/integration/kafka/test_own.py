@@ -1,11 +1,14 @@
 """Who routes which partition: the group assigns, fencing decides (R1–R3)."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from cloud_ingest.journal import kafka_owner
 from cloud_ingest.journal.kafka import KafkaLog
@@ -73,6 +76,32 @@ async def test_partitions_move_between_workers_and_every_frame_is_routed_once(op
             found = await values(one, first.topic)
     assert sorted(int(value or b"") for value in found) == list(range(400))
     assert first.now == set()
+
+
+async def test_r2_records_wait_for_the_load_however_long_it_takes(
+    open_log: OpenLog, unique: str, admin: AIOKafkaAdminClient, foreign: AIOKafkaProducer
+) -> None:
+    """That a partition was assigned says nothing: its ledger cannot be read to the end yet."""
+    log = await open_log(partitions=1)
+    await _frames(log, 0, 20)
+    await foreign.begin_transaction()
+    await foreign.send_and_wait(f"{unique}.waybill.ledger", b"theirs", key=b"job", partition=0)
+    worker = Worker(unique)
+    async with owning(log, worker):
+        state = ""
+        while state != "Stable":
+            with contextlib.suppress(GroupCoordinatorNotAvailableError):
+                [response] = await admin.describe_consumer_groups([f"{unique}.router"])
+                state = response.groups[0][2]
+        for _ in range(5):
+            assert await values(log, worker.topic) == []
+        assert worker.loads == {}
+        await foreign.abort_transaction()
+        found: list[bytes | None] = []
+        while len(found) < 20:
+            found = await values(log, worker.topic)
+    assert worker.loads == {0: 1}
+    assert sorted(int(value or b"") for value in found) == list(range(20))
 
 
 async def test_a_partition_that_stays_goes_on_undisturbed(open_log: OpenLog, unique: str) -> None:
