@@ -16,7 +16,13 @@ VERSION = 1
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """The verdict's numbers, see :class:`fleet_simulator.verdict.Verdict`. ``records``: read back, of all kinds."""
+    """The verdict's numbers.
+
+    ``published``: given to MQTT clients; ``acked`` of these were acknowledged. ``delivered``: in the topics, each
+    counted once; ``unacked`` of these were never acknowledged. ``declared``: acknowledged, missing, and declared lost;
+    ``lost``: the same and not declared. ``duplicated``, ``out_of_order``, ``misplaced``, ``unknown``, ``reused``,
+    ``disagreeing``: findings of these checks. ``records``: read back, of all kinds.
+    """
 
     published: int
     acked: int
@@ -34,7 +40,10 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """Something that happened, see :meth:`fleet_simulator.ledger.Ledger.note`. ``at_ms``: since 1970 UTC."""
+    """Something that happened. ``at_ms``: since 1970 UTC.
+
+    ``kind``: ``fault``, ``down``, ``up``, ``link`` or ``phase``. ``subject``: whom it happened to.
+    """
 
     at_ms: int
     kind: str
@@ -53,7 +62,11 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """A run and its verdict. ``began_ms``, ``ended_ms``: of what is noted, since 1970 UTC; 0 where nothing is."""
+    """A run and its verdict. ``began_ms``, ``ended_ms``: of what is noted, since 1970 UTC; 0 where nothing is.
+
+    ``facts``: what the ledger says of the run. ``streams``: the worst first. ``lines``: what the charts draw.
+    ``left_out``: how many streams, events and samples were too many for a report.
+    """
 
     version: int
     outcome: Word

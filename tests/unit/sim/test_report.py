@@ -1,5 +1,6 @@
 """What a run comes to: its checks, its outcome, and the files that show it."""
 
+import inspect
 import json
 import re
 from html.parser import HTMLParser
@@ -238,6 +239,14 @@ def test_a_report_is_made_anew_from_its_json(made: Made, capsys: pytest.CaptureF
     (out / "report.json").write_bytes(b"{}")
     with pytest.raises(ConfigError, match="not a report"):
         from_file(out / "report.json")
+
+
+def test_the_schema_of_the_json_is_what_it_is() -> None:
+    path = Path(__file__).parents[3] / "docs" / "schemas" / "fleet-report.schema.json"
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(Report)}
+    for one in schema["$defs"].values():
+        one["description"] = inspect.cleandoc(one["description"]).replace("``", "`")
+    assert json.loads(path.read_text()) == json.loads(json.dumps(schema))
 
 
 async def test_a_ledger_that_does_not_say_where_the_records_are(made: Made) -> None:
