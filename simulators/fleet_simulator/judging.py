@@ -197,7 +197,7 @@ class Lines:
     """Records as ``waybill cloud tail --json`` has printed them, from a file."""
 
     def __init__(self, lines: Iterable[bytes]) -> None:
-        """``lines``: one after the other, once."""
+        """``lines``: gone through each time that they are read."""
         self._lines = lines
 
     async def read(self, comparison: Comparison, latencies: Latencies, _patience: float) -> int:
@@ -238,12 +238,13 @@ async def judge(
         except Unavailable:
             if time.monotonic() >= end:
                 raise
-            count, audits = -1, None
-        verdict = comparison.verdict(audits, whole=run.ended and run.torn is None)
-        waiting = verdict.lost or any(one.pending for one in audits or ())
-        if time.monotonic() >= end or (count == before and count >= 0 and not waiting):
-            return report(run, verdict, audits, latencies, count)
-        before = count
+        else:
+            verdict = comparison.verdict(audits, whole=run.ended and run.torn is None)
+            waiting = verdict.lost or verdict.disagreeing or any(one.pending for one in audits or ())
+            # The cloud's ledger knows of all that is there; elsewhere only a second look tells that nothing more comes.
+            if time.monotonic() >= end or (not waiting and (audits is not None or count == before)):
+                return report(run, verdict, audits, latencies, count)
+            before = count
         await asyncio.sleep(_PAUSE)
         comparison.again()
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -10,14 +11,14 @@ from xml.etree import ElementTree as ET
 import msgspec
 import pytest
 
-from fleet_simulator.judging import judge
+from fleet_simulator.judging import Lines, judge
 from fleet_simulator.ledger import Ledger
 from fleet_simulator.report.junit import junit
 from fleet_simulator.report.model import Report, from_file
 from fleet_simulator.report.page import page
 from fleet_simulator.report.series import Latencies, Samples
 from waybill.console.main import main
-from waybill.errors import ConfigError, UnknownVersion
+from waybill.errors import ConfigError, Unavailable, UnknownVersion
 
 S = 1_000_000_000
 T0 = 1_763_740_000 * S
@@ -289,3 +290,26 @@ def test_samples_thin_evenly_and_rates_survive_a_counter_that_begins_anew() -> N
     assert len(line.points) <= 2000
     assert all(value is not None and 0 <= value <= 5 for _, value in line.points)
     assert line.points[10][1] == 5
+
+
+class Growing:
+    """Lines of which more are there each time they are read; the first time nobody answers."""
+
+    def __init__(self, lines: list[bytes]) -> None:
+        self.lines = lines
+        self.reads = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.reads += 1
+        if self.reads == 1:
+            raise Unavailable("nobody answers")
+        return iter(self.lines[: len(self.lines) - 5 + self.reads])
+
+
+async def test_what_comes_late_is_waited_for_and_counted_once(made: Made) -> None:
+    made.ledger.close()
+    growing = Growing(made.records.read_bytes().splitlines())
+    report = await judge(made.directory, Lines(growing), drain=60)
+    assert (report.outcome, report.counts.records, growing.reads) == ("PASS", 40, 6)
+    with pytest.raises(Unavailable, match="nobody answers"):
+        await judge(made.directory, Lines(Growing([])))

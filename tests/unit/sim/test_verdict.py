@@ -77,6 +77,44 @@ def test_records_of_two_vehicles_swapped_are_no_matter() -> None:
     assert judge(swapped).passed
 
 
+def test_a_gateways_lane_is_in_order_within_a_partition() -> None:
+    together = [replace(r, partition=0) for r in TOPIC]
+    assert judge(together).passed
+    together[3], together[4] = together[4], together[3]
+    verdict = judge(together)
+    assert (verdict.out_of_order, verdict.passed) == (1, False)
+    assert verdict.examples[0].endswith("after number 5 of its lane")
+
+
+def test_a_lane_without_order_has_none_to_check() -> None:
+    comparison = Comparison(unordered=["telemetry"])
+    for record in TOPIC:
+        comparison.acked(record.vehicle, "telemetry", record.seq, record.seq)
+    for record in reversed(TOPIC):
+        record.into(comparison)
+    assert comparison.verdict().passed
+
+
+def test_another_broker_has_no_ids_and_no_keys() -> None:
+    comparison = Comparison(waybill=False)
+    comparison.acked("V1", "telemetry", 1, 3)
+    for seq in (1, 2, 3):
+        comparison.read("V1", "telemetry", seq, key=None, place=("t", 0), ce_id="")
+    assert comparison.verdict().passed
+    comparison.read("V1", "telemetry", 2, key=None, place=("t", 0), ce_id="")
+    assert comparison.verdict().findings == {"duplicated": ("V1 telemetry seq 2 (t partition 0)",)}
+
+
+def test_a_record_that_nobody_published() -> None:
+    verdict = judge([*TOPIC, Record("V0", 11, 31), Record("V9", 1, 32), Record("V0", 1 << 60, 33)])
+    assert (verdict.unknown, verdict.passed, verdict.delivered) == (3, False, 30)
+
+
+def test_a_number_that_nobody_counts_to_costs_no_memory() -> None:
+    verdict = judge([replace(r, number=r.number << 40) for r in TOPIC])
+    assert verdict.passed  # strange, and each once
+
+
 def test_a_copy_far_behind_is_a_copy_and_not_out_of_order_too() -> None:
     verdict = judge([*TOPIC, TOPIC[0]])
     assert (verdict.duplicated, verdict.out_of_order, verdict.lost) == (1, 0, 0)
