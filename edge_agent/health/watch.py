@@ -60,7 +60,7 @@ SOON: Final = 5.0
 """Seconds between a change and its record: what comes together is told together."""
 
 APART: Final = 60.0
-"""Seconds between two records at least."""
+"""Seconds between two records at least, but for a shorter interval."""
 
 JITTER: Final = 0.1
 """Part of the interval by which it varies: a fleet that came at once must not tell at once."""
@@ -153,8 +153,8 @@ class Watch:
 
     async def report(self, interval: float, commit: Callable[[Commit], Awaitable[object]]) -> None:
         """Write records for the life of the agent."""
-        told: object = None
-        next_at = apart = float("-inf")
+        told: tuple[object, ...] = ()
+        next_at, apart = math.inf, -math.inf
         while True:
             await asyncio.sleep(min(LOOK, interval))
             now, status = self._clock.mono(), self._status()
@@ -162,13 +162,15 @@ class Watch:
                 continue
             important = _important(status)
             if important != told:
-                next_at = min(next_at, now + SOON) if told is not None else now + random.uniform(1, 2 * SOON)  # noqa: S311
+                # the first one at random: a fleet may have come at once
+                wait = min(SOON, interval) if told else random.uniform(0, min(2 * SOON, interval))  # noqa: S311
+                next_at = min(next_at, now + wait)
                 told = important
             if now < max(next_at, apart):
                 continue
             used_up = status.plan is not None and status.plan.used_up
             next_at = math.inf if used_up else now + interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
-            apart = now + APART
+            apart = now + min(APART, interval)
             record = wire_health.pack(self.health(status, self._coarse, wire_health.TALKERS, 0))
             try:
                 await commit(Commit(own=[Own(HEALTH_TOPIC, record)]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 
 from edge_agent.health.settings import HealthSettings
+from edge_agent.plan.plan import PlanSettings
 from edge_agent.status import SOCKET
 from tests.integration.edge.agents import publish, running
 from tests.integration.edge.conftest import ACCEPTED, Dial
@@ -96,3 +98,17 @@ async def test_when_its_certificate_ends_is_told(tmp_path: Path) -> None:
             (use,) = told(cloud)[0].uplinks
             days = (use.certificate_ms - now.timestamp() * 1000) / 86_400_000
             assert 29 < days <= 31
+
+
+async def test_where_the_data_plan_is_used_up_only_changes_are_told(tmp_path: Path) -> None:
+    async with listening(Cloud()) as cloud:
+        uplink = msgspec.structs.replace(url(cloud.address), metered=True)
+        async with running(tmp_path, uplink, health=SOON, plan=PlanSettings(100_000)) as agent:
+            watch = agent.agent._watch
+            await until(lambda: watch.records >= 2)  # one after the other while there is budget
+            while not (plan := agent.agent.status().plan) or not plan.used_up:
+                await publish(agent.port, [os.urandom(3_000)])
+            await until(lambda: any(health.plan is not None and health.plan.used_up for health in told(cloud)))
+            records, since = watch.records, agent.agent._clock.mono()
+            await until(lambda: agent.agent._clock.mono() > since + 4)
+            assert watch.records == records
