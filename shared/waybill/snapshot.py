@@ -113,6 +113,8 @@ async def request(path: Path, op: str, **fields: object) -> Any:  # noqa: ANN401
                 answer = msgspec.json.decode(await reader.readline())
             finally:
                 writer.close()
+    except PermissionError as error:
+        raise Unavailable(f"{path} is not for this user; ask as who runs the process, or as root") from error
     except (OSError, TimeoutError, msgspec.DecodeError) as error:
         msg = f"nothing answers on {path}; is the process running, and with this data directory?"
         raise Unavailable(msg) from error

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from typing import ClassVar, Final
@@ -121,6 +123,12 @@ class Monitor(App[None]):
         self.query_one(Input).cursor_blink = False
         self.set_focus(None)
         self.run_worker(self._ask(), name="ask", exit_on_error=True)
+        if not self.is_headless:  # whoever ends it gets the terminal back as it was
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                asyncio.get_running_loop().add_signal_handler(number, self._end, number)
+
+    def _end(self, number: int) -> None:
+        self.exit(return_code=128 + number)
 
     def on_resize(self) -> None:
         """Draw for the new size, once it is everywhere."""
@@ -131,6 +139,9 @@ class Monitor(App[None]):
     async def _ask(self) -> None:
         """Ask for what the screen shows, for as long as it runs."""
         while True:
+            if not self.is_headless and not os.isatty(0):
+                self._end(signal.SIGHUP)  # the terminal is gone, and nobody said so
+                return
             pane = self.pane
             self._wake.clear()
             if self._now() >= pane.feed.due:

@@ -72,7 +72,9 @@ def monitor(  # noqa: PLR0913 - each an option
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigError("there is no terminal to draw on; --once and --json print it once")
     # Keys alone: a terminal that tells of the mouse sends for each of its moves, and takes selecting text away.
-    Monitor(source, sender=sender, interval=interval, begin=(kind, gateway or "", words)).run(mouse=False)
+    terminal = Monitor(source, sender=sender, interval=interval, begin=(kind, gateway or "", words))
+    terminal.run(mouse=False)
+    raise typer.Exit(terminal.return_code or 0)
 
 
 def _kind(source: Source, screen: str | None, gateway: str | None) -> Kind:

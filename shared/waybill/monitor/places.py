@@ -32,9 +32,13 @@ def local(config: Path | None, data: Path | None) -> tuple[Source, Sender | None
     """
     if data is None:
         data = _data(config)
-    if not data.is_dir():
-        raise ConfigError(f"{data}: no such directory; give the data directory of a running agent or ingest")
-    if (data / INGEST).exists():
+    try:
+        names = {path.name for path in data.iterdir()}
+    except PermissionError as error:
+        raise ConfigError(f"{data}: not for this user; look as who runs the agent or ingest, or as root") from error
+    except OSError as error:
+        raise ConfigError(f"{data}: no such directory; give the data directory of a running agent or ingest") from error
+    if INGEST in names:
         return SocketSource(data / INGEST, fleet=True), Sender(data / INGEST)
     return SocketSource(data / AGENT, fleet=False), None
 

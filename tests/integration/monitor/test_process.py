@@ -12,14 +12,16 @@ import struct
 import sys
 import termios
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.pictures import HOSTILE, commands, gateway, log
 from waybill import snapshot
+from waybill.errors import ConfigError, Unavailable
 from waybill.fleet_state import GatewayDetail, LogState
+from waybill.monitor import places
 
 WAYBILL = [sys.executable, "-m", "waybill", "monitor"]
 
@@ -96,6 +98,31 @@ async def test_wrong_arguments_end_with_2_and_say_the_mend(agent: Path, tmp_path
         assert said in err, (arguments, err)
 
 
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """Be a user who may do nothing here."""
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
+
+
+async def test_another_user_is_told_so(agent: Path) -> None:
+    source, _ = places.local(None, agent)
+    agent.chmod(0)
+    try:
+        with nobody():
+            with pytest.raises(ConfigError, match="not for this user"):
+                places.local(None, agent)
+            with pytest.raises(Unavailable, match="not for this user"):
+                await source.ask("gateway")
+    finally:
+        agent.chmod(0o700)
+
+
 class Screen:
     """A real terminal with a process on it. ``seen``: all bytes that came."""
 
@@ -122,6 +149,17 @@ class Screen:
                 self._more.clear()
                 await self._more.wait()
 
+    def hang_up(self) -> None:
+        """Go away, so that nobody is told: it is no terminal of a session."""
+        asyncio.get_running_loop().remove_reader(self._end)
+        os.close(self._end)
+        self._end = -1
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._end >= 0:
+            self.hang_up()
+
     def press(self, keys: bytes) -> None:
         """Send keys."""
         os.write(self._end, keys)
@@ -137,14 +175,14 @@ async def on_a_terminal(*arguments: object) -> AsyncIterator[tuple[Screen, Proce
         *WAYBILL, *map(str, arguments), stdin=its, stdout=its, stderr=its, env=environment
     )
     os.close(its)
+    screen = Screen(ours)
     try:
-        yield Screen(ours), process
+        yield screen, process
     finally:
         if process.returncode is None:
             process.kill()
         await process.wait()
-        asyncio.get_running_loop().remove_reader(ours)
-        os.close(ours)
+        screen.close()
 
 
 async def test_on_a_terminal_it_draws_takes_keys_and_leaves_it_as_it_was(agent: Path) -> None:
@@ -164,9 +202,23 @@ async def test_on_a_terminal_it_draws_takes_keys_and_leaves_it_as_it_was(agent: 
     assert len(screen.seen) < 20_000
 
 
-async def test_ctrl_c_ends_it(agent: Path) -> None:
+async def test_ctrl_c_and_sigterm_end_it_and_give_the_terminal_back(agent: Path) -> None:
     async with on_a_terminal("--data", agent) as (screen, process):
         await screen.shows("q quit")
         screen.press(b"\x03")
         async with asyncio.timeout(30):
             assert await process.wait() == 0
+    async with on_a_terminal("--data", agent) as (screen, process):
+        await screen.shows("q quit")
+        process.terminate()
+        async with asyncio.timeout(30):
+            assert await process.wait() == 143
+        await screen.shows("\x1b[?1049l")
+
+
+async def test_a_terminal_that_is_gone_ends_it(agent: Path) -> None:
+    async with on_a_terminal("--data", agent) as (screen, process):
+        await screen.shows("q quit")
+        screen.hang_up()
+        async with asyncio.timeout(30):
+            assert await process.wait() == 129

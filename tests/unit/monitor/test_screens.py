@@ -101,6 +101,14 @@ async def test_another_size_is_drawn_anew() -> None:
         await screen.shows("1–35 of 240", "what to look at")
 
 
+@pytest.mark.parametrize(("cells", "lines"), [(1, 1), (10, 5), (40, 10)])
+async def test_a_terminal_that_is_far_too_small_breaks_nothing(cells: int, lines: int) -> None:
+    async with terminal(Monitor(Still()), cells, lines) as screen:
+        await screen.press("enter", "end", "escape", "2", "slash", "x", "escape", "question_mark", "x", "n", "x")
+        await screen.resize(80, 24)
+        await screen.shows("[Commands]", "c-9000")
+
+
 async def test_a_gateway_at_itself_has_its_screen_and_its_log() -> None:
     source = Still(gateway=gateway(), log=Still().pictures["log"])
     async with terminal(Monitor(source)) as screen:
