@@ -15,6 +15,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.support.pictures import HOSTILE, commands, gateway, log
@@ -200,6 +201,33 @@ async def test_on_a_terminal_it_draws_takes_keys_and_leaves_it_as_it_was(agent: 
     assert b"owned\x07" not in screen.seen
     assert b"Traceback" not in screen.seen
     assert len(screen.seen) < 20_000
+
+
+async def test_what_does_not_change_is_not_sent_to_the_terminal_again(tmp_path: Path) -> None:
+    """Over SSH bytes count: of a picture that is a second younger, the clock alone has changed."""
+    looks = 0
+    looked = asyncio.Event()
+
+    async def detail(_: dict[str, object]) -> GatewayDetail:
+        nonlocal looks
+        looks += 1
+        looked.set()
+        now = gateway()
+        return msgspec.structs.replace(now, at_ms=now.at_ms + looks * 1000, row=now.row, health=now.health)
+
+    async with (
+        snapshot.serve(tmp_path / "agent.sock", commands, {"gateway": detail}),
+        on_a_terminal("--data", tmp_path, "--interval", "0.2") as (screen, _),
+    ):
+        await screen.shows("q quit")
+        await screen.shows("12:00:07Z")
+        before, first = len(screen.seen), looks
+        while looks < first + 20:
+            looked.clear()
+            async with asyncio.timeout(30):
+                await looked.wait()
+        assert (len(screen.seen) - before) / (looks - first) < 500
+        assert len(screen.seen) > before
 
 
 async def test_ctrl_c_and_sigterm_end_it_and_give_the_terminal_back(agent: Path) -> None:
