@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from operator import itemgetter
 from typing import Final
 
@@ -104,7 +105,9 @@ def decode(data: bytes, max_raw: int = MAX_RAW, dictionary: Dictionary | None = 
 def _check_sizes(size: int, sources: Sequence[tuple[str, str]], rows: Sequence[Row]) -> None:
     """Refuse what would be no MQTT message; most bodies are too small to hold any. Raises Corrupt."""
     if size > MAX_NAME:
-        largest = max(len(name.encode()) for source in sources for name in source)
+        # a character is at most four bytes of UTF-8, and nearly all names are short
+        long = [name for name in chain.from_iterable(sources) if len(name) > MAX_NAME // 4]
+        largest = max((len(name.encode()) for name in long), default=0)
         if largest > MAX_NAME:
             msg = f"frame: a topic or client of {largest} bytes; MQTT allows {MAX_NAME}"
             raise Corrupt(msg)
