@@ -71,7 +71,7 @@ class Routes:
         Nothing is remembered: a fleet may have a million topics, and each is to cost no more than one of a thousand.
         """
         name = topic.encode()
-        levels = topic.split("/")
+        levels = topic.split("/", 2)
         device = levels[1] if len(levels) > 1 else client
         key = device.encode()
         source: Header = ("ce_source", _behind(gateway) + _quoted(key))
@@ -81,7 +81,7 @@ class Routes:
                 kafka_topic = route.topic
                 if route.parts != _BY_DEVICE:
                     values = {"device": device, "client": client, "gateway": gateway, "topic": topic}
-                    key = _filled(route.parts, values, levels).encode()
+                    key = _filled(route.parts, values, topic.split("/")).encode()
                 break
         return _new(Target, (kafka_topic, key, source, ("mqtt_topic", name)))
 
