@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from fleet_simulator.accounts import LaneAudit, Slot, compare, match, settle
 from fleet_simulator.numbers import Bits
-from fleet_simulator.verdict import Comparison
+from fleet_simulator.verdict import Comparison, Verdict
 
 SLOTS = st.lists(st.tuples(st.integers(-1, 14), st.integers(1, 16), st.integers(1, 4)), max_size=5)
 
@@ -108,6 +108,25 @@ def test_only_numbers_between_the_neighbours_can_explain_a_loss() -> None:
     assert (slot.lost, account.lost, account.for_nothing) == (1, 1, 1)
     (account,) = settle([audit(dropped=1, reasons={"evicted": 1}, dropped_spans=((5, 5),))], [slot])
     assert (account.lost, account.for_nothing, account.exact) == (0, 0, True)
+
+
+def test_where_a_message_is_missing_is_known_from_the_records_around_it() -> None:
+    def verdict(dropped: int) -> Verdict:
+        comparison = Comparison()
+        comparison.acked("V1", "telemetry", 1, 5)
+        for seq, number in ((1, 1), (2, 2), (4, 4), (5, 9)):
+            comparison.read("V1", "telemetry", seq, key="V1", place=("t", 0), ce_id=f"g/7/lane/{number}")
+        for seq, number in enumerate((3, 5, 6, 7, 8), 1):
+            if number != dropped:
+                comparison.acked("V2", "telemetry", seq, seq)
+                comparison.read("V2", "telemetry", seq, key="V2", place=("t", 1), ce_id=f"g/7/lane/{number}")
+        spans = ((dropped, dropped),)
+        return comparison.verdict([audit(last=9, delivered=8, dropped=1, reasons={"evicted": 1}, dropped_spans=spans)])
+
+    assert verdict(3).findings == {}
+    wrong = verdict(6)
+    assert wrong.findings["lost"] == ("V1 telemetry seq 3",)
+    assert wrong.disagreeing > 0
 
 
 def test_where_the_audit_kept_only_counts_the_counts_decide() -> None:
