@@ -176,16 +176,17 @@ def _times_of(values: Sequence[float]) -> tuple[float, float, list[float]]:
 
 
 def _path(line: Line, axis: Axis, y: Callable[[float], float]) -> str:
-    words = []
-    pen = "M"
-    for at, value in line.points:
+    words: list[str] = []
+    pen, alone = "M", False  # a point between two holes is seen, too
+    for at, value in [*line.points, (0, None)]:
         if value is None:
+            words += ["h2"] if alone else []
+            alone = False
             pen = "M"
             continue
+        alone = pen == "M"
         words.append(f"{pen}{axis.x(at):g} {y(value):g}")
         pen = "L"
-    if len(words) == 1:
-        words.append("h3")  # a lone point is seen, too
     return "".join(words)
 
 

@@ -12,7 +12,10 @@ from typing import Final
 import msgspec
 
 POINTS: Final = 1000
-"""Points of a line at most."""
+"""Points of a line at least before it is thinned; twice as many at most."""
+
+_HOLE: Final = 5
+"""Steps without a message that are drawn as a hole."""
 
 _STEPS: Final = 8
 """Bins a factor of two of latency: each percentile is right within 9 %."""
@@ -112,12 +115,19 @@ class Latencies:
         return Line(name, "", tuple((at * self._width, self._arrived.get(at, 0) / seconds) for at in steps))
 
     def percentiles(self, *shares: float) -> list[Line]:
-        """Return a line for each share (0.5, 0.99, 1 for the longest), in milliseconds by when messages were made."""
+        """Return a line for each share (0.5, 0.99, 1 for the longest), in milliseconds by when messages were made.
+
+        Where for some steps no message was made, or none of them arrived, is a hole.
+        """
         found: list[list[tuple[int, float | None]]] = [[] for _ in shares]
+        before = None
         for at in sorted(self._bins):
-            bucket = self._bins[at]
-            for points, value in zip(found, _quantiles(bucket, shares), strict=True):
+            hole = before is not None and at - before > _HOLE
+            for points, value in zip(found, _quantiles(self._bins[at], shares), strict=True):
+                if hole:
+                    points.append((at * self._width, None))
                 points.append((at * self._width, value))
+            before = at
         return [Line(f"p{share * 100:g}", "", tuple(points)) for share, points in zip(shares, found, strict=True)]
 
     def overall(self, *shares: float) -> list[float]:

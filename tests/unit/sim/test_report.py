@@ -313,3 +313,16 @@ async def test_what_comes_late_is_waited_for_and_counted_once(made: Made) -> Non
     assert (report.outcome, report.counts.records, growing.reads) == ("PASS", 40, 6)
     with pytest.raises(Unavailable, match="nobody answers"):
         await judge(made.directory, Lines(Growing([])))
+
+
+def test_where_nothing_arrived_is_a_hole_and_a_lone_point_is_seen(made: Made) -> None:
+    latencies = Latencies()
+    for second in (0, 1, 2, 30, 60, 61):
+        latencies.add(second * 1000, second * 1000 + 100)
+    (line,) = latencies.percentiles(0.5)
+    assert [at for at, value in line.points if value is None] == [30_000, 60_000]
+    assert made.outcome() == 0
+    text = page(msgspec.structs.replace(made.report(), lines=(line,), began_ms=0, ended_ms=100_000))
+    (drawn,) = re.findall(r'class="l c0" d="([^"]*)"', text)
+    assert [part.count("L") for part in drawn.split("M")[1:]] == [2, 0, 1]
+    assert drawn.count("h2") == 1
