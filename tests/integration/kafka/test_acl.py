@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 
 import aiomqtt
+import msgspec
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
@@ -27,8 +28,9 @@ from tests.integration.kafka.acls import SETTINGS, Acl, Acls, documented
 from tests.support.gateway import Epoch, control, trained
 from tests.support.kafka import StartCluster
 from tests.support.kafka_log import make_log, values
-from waybill import wire
+from waybill import snapshot, wire
 from waybill.errors import ConfigError
+from waybill.fleet_state import KafkaState
 from waybill.wire import DICTIONARY_TOPIC, CommandStatus
 
 USER = "cloud"
@@ -403,6 +405,11 @@ async def test_the_documented_acls_are_enough(cluster: Cluster, acls: Acls, tmp_
         assert "4711:1" in await tool(file, "cloud", "tail", "fleet.telemetry", "--end")
         assert "4711:2" in await tool(file, "cloud", "tail", "waybill.dlq", "--end")
         assert "g1" in await tool(file, "cloud", "audit")
+        state = msgspec.convert(await snapshot.request(tmp_path / "data" / "cloud.sock", "kafka"), KafkaState)
+        assert (state.fault, len(state.brokers)) == ("", 1)
+        told = {one.topic: one.records for one in state.topics}
+        assert told["waybill.health"]  # the node's own
+        assert told.keys() >= {"waybill.frames", "waybill.ledger", "fleet.telemetry", "waybill.dlq"}
     finally:
         code = await ingest.stop()
     assert code == 0
