@@ -10,7 +10,7 @@ waybill.dictionar…  as frames   compact only   what frames were compressed wit
 waybill.commands    as set      delete         keyed by gateway: compaction would lose commands
 waybill.command-…   as set      delete         keyed by command: compaction would lose its states
 waybill.presence    as set      compact        the newest state of each gateway and device (C3)
-waybill.health      as set      compact        what each gateway and node said of itself last
+waybill.health      as set      compact        ``segment.bytes``, ``min.cleanable.dirty.ratio`` as the ledger has them
 dead letters        as set      delete         ``max.message.bytes`` 5 MiB: a letter holds what was too large elsewhere
 routes' topics      as set      the cluster's  made only where missing
 ==================  ==========  =============  ==================================================================
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 MIB: Final = 1 << 20
 FRAME_BYTES: Final = 4 * MIB
 LETTER_BYTES: Final = 5 * MIB
+SOON_COMPACTED: Final = {"segment.bytes": str(16 * MIB), "min.cleanable.dirty.ratio": "0.1"}
 _DAY_MS: Final = 24 * 3_600_000
 _REPLICAS: Final = 3
 _IN_SYNC: Final = 2
@@ -102,7 +103,7 @@ def specs(topics: Topics, routed: Sequence[str], retention_ms: int) -> list[Spec
         ),
         Spec(
             topics.ledger,
-            settings={"cleanup.policy": "compact", "segment.bytes": str(16 * MIB), "min.cleanable.dirty.ratio": "0.1"},
+            settings={"cleanup.policy": "compact", **SOON_COMPACTED},
             must={"cleanup.policy": "compact", **replicated},
             why={
                 "cleanup.policy": "an entry that is deleted by age would let its messages in twice (R4)",
@@ -126,7 +127,9 @@ def specs(topics: Topics, routed: Sequence[str], retention_ms: int) -> list[Spec
         found.append(Spec(name, settings=stories, must={"cleanup.policy": "delete"}, why=why))
     why = {"cleanup.policy": "it is what is so now, of each gateway and device; by age alone it would be forgotten"}
     compacted = {"cleanup.policy": "compact"}
-    found += [Spec(name, settings=compacted, must=compacted, why=why) for name in (topics.presence, topics.health)]
+    found.append(Spec(topics.presence, settings=compacted, must=compacted, why=why))
+    # Every node reads all of it at its start: what is old must go soon.
+    found.append(Spec(topics.health, settings=compacted | SOON_COMPACTED, must=compacted, why=why))
     distinct = list(dict.fromkeys(routed))
     found += [Spec(name) for name in distinct if name not in {spec.name for spec in found}]
     for name in (topics.dead_letters, *(f"{name}.dlq" for name in distinct)):

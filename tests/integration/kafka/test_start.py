@@ -29,10 +29,11 @@ async def test_r4_topics_are_made_with_the_settings_that_the_rules_need(
     assert frames["message.timestamp.type"] == "LogAppendTime"
     assert frames["max.message.bytes"] == str(4 << 20)
     assert frames["retention.ms"] == "86400000"
-    ledger = await _settings(admin, f"{unique}.waybill.ledger")
-    assert ledger["cleanup.policy"] == "compact"
-    assert ledger["segment.bytes"] == str(16 << 20)
-    assert float(ledger["min.cleanable.dirty.ratio"]) == 0.1
+    for table in ("ledger", "health"):
+        made = await _settings(admin, f"{unique}.waybill.{table}")
+        assert made["cleanup.policy"] == "compact"
+        assert made["segment.bytes"] == str(16 << 20)
+        assert float(made["min.cleanable.dirty.ratio"]) == 0.1
     letters = await _settings(admin, f"{unique}.fleet.dlq")
     assert int(letters["max.message.bytes"]) > 4 << 20
     there = {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
