@@ -196,7 +196,7 @@ class Watch:
             drained_s=status.drained_s,
             rate_in=round(status.rate_in, 2),
             rate_out=round(status.rate_out, 2),
-            bytes_per_min=_mean(points.bytes_per_min),
+            bytes_per_min=_mean(points.bytes_per_min or self._fine.state().bytes_per_min),
             connected=int(status.counters.get("mqtt_connections", 0)),
             devices=tuple(self._devices.values())[:devices],
             history=points,
