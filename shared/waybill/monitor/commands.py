@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from waybill.fleet_state import CommandRow, CommandsState
 from waybill.monitor.table import Column
-from waybill.monitor.words import GLYPHS, NEVER, Bit, Line, Tone, bit, brief, moment
+from waybill.monitor.words import GLYPHS, NEVER, Bit, Line, Tone, bit, brief, many, moment
 
 TONES: Final[dict[str, Tone]] = {"open": "quiet", "delivered": "", "done": "good", "expired": "bad", "rejected": "bad"}
 """States in their order, and what they mean."""
@@ -71,7 +71,7 @@ COLUMNS: Final[tuple[Column[Command], ...]] = (
 def summary(state: CommandsState) -> Line:
     """Say how many commands are in which state."""
     numbers = Counter(row.state for row in state.commands)
-    bits = [Bit(f"{len(state.commands):,} commands  ", "head")]
+    bits = [Bit(f"{many(len(state.commands), 'command')}  ", "head")]
     for name, tone in TONES.items():
         if numbers[name]:  # type: ignore[index] # the names are those of the states
             bits.append(Bit(f"{GLYPHS[tone]} {numbers[name]:,} {name}  ", tone))  # type: ignore[index]

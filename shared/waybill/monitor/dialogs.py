@@ -85,7 +85,6 @@ class Command(ModalScreen[str]):
         self._sender = sender
         self._known = {"expires": "60s", **{name: text for name, text in known.items() if text.isprintable()}}
         self._fields: dict[str, Any] | None = None
-        self._sending = False
         self._command_id = ""
 
     def compose(self) -> ComposeResult:
@@ -147,21 +146,17 @@ class Command(ModalScreen[str]):
 
     async def action_send(self) -> None:
         """Send what was confirmed, once."""
-        if self._fields is None or self._sending:
+        if self._fields is None:
             return
-        self._sending = True
         try:
             await self._sender.send(self._command_id, self._fields)
         except WaybillError as error:
-            self._sending = False
             self._show(f"not sent: {error}", bad=True)
             return
         self.dismiss(f"command {self._command_id} is on its way")
 
     def action_back(self) -> None:
         """Go back to the fields, or away."""
-        if self._sending:
-            return
         if self._fields is None:
             self.dismiss("")
             return

@@ -7,7 +7,7 @@ from typing import Final
 
 from waybill.fleet_state import KafkaState, NodeState, PartitionState, TopicState
 from waybill.monitor.table import Column, Order, arranged, fit, heading, line, sorts
-from waybill.monitor.words import GAP, GLYPHS, NEVER, Bit, Line, Tone, beside, bit, brief, count, folded, span
+from waybill.monitor.words import GAP, GLYPHS, NEVER, Bit, Line, Tone, beside, bit, brief, count, folded, many, span
 
 BEHIND: Final = 60_000
 """Milliseconds from which on a partition that waits to be routed is to be looked at."""
@@ -160,11 +160,11 @@ def summary(state: KafkaState) -> Line:
     offline = sum(topic.offline for topic in state.topics)
     dead = sum(topic.records or 0 for topic in state.topics if topic.use == "dead letters")
     lag = sum(topic.lag or 0 for topic in state.topics)
-    kind = f"Kafka, {len(state.brokers)} brokers" if state.kind == "kafka" else "the embedded log"
+    kind = f"Kafka, {many(len(state.brokers), 'broker')}" if state.kind == "kafka" else "the embedded log"
     return (
         Bit(f"{GLYPHS[tone]} {kind}  ", tone),
         Bit(f"{offline} leaderless  " if offline else "", "bad"),
         Bit(f"{under} under-replicated  " if state.kind == "kafka" else "", "look" if under else "quiet"),
         Bit(f"{count(lag)} to route  ", "look" if lag else "quiet"),
-        Bit(f"{count(dead)} dead letters", "look" if dead else "quiet"),
+        Bit(f"{count(dead)} dead letter{'' if dead == 1 else 's'}", "look" if dead else "quiet"),
     )

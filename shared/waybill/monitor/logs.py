@@ -8,7 +8,7 @@ import msgspec
 
 from waybill.fleet_state import LogLine, LogState
 from waybill.monitor.table import Column
-from waybill.monitor.words import GLYPHS, Bit, Line, Tone, bit, moment
+from waybill.monitor.words import GLYPHS, Bit, Line, Tone, bit, many, moment
 
 KEPT: Final = 2_000
 """So many lines are kept, the newest."""
@@ -48,9 +48,9 @@ def summary(log: LogState) -> Line:
     errors = sum(line.level == "error" for line in log.lines)
     warnings = sum(line.level == "warning" for line in log.lines)
     return (
-        Bit(f"{len(log.lines):,} lines  ", "head"),
-        Bit(f"{GLYPHS['bad']} {errors:,} errors  ", "bad" if errors else "quiet"),
-        Bit(f"{GLYPHS['look']} {warnings:,} warnings", "look" if warnings else "quiet"),
+        Bit(f"{many(len(log.lines), 'line')}  ", "head"),
+        Bit(f"{GLYPHS['bad']} {many(errors, 'error')}  ", "bad" if errors else "quiet"),
+        Bit(f"{GLYPHS['look']} {many(warnings, 'warning')}", "look" if warnings else "quiet"),
     )
 
 

@@ -152,6 +152,11 @@ def count(number: float | None) -> str:
     return f"{sign}{size:.0f}P"
 
 
+def many(number: int, what: str) -> str:
+    """Say how many there are of something: ``1 line``, ``2 lines``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def size(number: float | None) -> str:
     """Say bytes: ``1.2 MiB``."""
     if number is None:

@@ -18,6 +18,7 @@ from waybill.monitor.words import (
     cut,
     fitted,
     folded,
+    many,
     moment,
     size,
     span,
@@ -113,6 +114,10 @@ def test_sparklines() -> None:
     assert sparkline([0, 1, 8], 5) == " ▁█"
     assert sparkline([8, 0, 0, 1, 0, 4], 3) == "█▁▄"  # two a cell, the larger one
     assert sparkline([8, 0, 0, 4, 1], 3) == "█ ▄"  # the newest cell is whole
+
+
+def test_one_and_many() -> None:
+    assert [many(number, "line") for number in (0, 1, 2000)] == ["0 lines", "1 line", "2,000 lines"]
 
 
 def test_columns_stand_beside_each_other() -> None:
