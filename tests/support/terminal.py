@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from tests.support import svg
 from waybill.monitor.app import Monitor
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds that a machine with much to do may take for what comes at once."""
 
 

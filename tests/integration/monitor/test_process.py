@@ -124,6 +124,16 @@ async def test_another_user_is_told_so(agent: Path) -> None:
         agent.chmod(0o700)
 
 
+async def test_scripts_need_no_textual(agent: Path) -> None:
+    without = "import sys; sys.modules['textual'] = None; from waybill.console.main import main; sys.exit(main())"
+    for more, code, said in (((), 2, b"pip install 'waybill[tui]'"), (("--once",), 3, b"")):
+        arguments = ("-c", without, "monitor", "--data", str(agent), *more)
+        process = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=PIPE, stderr=PIPE)
+        _, err = await process.communicate()
+        assert process.returncode == code, err
+        assert said in err
+
+
 class Screen:
     """A real terminal with a process on it. ``seen``: all bytes that came."""
 
