@@ -54,8 +54,7 @@ class Step:
     dictionaries: dict[bytes, bytes | None] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class TopicRecord:
+class TopicRecord(NamedTuple):
     """A record as read back. ``stamp_ms``: the record's timestamp."""
 
     topic: str
