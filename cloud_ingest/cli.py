@@ -8,7 +8,7 @@ import datetime as dt
 import gc
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -19,30 +19,41 @@ from waybill.errors import ConfigError
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="The ingest: run it, read topics, audit, issue certificates."
 )
-ca = typer.Typer(no_args_is_help=True, help="The authority that signs the certificates of a deployment.")
-server = typer.Typer(no_args_is_help=True, help="Certificates of ingest nodes.")
-gateway = typer.Typer(no_args_is_help=True, help="Certificates of gateways.")
-app.add_typer(ca, name="ca")
-app.add_typer(server, name="server")
-app.add_typer(gateway, name="gateway")
+SERVICE: Final = "Run it"
+TOPICS: Final = "Look into topics"
+KAFKA: Final = "Change what is in Kafka"
+CERTIFICATES: Final = "Certificates"
+
+ca = typer.Typer(no_args_is_help=True, help="The authority that signs certificates: init.")
+server = typer.Typer(no_args_is_help=True, help="Certificates of ingest nodes: issue.")
+gateway = typer.Typer(no_args_is_help=True, help="Certificates of gateways: issue.")
+app.add_typer(ca, name="ca", rich_help_panel=CERTIFICATES)
+app.add_typer(server, name="server", rich_help_panel=CERTIFICATES)
+app.add_typer(gateway, name="gateway", rich_help_panel=CERTIFICATES)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
-CaOption = Annotated[Path, typer.Option("--ca", help="Directory of the CA.")]
+CaOption = Annotated[Path, typer.Option("--ca", metavar="DIR", help="Directory of the authority.")]
 
 _PKI = Path("pki")
 
 
-@app.command()
+@app.command(rich_help_panel=SERVICE)
 def run(
     *,
     config_file: ConfigOption = None,
     listen: Annotated[
-        str | None, typer.Option("--listen", help="HOST:PORT on loopback: plain TCP and the embedded log, for a look.")
+        str | None,
+        typer.Option("--listen", metavar="HOST:PORT", help="For a look: plain TCP on loopback, embedded log."),
     ] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="With --listen: where the embedded log is kept.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="With --listen: where the log is kept.")
+    ] = None,
     allow_unsafe: AllowUnsafeOption = False,
 ) -> None:
-    """Take frames from gateways and route their messages, until SIGTERM or Ctrl-C."""
+    """Take frames from gateways and route their messages.
+
+    Until SIGTERM or Ctrl-C.
+    """
     if config_file and not listen and not data:
         settings = config.read(config_file, allow_unsafe=allow_unsafe)
     elif listen and data and not config_file and not allow_unsafe:
@@ -54,9 +65,9 @@ def run(
     raise typer.Exit(asyncio.run(main(settings)))
 
 
-@app.command()
+@app.command(rich_help_panel=TOPICS)
 def tail(  # noqa: PLR0913 - the options of a command
-    topic: Annotated[str, typer.Argument(help="The topic's whole name, for example fleet.telemetry.")],
+    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="The topic's whole name, for example fleet.telemetry.")],
     *,
     config_file: ConfigOption = None,
     data: DataOption = None,
@@ -64,12 +75,17 @@ def tail(  # noqa: PLR0913 - the options of a command
     as_json: JsonOption = False,
     from_beginning: Annotated[bool, typer.Option("--from-beginning", help="All that is there, then new ones.")] = False,
     end: Annotated[bool, typer.Option("--end", help="All that is there, then stop.")] = False,
-    partition: Annotated[int | None, typer.Option("--partition", min=0, help="Of this partition alone.")] = None,
+    partition: Annotated[
+        int | None, typer.Option("--partition", min=0, metavar="NUMBER", help="Of this one alone.")
+    ] = None,
     header: Annotated[
-        list[str] | None, typer.Option("--header", help="With --json: only the headers named so.")
+        list[str] | None, typer.Option("--header", metavar="NAME", help="With --json: of the headers only these.")
     ] = None,
 ) -> None:
-    """Print the last records of a topic, then new ones as they come; only committed ones."""
+    """Print the last records of a topic, then new ones.
+
+    Only committed ones.
+    """
     from cloud_ingest import logs, tail
     from cloud_ingest.journal.port import TopicRecord
 
@@ -104,16 +120,19 @@ def tail(  # noqa: PLR0913 - the options of a command
         asyncio.run(follow())
 
 
-@app.command()
+@app.command(rich_help_panel=TOPICS)
 def audit(
-    gateway: Annotated[str | None, typer.Argument(help="One gateway; all without it.")] = None,
+    gateway: Annotated[str | None, typer.Argument(metavar="ID", help="One gateway; all without it.")] = None,
     *,
     config_file: ConfigOption = None,
     data: DataOption = None,
     bootstrap: BootstrapOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say of each gateway, epoch and lane what is delivered, declared and missing; exit 1 where anything is missing."""
+    """Say what is delivered, declared lost, and missing.
+
+    For each gateway, epoch and lane. Exit code 1 where anything is missing.
+    """
     from cloud_ingest import audit as audits
     from cloud_ingest import logs
 
@@ -135,16 +154,22 @@ def audit(
     raise typer.Exit(0 if found.complete else 1)
 
 
-@app.command()
+@app.command(rich_help_panel=KAFKA)
 def partitions(
     count: Annotated[
-        int, typer.Argument(help="How many frames partitions there shall be: a multiple of those there are.")
+        int,
+        typer.Argument(
+            metavar="COUNT", help="How many frames partitions there shall be: a multiple of those there are."
+        ),
     ],
-    config_file: Annotated[Path, typer.Option("--config", help="The ingest's configuration file.")],
+    config_file: Annotated[Path, typer.Option("--config", metavar="FILE", help="The ingest's configuration.")],
     *,
     allow_unsafe: AllowUnsafeOption = False,
 ) -> None:
-    """Grow the internal topics on Kafka while messages flow, so that more routers can share the work."""
+    """Add partitions to Kafka's internal topics while messages flow.
+
+    More routers can share the work then.
+    """
     from cloud_ingest import logs
     from cloud_ingest.journal.kafka import KafkaLog
 
@@ -168,16 +193,23 @@ def partitions(
         raise typer.Exit(130) from None
 
 
-@app.command()
+@app.command(rich_help_panel=KAFKA)
 def reroute(
     *,
-    config_file: Annotated[Path, typer.Option("--config", help="The ingest's configuration file, with the new rules.")],
-    since: Annotated[str, typer.Option("--from", help="2026-11-21T08:00:00Z: when the journal took the first frame.")],
-    name: Annotated[str, typer.Option("--route", help="The route: its name, or its topic where it has none.")],
-    to: Annotated[str, typer.Option("--to", help="The topic to write to; made where it is missing.")],
+    config_file: Annotated[
+        Path, typer.Option("--config", metavar="FILE", help="The configuration with the new rules.")
+    ],
+    since: Annotated[str, typer.Option("--from", metavar="TIME", help="2026-11-21T08:00:00Z: of the first frame.")],
+    name: Annotated[
+        str, typer.Option("--route", metavar="NAME", help="The route: its name, or its topic where it has none.")
+    ],
+    to: Annotated[str, typer.Option("--to", metavar="TOPIC", help="The topic to write to; made where it is missing.")],
     allow_unsafe: AllowUnsafeOption = False,
 ) -> None:
-    """Route frames of the journal once more, by the rules of now, into another topic; beside the running ingest."""
+    """Route frames of the journal once more, into another topic.
+
+    By the rules of now, beside the running ingest; each message once.
+    """
     import logging
 
     from cloud_ingest.reroute import Rerouting
@@ -199,7 +231,7 @@ def reroute(
         print(f"{job.unreadable} frames could not be read: damaged, or their dictionary is gone")
 
 
-@app.command()
+@app.command(rich_help_panel=SERVICE)
 def status(config_file: ConfigOption = None, data: DataOption = None, *, as_json: JsonOption = False) -> None:
     """Say how the ingest on this machine is doing."""
     import msgspec
@@ -218,8 +250,13 @@ def status(config_file: ConfigOption = None, data: DataOption = None, *, as_json
 
 
 @ca.command("init")
-def ca_init(directory: Annotated[Path, typer.Option("--dir", help="Where to make it.")] = _PKI / "ca") -> None:
-    """Make a certificate authority. Its key signs every certificate: keep it off the nodes."""
+def ca_init(
+    directory: Annotated[Path, typer.Option("--dir", metavar="DIR", help="Where to make it.")] = _PKI / "ca",
+) -> None:
+    """Make a certificate authority.
+
+    Its key signs every certificate: keep it off the nodes.
+    """
     from waybill import pki
 
     made = pki.ca_init(directory, now=_now())
@@ -228,9 +265,11 @@ def ca_init(directory: Annotated[Path, typer.Option("--dir", help="Where to make
 
 @server.command("issue")
 def server_issue(
-    hosts: Annotated[list[str], typer.Argument(help="DNS names and addresses by which gateways reach the node.")],
+    hosts: Annotated[
+        list[str], typer.Argument(metavar="HOST...", help="DNS names and addresses by which gateways reach the node.")
+    ],
     authority: CaOption = _PKI / "ca",
-    out: Annotated[Path, typer.Option("--out", help="Where to put it.")] = _PKI / "server",
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to put it.")] = _PKI / "server",
 ) -> None:
     """Issue the certificate of an ingest node."""
     from waybill import pki
@@ -244,9 +283,11 @@ def server_issue(
 def gateway_issue(
     gateway_id: Annotated[str, typer.Argument(metavar="ID", help="The gateway's id.")],
     authority: CaOption = _PKI / "ca",
-    out: Annotated[Path | None, typer.Option("--out", help="Where to put it; default pki/gateways/ID.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to put it; default pki/gateways/ID.")
+    ] = None,
 ) -> None:
-    """Issue the bundle of a gateway: its certificate and key, and the CA it trusts."""
+    """Issue a gateway's certificate and key, and whom it trusts."""
     from waybill import pki
 
     made = pki.issue_gateway(

@@ -33,14 +33,20 @@ _decode_status = msgspec.json.Decoder(CommandStatus).decode
 
 @app.command()
 def send(  # noqa: PLR0913 - a command's fields, each an option
-    device: Annotated[str, typer.Option("--device", help="The device, as in cmd/DEVICE/…")],
-    name: Annotated[str, typer.Option("--name", help="What is to be done.")],
+    device: Annotated[str, typer.Option("--device", metavar="ID", help="The device, as in cmd/DEVICE/…")],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What is to be done.")],
     *,
-    gateway: Annotated[str, typer.Option("--gateway", help="What the device is behind; without, the cloud.")] = "",
-    payload: Annotated[str | None, typer.Option("--payload", help="Any JSON value.")] = None,
-    payload_file: Annotated[Path | None, typer.Option("--payload-file", help="A file whose bytes are sent.")] = None,
-    expires: Annotated[str, typer.Option("--expires", help="Not carried out later than this from now.")] = "60s",
-    id_: Annotated[str | None, typer.Option("--id", help="Carried out once per id; random by default.")] = None,
+    gateway: Annotated[
+        str, typer.Option("--gateway", metavar="ID", help="What it is behind; without, the cloud.")
+    ] = "",
+    payload: Annotated[str | None, typer.Option("--payload", metavar="JSON", help="Any JSON value.")] = None,
+    payload_file: Annotated[
+        Path | None, typer.Option("--payload-file", metavar="FILE", help="Its bytes are sent.")
+    ] = None,
+    expires: Annotated[
+        str, typer.Option("--expires", metavar="TIME", help="From now; later it is not carried out.")
+    ] = "60s",
+    id_: Annotated[str | None, typer.Option("--id", metavar="ID", help="Carried out once an id; else random.")] = None,
     config_file: ConfigOption = None,
     data: DataOption = None,
     bootstrap: BootstrapOption = None,
@@ -86,13 +92,16 @@ def send(  # noqa: PLR0913 - a command's fields, each an option
 def watch(
     id_: Annotated[str, typer.Argument(metavar="ID", help="What `send` printed.")],
     *,
-    timeout: Annotated[str, typer.Option("--timeout", help="Give up after this time without an end.")] = "1d",
+    timeout: Annotated[str, typer.Option("--timeout", metavar="TIME", help="Give up after it without an end.")] = "1d",
     as_json: Annotated[bool, typer.Option("--json", help="The records, as JSON lines.")] = False,
     config_file: ConfigOption = None,
     data: DataOption = None,
     bootstrap: BootstrapOption = None,
 ) -> None:
-    """Print the states of a command as they come; exit 0 when it is done, 1 when it expired or was rejected."""
+    """Print the states of a command as they come.
+
+    Exit code 0 when it is done, 1 when it expired or was rejected.
+    """
     settings = located(config_file, data, bootstrap)
     patience = milliseconds(timeout) / 1000
 

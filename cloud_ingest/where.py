@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from cloud_ingest import config
 from waybill.errors import ConfigError
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="The ingest's configuration file.")]
-DataOption = Annotated[Path | None, typer.Option("--data", help="Data directory of an ingest on the embedded log.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="The ingest's configuration.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help="Or the data directory of one on the embedded log.")
+]
 AllowUnsafeOption = Annotated[
     bool,
-    typer.Option("--allow-unsafe", help="Go on although topics in Kafka have settings that make the promise untrue."),
+    typer.Option("--allow-unsafe", help="Go on although settings of topics make the promise untrue."),
 ]
 BootstrapOption = Annotated[
-    str | None, typer.Option("--bootstrap", help="HOST:PORT of a Kafka without security; else use --config.")
+    str | None, typer.Option("--bootstrap", metavar="HOST:PORT", help="Or a Kafka without security.")
 ]
+
+
+INSTALLED: Final = Path("/etc/waybill-cloud/cloud.toml")
+"""Where an installation has the ingest's configuration."""
 
 
 def located(config_file: Path | None, data: Path | None, bootstrap: str | None) -> config.Settings:
-    """Return the deployment that exactly one of the three options names. Raises ConfigError."""
+    """Return the deployment that one of the three options names, without any that of an installation.
+
+    Raises ConfigError.
+    """
+    if config_file is data is bootstrap is None and INSTALLED.is_file():
+        config_file = INSTALLED
     if [config_file, data, bootstrap].count(None) != 2:  # noqa: PLR2004 - one of three is given
         raise ConfigError("say which deployment: one of --config FILE, --data DIR, --bootstrap HOST:PORT")
     if config_file:

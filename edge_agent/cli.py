@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -18,11 +18,15 @@ from waybill.errors import ConfigError
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="The agent on a gateway: set it up, run it, ask how it is."
 )
+SERVICE: Final = "Run it"
+INSTALLED: Final = Path("/etc/waybill/agent.toml")
+"""The configuration that ``waybill edge install`` puts there."""
+
 for command in setup.COMMANDS:
-    app.command()(command)
+    app.command(rich_help_panel="Set it up")(command)
 
 
-@app.command()
+@app.command(rich_help_panel=SERVICE)
 def run(
     config_file: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="TOML; see docs/configuration.md.")
@@ -34,7 +38,10 @@ def run(
         Path | None, typer.Option("--data", metavar="DIR", help="With --listen: where messages are buffered.")
     ] = None,
 ) -> None:
-    """Take messages from devices and send them to the cloud, until SIGTERM or Ctrl-C."""
+    """Take messages from devices and send them to the cloud.
+
+    Until SIGTERM or Ctrl-C. Without a file, --listen and --data start an agent that keeps everything here.
+    """
     from edge_agent import config
 
     if config_file and not listen and not data:
@@ -49,10 +56,16 @@ def run(
     os.execv(sys.executable, [sys.executable, "-P", "-m", "edge_agent", *arguments])  # noqa: S606 - no shell needed
 
 
-@app.command()
+@app.command(rich_help_panel=SERVICE)
 def status(
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="The running agent's data directory.")],
     *,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="The running agent's data directory.")
+    ] = None,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help=f"Or its configuration; without either, {INSTALLED}."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs.")] = False,
 ) -> None:
     """Say how the agent is: its link, what waits, rates, faults."""
@@ -60,9 +73,16 @@ def status(
 
     import msgspec
 
+    from edge_agent import config
     from edge_agent.status import SOCKET, EdgeStatus, render
     from waybill import snapshot
 
+    if data is not None and config_file is not None:
+        raise ConfigError("--data and --config say the same: give one")
+    if data is None:
+        if config_file is None and not INSTALLED.is_file():
+            raise ConfigError(f"which agent? --data DIR or --config FILE; no {INSTALLED} is here to go by")
+        data = config.load(config_file or INSTALLED).data
     if not data.is_dir():
         raise ConfigError(f"{data}: no such directory; give the agent's own data directory with --data")
     answer = asyncio.run(snapshot.request(data / SOCKET, "snapshot"))
@@ -74,15 +94,18 @@ def status(
     Console().print(render(msgspec.convert(answer, EdgeStatus)))
 
 
-@app.command()
+@app.command(rich_help_panel=SERVICE)
 def passwd(
-    file: Annotated[Path, typer.Argument(help="The password file; made where there is none.")],
-    user: Annotated[str, typer.Argument(help="Whose password to set.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The password file; made where there is none.")],
+    user: Annotated[str, typer.Argument(metavar="USER", help="Whose password to set.")],
     *,
     delete: Annotated[bool, typer.Option("--delete", help="Take the user out of the file.")] = False,
     stdin: Annotated[bool, typer.Option("--stdin", help="Read the password from a line of standard input.")] = False,
 ) -> None:
-    """Set a device's password, or take the device out; a running agent sees it within seconds."""
+    """Set a device's password, or take the device out.
+
+    A running agent sees it within seconds.
+    """
     import getpass
 
     from waybill import passwords

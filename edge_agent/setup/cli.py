@@ -15,14 +15,16 @@ from waybill.errors import ConfigError, Unavailable
 if TYPE_CHECKING:
     from edge_agent.setup.install import Step
 
-RootOption = Annotated[Path, typer.Option("--root", metavar="DIR", help="Of an image; this machine without it.")]
+RootOption = Annotated[
+    Path, typer.Option("--root", metavar="DIR", help="Of the image of a card; this machine without it.")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would do, and do nothing.")]
 
 _ROOT: Final = Path("/")
 
 
 def init(  # noqa: PLR0913 - each is a flag
-    file: Annotated[Path, typer.Argument(help="The file to write.")] = Path("agent.toml"),
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")] = Path("agent.toml"),
     *,
     uplink: Annotated[str | None, typer.Option(metavar="URL", help="The ingest; none: keep everything here.")] = None,
     certificates: Annotated[
@@ -40,7 +42,10 @@ def init(  # noqa: PLR0913 - each is a flag
         str | None, typer.Option(metavar="MB", help="What the uplink may carry a month; 0: not metered.")
     ] = None,
 ) -> None:
-    """Write an agent.toml with comments; in a terminal it asks for what no flag says. Never overwrites."""
+    """Write a configuration with comments, from answers or flags.
+
+    In a terminal it asks for what no flag says. A file that is there is never written over.
+    """
     from edge_agent.setup import init as asking
 
     if file.exists():
@@ -71,8 +76,9 @@ def check(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs.")] = False,
 ) -> None:
-    """Prove disk, clock, files, listeners and each way to the cloud, one by one; beside the agent, too.
+    """Prove disk, clock, files, listeners and the way to the cloud.
 
+    One by one, each with a verdict and the mend; it may be run beside the agent.
     Exit code 1 where a step has failed; warnings are 0.
     """
     import asyncio
@@ -102,19 +108,24 @@ def check(
 def plan(
     *,
     config_file: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Takes what it sets; else defaults.")
+        Path | None, typer.Option("--config", metavar="FILE", help="Take what this file sets, else defaults.")
     ] = None,
-    devices: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    devices: Annotated[int, typer.Option(min=1, metavar="COUNT", help="How many.")] = 20,
     every: Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="How often each one sends.")] = 1.0,
-    size: Annotated[int, typer.Option("--bytes", min=1, max=100_000, help="Of a payload, without --sample.")] = 174,
+    size: Annotated[
+        int, typer.Option("--bytes", min=1, max=100_000, metavar="COUNT", help="Of a payload, without --sample.")
+    ] = 174,
     sample: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Your own messages, as mosquitto_sub -v prints them.")
     ] = None,
-    outage_days: Annotated[float, typer.Option(min=0.0, help="How long the uplink may be away.")] = 3.0,
+    outage_days: Annotated[float, typer.Option(min=0.0, metavar="DAYS", help="How long the uplink may be away.")] = 3.0,
     tbw: Annotated[float, typer.Option(min=0.001, metavar="TB", help="What may be written to the card.")] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs.")] = False,
 ) -> None:
-    """Size a gateway: buffer for an outage, life of the card, data plan; from messages like yours."""
+    """Size a gateway: buffer, life of the card, data plan.
+
+    It encodes messages like yours, or your own (--sample), as the agent would.
+    """
     import msgspec
 
     from edge_agent import config
@@ -149,7 +160,7 @@ def plan(
 def install(
     *,
     config_file: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="To copy to /etc/waybill, where none is there.")
+        Path | None, typer.Option("--config", metavar="FILE", help="Copied to /etc/waybill, where none is yet.")
     ] = None,
     root: RootOption = _ROOT,
     program: Annotated[
@@ -157,7 +168,10 @@ def install(
     ] = None,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Set the agent up as a service of systemd: user, directories, configuration, a hardened unit. Can be repeated."""
+    """Set the agent up as a service of systemd.
+
+    User, directories, configuration and a hardened unit; it can be run again, and changes only what is different.
+    """
     from edge_agent.setup import install as setting_up
 
     _do(setting_up.install(root, config_file, program or setting_up.program()), root, dry_run=dry_run)
@@ -171,7 +185,10 @@ def uninstall(
     ] = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Take the service away; the configuration and the data stay, unless --purge says otherwise."""
+    """Take the service away; configuration and data stay.
+
+    Unless --purge says otherwise.
+    """
     from edge_agent.setup import install as setting_up
 
     _do(setting_up.uninstall(root, purge=purge), root, dry_run=dry_run)

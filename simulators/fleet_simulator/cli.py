@@ -19,35 +19,50 @@ if TYPE_CHECKING:
     from fleet_simulator.ledger import Ledger
     from fleet_simulator.replay import Checked, Progress
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Simulated vehicles, and replay of recorded drives.")
-app.add_typer(run_cli.app)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Simulated vehicles on bad networks, the verdict, and recorded drives.",
+)
+app.command("list", rich_help_panel="Scenarios")(run_cli.list_all)
+app.command(rich_help_panel="Scenarios")(run_cli.new)
+app.command(rich_help_panel="Scenarios")(run_cli.run)
+app.command(rich_help_panel="The verdict")(judge_cli.verdict)
+app.command(rich_help_panel="The verdict")(judge_cli.report)
 
-To = Annotated[str, typer.Option("--to", help="the broker: HOST:PORT, mqtt://[USER:PASSWORD@]HOST:PORT or mqtts://…")]
-Ca = Annotated[Path | None, typer.Option("--ca", help="with mqtts://: PEM file of the CA to believe")]
-LedgerFile = Annotated[
-    Path | None, typer.Option("--ledger", help="note what is published and acknowledged in this file")
+To = Annotated[
+    str, typer.Option("--to", metavar="BROKER", help="HOST:PORT, mqtt://[USER:PASSWORD@]HOST:PORT or mqtts://…")
 ]
-Topic = Annotated[str, typer.Option(help="MQTT topic of a message, with {vehicle} for the id")]
+Ca = Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="With mqtts://: who signed its certificate.")]
+LedgerFile = Annotated[
+    Path | None, typer.Option("--ledger", metavar="FILE", help="Notes what is published and acknowledged.")
+]
+Topic = Annotated[str, typer.Option(metavar="TOPIC", help="Of the messages, with {vehicle} for the id.")]
 
 
-@app.command()
+@app.command(rich_help_panel="Recorded drives")
 def replay(  # noqa: PLR0913, PLR0917 - the options of a command
-    files: Annotated[list[Path], typer.Argument(help="CSV files, one vehicle each; the first line names the columns")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="CSV, a vehicle each; the first line names columns.")
+    ],
     to: To = "127.0.0.1:1883",
-    speed: Annotated[str, typer.Option(help="times real time (1, 10, …), or max: as fast as acknowledged")] = "1",
+    speed: Annotated[str, typer.Option(metavar="FACTOR", help="1: real time; max: as fast as acknowledged.")] = "1",
     id_from: Annotated[
-        str | None, typer.Option(help="column with the vehicle's id, instead of the file's name")
+        str | None, typer.Option(metavar="COLUMN", help="Has the vehicle's id; else the file's name.")
     ] = None,
-    columns: Annotated[str, typer.Option(help="the columns to send, with commas between; all, if not given")] = "",
-    time_column: Annotated[str | None, typer.Option(help="column with the time: seconds, or date and time")] = None,
+    columns: Annotated[str, typer.Option(metavar="COLUMNS", help="To send, with commas between; else all.")] = "",
+    time_column: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Has the time: seconds, or date and time.")
+    ] = None,
     topic: Topic = "vehicles/{vehicle}/telemetry",
     ledger: LedgerFile = None,
     ca: Ca = None,
-    patience: Annotated[float, typer.Option(help="give up after so many seconds in which nothing moved")] = 60.0,
+    patience: Annotated[float, typer.Option(metavar="SECONDS", help="Give up where nothing moves so long.")] = 60.0,
 ) -> None:
-    """Play CSV files: each row is one JSON message with these columns and a seq, published with QoS 1.
+    """Play CSV files as messages, each row one, with QoS 1.
 
-    Ends when every message is acknowledged. Exit code 1 if some are not.
+    A message is a JSON object with the columns and a seq.
+    Ends when every message is acknowledged, with exit code 1 where some are not.
     """
     from fleet_simulator.devices import Broker
     from fleet_simulator.replay import Replay, check, run
@@ -63,10 +78,6 @@ def replay(  # noqa: PLR0913, PLR0917 - the options of a command
     if not done.complete:
         _note(f"gave up: {done.rows - done.acked} messages are not acknowledged: {broker}: {done.why()}")
         raise typer.Exit(1)
-
-
-app.command()(judge_cli.verdict)
-app.command()(judge_cli.report)
 
 
 def _noting(path: Path | None) -> contextlib.AbstractContextManager[Ledger | None]:

@@ -36,11 +36,13 @@ _STATUS = 5.0
 
 @app.command()
 def demo(
-    kafka: Annotated[str | None, typer.Option(help="HOST:PORT: use this Kafka, with topics of its own")] = None,
-    seconds: Annotated[float, typer.Option(min=10, max=3600, help="how long the vehicles drive")] = 60.0,
-    vehicles: Annotated[int, typer.Option(min=2, max=500)] = 20,
-    seed: Annotated[int, typer.Option(help="the same seed, the same drives")] = 1,
-    keep: Annotated[Path | None, typer.Option(help="keep all files in this new directory, logs included")] = None,
+    kafka: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Through this Kafka, in topics of its own.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=10, max=3600, metavar="SECONDS", help="How long they drive.")] = 60.0,
+    vehicles: Annotated[int, typer.Option(min=2, max=500, metavar="COUNT", help="How many.")] = 20,
+    seed: Annotated[int, typer.Option(metavar="NUMBER", help="The same seed, the same drives.")] = 1,
+    keep: Annotated[Path | None, typer.Option(metavar="DIR", help="New; all files and logs stay there.")] = None,
 ) -> None:
     """Show that nothing is lost: 2 gateways, 20 vehicles, an outage, a SIGKILL and a command, in one minute.
 

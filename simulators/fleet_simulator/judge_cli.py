@@ -16,26 +16,38 @@ if TYPE_CHECKING:
     from fleet_simulator.judging import Lines, Source
     from fleet_simulator.report.model import Report
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="the run's directory, or its ledger alone")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory, or its ledger alone.")]
 
 
 def verdict(
     run: RunArgument,
     records: Annotated[
-        str | None, typer.Argument(help="a file of records, as tail --json prints them; - for stdin; else from Kafka")
+        str | None,
+        typer.Argument(
+            metavar="RECORDS", help="A file as tail --json prints it, or - for stdin; else from the topics."
+        ),
     ] = None,
     *,
-    topic: Annotated[list[str] | None, typer.Option("--topic", help="read this topic instead of the run's own")] = None,
-    config_file: Annotated[Path | None, typer.Option("--config", help="of the ingest that has the topics")] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="of an ingest on the embedded log")] = None,
-    bootstrap: Annotated[
-        str | None, typer.Option("--bootstrap", help="HOST:PORT of any Kafka without security")
+    topic: Annotated[
+        list[str] | None, typer.Option("--topic", metavar="TOPIC", help="Instead of the run's own.")
     ] = None,
-    drain: Annotated[float, typer.Option(help="read again for so many seconds while something is missing")] = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="print the whole report as JSON")] = False,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Of the ingest that has the topics.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Of an ingest on the embedded log.")
+    ] = None,
+    bootstrap: Annotated[
+        str | None, typer.Option("--bootstrap", metavar="HOST:PORT", help="Of any Kafka without security.")
+    ] = None,
+    drain: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Read again so long while something is missing.")
+    ] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs.")] = False,
 ) -> None:
-    """Compare what was acknowledged with what is in the topics. Exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE.
+    """Compare what was acknowledged with what is in the topics.
 
+    Exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE.
     In a run's directory the report is left as report.html, report.json and junit.xml.
     """
     from fleet_simulator import judging
@@ -112,10 +124,13 @@ def _option(name: str, value: object) -> list[str]:
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="the run's directory, or a report.json")],
-    out: Annotated[Path | None, typer.Option("--out", help="directory for the files; default: where it is")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory, or a report.json.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="For the files; else where it is.")] = None,
 ) -> None:
-    """Make report.html and junit.xml anew of the report.json that waybill fleet run and verdict leave."""
+    """Make report.html and junit.xml anew, of a report.json.
+
+    waybill fleet run and verdict leave one.
+    """
     from fleet_simulator.report.model import from_file
 
     file = run / "report.json" if run.is_dir() else run

@@ -18,23 +18,25 @@ from waybill.errors import ConfigError
 if TYPE_CHECKING:
     from fleet_simulator.scenarios import Scenario
 
-app = typer.Typer()
 
-
-@app.command()
 def run(  # noqa: PLR0913, PLR0917 - the options of a command
-    what: Annotated[str, typer.Argument(metavar="SCENARIO", help="a file, or the name of a ready one")],
-    seconds: Annotated[str | None, typer.Option(help="how long it lasts: 600, 10m, 2h; shares of it grow too")] = None,
-    pace: Annotated[str | None, typer.Option(help="scenario seconds in a real one, or max")] = None,
-    scale: Annotated[float, typer.Option(help="times as many vehicles")] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="the same seed, the same messages and the same story")] = None,
-    kafka: Annotated[str | None, typer.Option(help="HOST:PORT of a Kafka, instead of the scenario's log")] = None,
-    target: Annotated[str | None, typer.Option(help="mqtt://… of somebody else's broker, instead of gateways")] = None,
-    topic: Annotated[str | None, typer.Option(help="with --target: the topic of --kafka to read back")] = None,
-    report: Annotated[Path | None, typer.Option(help="directory for report.html, report.json and junit.xml")] = None,
-    keep: Annotated[Path | None, typer.Option(help="a new directory for ledger, data and logs, which stays")] = None,
+    what: Annotated[str, typer.Argument(metavar="SCENARIO", help="A file, or the name of a ready one.")],
+    seconds: Annotated[str | None, typer.Option(metavar="TIME", help="How long it lasts: 600, 10m, 2h.")] = None,
+    pace: Annotated[str | None, typer.Option(metavar="FACTOR", help="Scenario seconds in a real one, or max.")] = None,
+    scale: Annotated[float, typer.Option(metavar="FACTOR", help="So many times the vehicles.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(metavar="NUMBER", help="The same seed, the same story.")] = None,
+    kafka: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Instead of the scenario's log.")] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="URL", help="A broker, mqtt://…, in place of the gateways.")
+    ] = None,
+    topic: Annotated[str | None, typer.Option(metavar="TOPIC", help="With --target: of --kafka, to read back.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="DIR", help="For report.html, report.json, junit.xml.")] = None,
+    keep: Annotated[Path | None, typer.Option(metavar="DIR", help="New; ledger, data and logs stay there.")] = None,
 ) -> None:
-    """Run a scenario and judge it. Exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE."""
+    """Run a scenario and judge it.
+
+    Exit code 0 PASS, 1 FAIL, 2 something has to be changed first, 3 INCONCLUSIVE.
+    """
     from fleet_simulator.scenarios import load
 
     scenario = _overridden(load(what), seconds, pace, scale, seed)
@@ -45,7 +47,6 @@ def run(  # noqa: PLR0913, PLR0917 - the options of a command
         raise typer.Exit(asyncio.run(_run(scenario, directory, kafka, report)))
 
 
-@app.command("list")
 def list_all() -> None:
     """List the scenarios that come with Waybill."""
     from fleet_simulator.scenarios import load, shipped
@@ -55,10 +56,9 @@ def list_all() -> None:
         print(f"{name:{width}}  {load(name).about}")
 
 
-@app.command()
 def new(
-    file: Annotated[Path, typer.Argument(help="the file to write")],
-    like: Annotated[str | None, typer.Option("--from", help="a ready scenario to begin with")] = None,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
+    like: Annotated[str | None, typer.Option("--from", metavar="SCENARIO", help="A ready one to begin with.")] = None,
 ) -> None:
     """Write a scenario with comments, to change and to run."""
     from fleet_simulator.scenarios import shipped, template

@@ -7,8 +7,10 @@ something first (arguments, configuration, a missing extra), 130 interrupted.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.metadata
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -22,16 +24,19 @@ class Part(NamedTuple):
     app: str
     extras: str
     help: str
+    group: str = ""
 
 
 PARTS: Mapping[str, Part] = {
-    "edge": Part("edge_agent.cli:app", "edge", "the agent on a gateway: set it up, run it, ask how it is"),
-    "cloud": Part("cloud_ingest.cli:app", "cloud", "the ingest: run it, read topics, audit, issue certificates"),
-    "command": Part("cloud_ingest.command_cli:app", "cloud", "send a command to a device and follow it"),
-    "monitor": Part("waybill.monitor.cli:app", "tui", "watch a gateway or the fleet on a terminal"),
-    "fleet": Part("fleet_simulator.cli:app", "sim", "simulated vehicles, and replay of recorded drives"),
+    "edge": Part("edge_agent.cli:app", "edge", "the agent on a gateway: set it up, run it, ask how it is", "Run"),
+    "cloud": Part("cloud_ingest.cli:app", "cloud", "the ingest: run it, read topics, audit, issue certificates", "Run"),
+    "monitor": Part("waybill.monitor.cli:app", "tui", "watch a gateway or the fleet on a terminal", "Use"),
+    "command": Part("cloud_ingest.command_cli:app", "cloud", "send a command to a device and follow it", "Use"),
     "demo": Part(
-        "fleet_simulator.demo_cli:app", "edge,cloud,sim", "a minute with an outage and a crash, and the verdict"
+        "fleet_simulator.demo_cli:app", "edge,cloud,sim", "a minute with an outage and a crash, and the verdict", "Try"
+    ),
+    "fleet": Part(
+        "fleet_simulator.cli:app", "edge,cloud,sim", "simulated vehicles on bad networks, recorded drives", "Try"
     ),
 }
 _OWN_PACKAGES = {"waybill", "edge_agent", "cloud_ingest", "fleet_simulator"}
@@ -47,20 +52,20 @@ def main(arguments: Sequence[str] | None = None, parts: Mapping[str, Part] = PAR
         print(f"waybill {importlib.metadata.version('waybill')}")
         return 0
     if name not in parts:
-        print(f"waybill: there is no {name!r}\n\n{usage(parts)}", file=sys.stderr)
+        near = difflib.get_close_matches(name, parts, 1)
+        _complain("waybill", f"there is no {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        print(f"\n{usage(parts)}", file=sys.stderr)
         return 2
     try:
         return _run(name, parts[name], rest)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in _OWN_PACKAGES:
             raise
-        print(
-            f"waybill {name} needs {error.name}, which is not installed: pip install 'waybill[{parts[name].extras}]'",
-            file=sys.stderr,
-        )
+        extras = parts[name].extras
+        _complain(f"waybill {name}", f"{error.name} is not installed: pip install 'waybill[{extras}]'")
         return 2
     except WaybillError as error:
-        print(f"waybill {name}: {error}", file=sys.stderr)
+        _complain(f"waybill {name}", str(error))
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
@@ -69,18 +74,32 @@ def main(arguments: Sequence[str] | None = None, parts: Mapping[str, Part] = PAR
 def usage(parts: Mapping[str, Part] = PARTS) -> str:
     """Return the help of ``waybill`` itself."""
     width = max(map(len, parts))
-    listed = [f"  {name:{width}}  {part.help}" for name, part in parts.items()]
+    listed: list[str] = []
+    for group, members in itertools.groupby(parts.items(), lambda item: item[1].group):
+        listed += [f"{group}:"] if group else []
+        listed += [f"  {name:{width}}  {part.help}" for name, part in members]
     return "\n".join(
         [
-            "usage: waybill [--version | --help] PART ...",
+            "usage: waybill [--version | --help] PART [COMMAND] [OPTIONS]",
             "",
-            "Messages of devices reach Kafka through outages and crashes, or their loss is declared.",
+            "Messages of devices reach Kafka through outages, or their loss is declared.",
             "",
             *listed,
             "",
-            "waybill PART --help says more.",
+            "waybill PART --help says more. NO_COLOR=1 takes colours away.",
         ]
     )
+
+
+def _complain(who: str, text: str) -> None:
+    """Print an error: on a terminal with its beginning in red, and lines that end between words."""
+    if not sys.stderr.isatty():
+        print(f"{who}: {text}", file=sys.stderr)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text.assemble((f"{who}:", "bold red"), f" {text}"))
 
 
 def _run(name: str, part: Part, arguments: list[str]) -> int:

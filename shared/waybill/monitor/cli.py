@@ -46,14 +46,16 @@ def monitor(  # noqa: PLR0913 - each an option
         str | None, typer.Option("--screen", metavar="NAME", help=f"Begin with: {', '.join(_KINDS)}.")
     ] = None,
     words: Annotated[str, typer.Option("--filter", metavar="WORDS", help="Rows that hold all of them.")] = "",
-    interval: Annotated[float, typer.Option("--interval", min=0.2, max=3600, help="Seconds between two looks.")] = 1.0,
+    interval: Annotated[
+        float, typer.Option("--interval", min=0.2, max=3600, metavar="SECONDS", help="Between two looks.")
+    ] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Print it once, as plain text, and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it once, as JSON, and end.")] = False,
 ) -> None:
     """Watch a gateway, or the whole fleet, on a terminal.
 
-    With --once and --json the exit code says how it is: 0 well, 3 to be looked at, 4 something is wrong; 1 it could
-    not be asked, 2 the arguments are not right.
+    With --once and --json the exit code says how it is: 0 well, 3 to be looked at,
+    4 something is wrong; 1 it could not be asked, 2 the arguments are not right.
     """
     from waybill.monitor import places
 

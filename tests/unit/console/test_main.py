@@ -58,7 +58,7 @@ def test_it_runs_a_part(parts: dict[str, Part], capsys: pytest.CaptureFixture[st
         (
             "extra",
             2,
-            "waybill test needs aio_what_is_not_installed, which is not installed: pip install 'waybill[edge]'\n",
+            "waybill test: aio_what_is_not_installed is not installed: pip install 'waybill[edge]'\n",
         ),
     ],
 )
@@ -83,7 +83,7 @@ def test_wrong_arguments_are_named(parts: dict[str, Part], capsys: pytest.Captur
     assert main(["test", "greet"], parts) == 2
     assert "Usage: waybill test greet" in capsys.readouterr().err
     assert main(["egde"]) == 2
-    assert "there is no 'egde'" in capsys.readouterr().err
+    assert "waybill: there is no 'egde'; did you mean edge?" in capsys.readouterr().err
 
 
 def test_an_own_module_that_is_missing_is_a_bug(parts: dict[str, Part]) -> None:
