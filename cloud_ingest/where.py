@@ -32,7 +32,7 @@ def located(config_file: Path | None, data: Path | None, bootstrap: str | None) 
 
     Raises ConfigError.
     """
-    if config_file is data is bootstrap is None and INSTALLED.is_file():
+    if (config_file, data, bootstrap) == (None, None, None) and INSTALLED.is_file():
         config_file = INSTALLED
     if [config_file, data, bootstrap].count(None) != 2:  # noqa: PLR2004 - one of three is given
         raise ConfigError("say which deployment: one of --config FILE, --data DIR, --bootstrap HOST:PORT")
