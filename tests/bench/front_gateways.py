@@ -16,25 +16,29 @@ from waybill import pki
 from waybill.lifecycle import allow_connections
 
 PATIENCE = 120.0
+AT_ONCE = 50
+"""Handshakes that this process has under way: more of them would only wait for each other."""
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _dial(directory: Path, port: int, source: str) -> Dial:
+def _dial(directory: Path, port: int, source: str, gate: asyncio.Semaphore) -> Dial:
     async def dial() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        # Made for each connection: ten thousand contexts would be most of this process.
-        context = pki.client_context(directory / "ca.pem", directory / "gateway.pem", directory / "gateway.key")
-        return await asyncio.open_connection("127.0.0.1", port, ssl=context, local_addr=(source, 0))
+        async with gate:
+            # Made for each connection: ten thousand contexts would be most of this process.
+            context = pki.client_context(directory / "ca.pem", directory / "gateway.pem", directory / "gateway.key")
+            return await asyncio.open_connection("127.0.0.1", port, ssl=context, local_addr=(source, 0))
 
     return dial
 
 
 async def main(files: Path, port: int, first: int, count: int, source: str) -> None:
     """Run until the input ends."""
+    gate = asyncio.Semaphore(AT_ONCE)
     gateways = [
-        Gateway(f"g{number}", port, dial=_dial(files / f"g{number}", port, source), patience=PATIENCE)
+        Gateway(f"g{number}", port, dial=_dial(files / f"g{number}", port, source, gate), patience=PATIENCE)
         for number in range(first, first + count)
     ]
     running = [asyncio.create_task(gateway.run()) for gateway in gateways]

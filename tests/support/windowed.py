@@ -53,9 +53,9 @@ class Gateway:
     ) -> None:
         """Connect to ``port``, or by ``dial``; make ``pace`` frames a second.
 
-        ``patience``: seconds for each step of a connection, and until an ack is asked for by a probe.
+        ``patience``: seconds for each step of a connection besides ``dial``, and until an ack is asked for by a probe.
         """
-        self._dial = dial or (lambda: asyncio.open_connection("127.0.0.1", port))
+        self._dial = dial or (lambda: asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), patience))
         self._patience = patience
         self.name = name
         self.made: dict[str, list[str]] = {}
@@ -122,8 +122,7 @@ class Gateway:
             await asyncio.sleep(AGAIN)
 
     async def _connection(self) -> None:
-        async with asyncio.timeout(self._patience):
-            reader, writer = await self._dial()
+        reader, writer = await self._dial()
         try:
             writer.write(rig.connect(self.name) + rig.subscribe((wire.ack_topic(self.name), 0)))
             async with asyncio.timeout(self._patience):

@@ -29,7 +29,7 @@ from waybill import pki
 from waybill.acl import AclRule
 from waybill.errors import Unavailable
 from waybill.frames import decode
-from waybill.wire import CommandStatus
+from waybill.wire import CommandStatus, Envelope
 
 RULES = (AclRule(user="*", publish=("vehicles/%u/#", "cmd/%u/+/res"), subscribe=("cmd/%u/+/req", "vehicles/#")),)
 
@@ -244,7 +244,12 @@ async def test_c2_a_command_that_was_taken_is_not_sent_again(ingest: Ingest, mon
         await command(ingest, "c1", "V7")
         await until(lambda: ingest.dispatcher.counters.sent_again >= 2 or ingest.dispatcher.open == 0)
         assert [(each.id, each.state) for each in await states(ingest, 1)] == [("c1", "delivered")]
+        # as a dispatcher does that has not read the state yet
+        devices.send(Envelope("c1", "command", "V7", "lock", b"", time.time_ns() // 1_000_000 + 60_000))
         assert devices.commands == 1
+        for _ in range(2):  # the second one while the first is on its way
+            devices.send(Envelope("c2", "command", "V7", "lock", b"", time.time_ns() // 1_000_000 + 60_000))
+        assert devices.commands == 2
 
 
 async def test_certificates_of_devices(tmp_path: Path) -> None:
