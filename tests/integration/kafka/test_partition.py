@@ -86,9 +86,9 @@ async def test_r1_loading_finishes_the_transaction_of_an_owner_that_died_in_it(o
 async def test_r2_a_partition_that_is_not_loaded_reads_and_writes_nothing(open_log: OpenLog, unique: str) -> None:
     log = await open_log()
     partition = log.open_partition(0)
-    with pytest.raises(Unavailable, match="load"):
+    with pytest.raises(Unavailable, match="load it first"):
         await partition.read(10, 0.1)
-    with pytest.raises(Unavailable, match="load"):
+    with pytest.raises(Unavailable, match="load it first"):
         await partition.commit(step(unique, b"early"))
     assert await values(log, f"{unique}.fleet") == []
     await partition.close()
