@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 
 class Stretch(Protocol):
@@ -21,15 +21,14 @@ class Stretch(Protocol):
     def every(self) -> float:
         """After how many metres it comes again, 0 for never."""
 
-    @property
-    def network(self) -> str:
-        """What network there is."""
+
+Z = TypeVar("Z", bound=Stretch)
 
 
-def here(zones: Sequence[Stretch], metre: float) -> str:
-    """Return the network of the first zone that ``metre`` of the route is in; empty where it is in none."""
+def here(zones: Sequence[Z], metre: float) -> Z | None:
+    """Return the first zone that ``metre`` of the route is in, None where it is in none."""
     for zone in zones:
         at = metre % zone.every if zone.every else metre
         if zone.first <= at < zone.last:
-            return zone.network
-    return ""
+            return zone
+    return None

@@ -3,7 +3,7 @@
 What was asked for and what was seen go into the ledger as counters: ``kill`` (the process's exit code), ``pause`` (its
 state in /proc), ``clock`` (the process read the clock that was set), ``kafka-kill`` (the command that did it), what
 happens to links (``cut``, ``black-hole``, ``half-open``, ``flap``, ``network``: the relay's own state),
-``out-of-reach`` (connections given up).
+``zone`` (vehicles that came into it).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fleet_simulator.run.commands import Commands
 from fleet_simulator.run.links import BLACK_HOLE, CUT, HALF_OPEN, NETWORK, Links
 from fleet_simulator.run.traffic import Car, Traffic
 from fleet_simulator.run.world import World, start
-from fleet_simulator.scenarios import Command, Fault, LinkChange, Scenario, jump
+from fleet_simulator.scenarios import Command, Fault, LinkChange, Scenario, Zone, jump
 from fleet_simulator.schedule import Moment
 from waybill.errors import Unavailable, WaybillError
 
@@ -57,6 +57,8 @@ class Story:
         wanted = Counter((counter(one.what), one.subject) for one in moments if not isinstance(one.what, Command))
         for (what, subject), count in sorted(wanted.items()):
             ledger.asked(what, subject, count)
+        for zone in scenario.zone:
+            ledger.asked("zone", zone.name, 1)
 
     # -- the course of time --
 
@@ -168,26 +170,27 @@ class Story:
     def car_in_zone(self, car: Car, traffic: Traffic) -> None:
         """A vehicle has entered a zone or left one."""
         name = car.vehicle.name
+        if car.zone is not None:
+            self._counts["zone", car.zone.name] += 1
         if car.gateway.rpartition("-")[0] in self._own:
             self._do(self._zone(car.gateway, car.zone), f"zone {name}")
-        elif car.zone:
-            self._note("down", name, "out of reach")
-            self._counts["out-of-reach", name] += 1
+        elif car.zone is not None:
+            self._note("down", name, f"out of reach: {car.zone.name}")
             traffic.leave(car)
         else:
             self._note("up", name, "in reach")
             traffic.come_back(car)
 
-    async def _zone(self, link: str, zone: str) -> None:
+    async def _zone(self, link: str, zone: Zone | None) -> None:
         await self.links.end(link, _ZONE)
-        if zone == "none":
-            self._note("down", link, "no network here")
-            await self.links.begin(link, _ZONE, BLACK_HOLE)
-        elif zone:
-            self._note("link", link, zone)
-            await self.links.begin(link, _ZONE, NETWORK, self._scenario.networks[zone])
-        else:
+        if zone is None:
             self._note("up", link, "")
+        elif zone.network == "none":
+            self._note("down", link, zone.name)
+            await self.links.begin(link, _ZONE, BLACK_HOLE)
+        else:
+            self._note("link", link, f"{zone.name}: {zone.network}")
+            await self.links.begin(link, _ZONE, NETWORK, self._scenario.networks[zone.network])
 
     # -- processes --
 

@@ -113,7 +113,8 @@ class Vehicle:
         self._climate = -2 + 22 * drawn[6]
         self.period = profile.period if period is None else period
         self._since = self.period * drawn[7]  # not all of a fleet at the same moment
-        self._fine = min(FINEST, self.period)
+        # What stands still and has no battery to look after takes any step at once.
+        self._fine = self.period if self._parked and profile.power is None else min(FINEST, self.period)
         self.travelled = 0.0
         self.speed = self.acceleration = 0.0
         self.ambient = self._climate
