@@ -22,6 +22,10 @@ EXIT_CODES: Final[dict[Word, int]] = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
 """What a process ends with. 2 is left to what has to be mended before anything can be judged."""
 
 
+COMMANDS: Final = 1_000_000
+"""Commands that are known one by one."""
+
+
 class Check(msgspec.Struct, frozen=True):
     """One check. ``text``: what was found, in one line; ``findings``: the first ones, in words."""
 
@@ -64,34 +68,65 @@ def outcome(checks: Iterable[Check]) -> Word:
     return "FAIL" if "FAIL" in words else "INCONCLUSIVE" if "INCONCLUSIVE" in words else "PASS"
 
 
-def commands(items: Iterable[Command]) -> Commands:
-    """Return what became of the commands."""
-    sent: dict[str, str] = {}
-    acted: dict[str, int] = {}
-    state: dict[str, str] = {}
-    for item in items:
+class Sent:
+    """What is known of the commands of a run, a few words each; of those beyond ``COMMANDS`` how many there were."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._known: dict[str, _Known] = {}
+        self._beyond = 0
+
+    def take(self, item: Command) -> None:
+        """Note what happened to a command."""
+        known = self._known.get(item.command)
+        if known is None:
+            if len(self._known) >= COMMANDS:
+                self._beyond += item.state == "sent"
+                return
+            known = self._known[item.command] = _Known(item.vehicle)
         if item.state == "sent":
-            sent[item.command] = item.vehicle
+            known.sent = True
         elif item.state == "acted":
-            acted[item.command] = acted.get(item.command, 0) + 1
+            known.acted += 1
         else:
-            state[item.command] = item.state
-    counts = dict.fromkeys(("done", "expired", "twice", "without", "unanswered"), 0)
-    examples: list[str] = []
-    for command, vehicle in sent.items():
-        ended, times = state.get(command), acted.get(command, 0)
-        if times > 1:
-            kind = "twice"
-        elif ended in {"expired", "rejected"}:
-            kind = "expired"
-        elif ended == "done":
-            kind = "done" if times else "without"
-        else:
-            kind = "unanswered"
-        counts[kind] += 1
-        if kind not in {"done", "expired"} and len(examples) < EXAMPLES:
-            examples.append(f"command {command} to {vehicle}: acted on {times} times, {ended or 'never answered'}")
-    return Commands(sent=len(sent), examples=tuple(examples), **counts)
+            known.state = item.state
+
+    def effects(self) -> Commands:
+        """Return what became of them. Those that are not known one by one count as unanswered."""
+        counts = dict.fromkeys(("done", "expired", "twice", "without", "unanswered"), 0)
+        examples: list[str] = []
+        sent = 0
+        for command, known in self._known.items():
+            if not known.sent:
+                continue
+            sent += 1
+            kind = known.kind
+            counts[kind] += 1
+            if kind not in {"done", "expired"} and len(examples) < EXAMPLES:
+                ended = known.state or "never answered"
+                examples.append(f"command {command} to {known.vehicle}: acted on {known.acted} times, {ended}")
+        counts["unanswered"] += self._beyond
+        return Commands(sent=sent + self._beyond, examples=tuple(examples), **counts)
+
+
+class _Known:
+    __slots__ = ("acted", "sent", "state", "vehicle")
+
+    def __init__(self, vehicle: str) -> None:
+        self.vehicle = vehicle
+        self.sent = False
+        self.acted = 0
+        self.state = ""
+
+    @property
+    def kind(self) -> str:
+        if self.acted > 1:
+            return "twice"
+        if self.state in {"expired", "rejected"}:
+            return "expired"
+        if self.state == "done":
+            return "done" if self.acted else "without"
+        return "unanswered"
 
 
 def counters(asked: Iterable[Asked], counted: Iterable[Counted]) -> tuple[Counter, ...]:

@@ -71,7 +71,7 @@ class Run:
     samples: dict[tuple[str, str], Samples] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     counted: dict[tuple[str, str], Counted] = field(default_factory=dict)
-    commands: list[Command] = field(default_factory=list)
+    commands: checks.Sent = field(default_factory=checks.Sent)
     left_out: dict[str, int] = field(default_factory=dict)
     began_ns: int = 0
     ended_ns: int = 0
@@ -90,7 +90,7 @@ class Run:
             case Counted(counter, subject, _):
                 self.counted[counter, subject] = item
             case Command():
-                self.commands.append(item)
+                self.commands.take(item)
             case End():
                 self.ended = True
             case Torn():
@@ -231,7 +231,7 @@ async def judge(
     end = time.monotonic() + drain
     before = -1
     while True:
-        latencies = Latencies()
+        latencies = Latencies(real_time=run.facts.real_time)
         try:
             count = await source.read(comparison, latencies, silence)
             audits = await source.audit(silence)
@@ -253,7 +253,7 @@ def report(
     run: Run, verdict: Verdict, audits: Sequence[LaneAudit] | None, latencies: Latencies, records: int
 ) -> Report:
     """Make the report of a run."""
-    effects = checks.commands(run.commands)
+    effects = run.commands.effects()
     faults = checks.counters(run.asked, run.counted.values())
     found = checks.checks(verdict, audits, effects, faults, ended=run.ended, torn=run.torn)
     word = checks.outcome(found)
@@ -265,7 +265,7 @@ def report(
     if effects.sent:
         commands = f" commands={effects.done + effects.expired}/{effects.sent}"
     latency = None
-    if run.facts.real_time and (shares := latencies.overall(0.5, 0.95, 0.99, 1.0)):
+    if shares := latencies.overall(0.5, 0.95, 0.99, 1.0):
         p50, p95, p99, longest = shares
         latency = Latency(p50, p95, p99, longest, latencies.negative)
     return Report(
@@ -295,6 +295,5 @@ def _lines(run: Run, latencies: Latencies) -> list[Line]:
         samples.rates(name, subject) if name in sums else samples.values(name, subject)
         for (name, subject), samples in run.samples.items()
     ]
-    if run.facts.real_time:
-        found += [latencies.arrivals("delivered"), *latencies.percentiles(0.5, 0.95, 0.99, 1.0)]
+    found += [latencies.arrivals("delivered"), *latencies.percentiles(0.5, 0.95, 0.99, 1.0)]
     return [line for line in found if line.points]

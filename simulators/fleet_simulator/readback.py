@@ -52,7 +52,7 @@ class _Audit(msgspec.Struct, frozen=True):
 
 
 Seen = Callable[[int, int], None]
-"""Called with ``ts`` and the record's timestamp of each message that says its ``ts``."""
+"""Called with ``ts`` (0 where it says none) and the record's timestamp of each message."""
 
 _record = msgspec.json.Decoder(Record).decode
 _said = msgspec.json.Decoder(_Said).decode
@@ -73,7 +73,7 @@ def read_line(comparison: Comparison, line: bytes | bytearray | str, seen: Seen 
         return
     place = record.topic, record.partition
     comparison.read(said.vehicle, said.stream, said.seq, key=record.key, place=place, ce_id=record.headers.ce_id)
-    if seen is not None and said.ts:
+    if seen is not None:
         seen(said.ts, record.timestamp)
 
 

@@ -1,13 +1,17 @@
 """A real run, judged: PASS as it is; FAIL, and the record named, when any one record is removed, doubled or swapped."""
 
 import asyncio
+import contextlib
 import json
 import os
-from collections.abc import Callable
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from fleet_simulator.accounts import LaneAudit
 from fleet_simulator.deployment import Deployment, Plan
@@ -125,3 +129,57 @@ async def test_any_one_record_removed_doubled_or_swapped_fails(tmp_path: Path, l
 @pytest.fixture(params=["embedded", "kafka"])
 def log(request: pytest.FixtureRequest) -> str | None:
     return None if request.param == "embedded" else request.getfixturevalue("kafka")
+
+
+async def test_any_producer_and_any_kafka_read_committed(kafka: str, tmp_path: Path) -> None:
+    topic = f"foreign-{secrets.token_hex(4)}"
+    with Ledger(tmp_path / "ledger") as ledger:
+        ledger.about({"topics": [topic], "source": ["--bootstrap", kafka], "waybill": False})
+        for vehicle in VEHICLES:
+            ledger.published(vehicle, "telemetry", 1, 20, 1)
+            ledger.acked(vehicle, "telemetry", 1, 20, 1)
+
+    async def produce(producer: AIOKafkaProducer, seqs: Iterable[int]) -> None:
+        for seq in seqs:
+            for at, vehicle in enumerate(VEHICLES):
+                value = json.dumps({"vehicle": vehicle, "stream": "telemetry", "seq": seq}).encode()
+                await producer.send_and_wait(topic, value, partition=at % 2)
+
+    async with topic_with_partitions(kafka, topic, 2), writing(kafka, topic) as producer:
+        async with producer.transaction():
+            await produce(producer, range(1, 20))
+        await producer.begin_transaction()
+        await produce(producer, [20])  # nobody who reads what is committed sees this
+        await producer.abort_transaction()
+        found = await judge(tmp_path)
+        assert (found.outcome, found.counts.lost, found.counts.delivered) == ("FAIL", len(VEHICLES), 19 * len(VEHICLES))
+        async with producer.transaction():
+            await produce(producer, [20])
+        found = await judge(tmp_path, drain=60)
+        assert found.outcome == "PASS", found.checks
+        assert {check.name for check in found.checks}.isdisjoint({"reused", "disagreeing"})
+        async with producer.transaction():
+            await produce(producer, [7])
+        found = await judge(tmp_path)
+        assert (found.outcome, found.counts.duplicated, found.counts.lost) == ("FAIL", len(VEHICLES), 0)
+
+
+@contextlib.asynccontextmanager
+async def topic_with_partitions(kafka: str, topic: str, count: int) -> AsyncIterator[None]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(topic, count, 1)])
+        yield
+    finally:
+        await admin.close()
+
+
+@contextlib.asynccontextmanager
+async def writing(kafka: str, topic: str) -> AsyncIterator[AIOKafkaProducer]:
+    producer = AIOKafkaProducer(bootstrap_servers=kafka, transactional_id=topic)
+    await producer.start()
+    try:
+        yield producer
+    finally:
+        await producer.stop()

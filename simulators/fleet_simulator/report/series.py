@@ -67,17 +67,25 @@ class Samples:
 
 
 class Latencies:
-    """Counts and latencies of messages by the second in which they were made, wider where the run is long."""
+    """Latencies by the second in which messages were made, arrivals by theirs; wider steps where the run is long."""
 
-    def __init__(self) -> None:
-        """Start empty."""
-        self._width = 1000
+    def __init__(self, *, real_time: bool = True) -> None:
+        """``real_time``: False where the messages' times are not this clock's: then there are arrivals alone."""
+        self._real_time = real_time
+        self._width = self._arrived_width = 1000
         self._bins: dict[int, dict[int, int]] = {}
         self._arrived: dict[int, int] = {}
         self.negative = 0
 
     def add(self, made_ms: int, arrived_ms: int) -> None:
-        """Note a message. One that arrived before it was made (clocks) counts as arrived at once."""
+        """Note a message. One that arrived before it was made (clocks) counts as arrived at once; 0: made who knows."""
+        second = arrived_ms // self._arrived_width
+        self._arrived[second] = self._arrived.get(second, 0) + 1
+        if len(self._arrived) > 2 * POINTS:
+            self._arrived_width *= 2
+            self._arrived = _halved(self._arrived)
+        if not (made_ms and self._real_time):
+            return
         late = arrived_ms - made_ms
         if late < 0:
             self.negative += 1
@@ -86,9 +94,7 @@ class Latencies:
             bucket = self._bins[made_ms // self._width] = {}
         step = int(math.log2(late) * _STEPS) if late > 1 else 0
         bucket[step] = bucket.get(step, 0) + 1
-        second = arrived_ms // self._width
-        self._arrived[second] = self._arrived.get(second, 0) + 1
-        if len(self._bins) > 2 * POINTS or len(self._arrived) > 2 * POINTS:
+        if len(self._bins) > 2 * POINTS:
             self._widen()
 
     def _widen(self) -> None:
@@ -99,20 +105,16 @@ class Latencies:
             for step, count in bucket.items():
                 wider[step] = wider.get(step, 0) + count
         self._bins = bins
-        arrived: dict[int, int] = {}
-        for at, count in self._arrived.items():
-            arrived[at // 2] = arrived.get(at // 2, 0) + count
-        self._arrived = arrived
 
     def arrivals(self, name: str) -> Line:
-        """Return how many arrived, a second; nothing in a bucket is nothing."""
+        """Return how many arrived, a second; nothing in a step is nothing."""
         if not self._arrived:
             return Line(name, "", ())
         first, last = min(self._arrived), max(self._arrived)
         # Where clocks jumped, only what there is.
         steps = range(first, last + 1) if last - first <= 4 * POINTS else sorted(self._arrived)
-        seconds = self._width / 1000
-        return Line(name, "", tuple((at * self._width, self._arrived.get(at, 0) / seconds) for at in steps))
+        width, seconds = self._arrived_width, self._arrived_width / 1000
+        return Line(name, "", tuple((at * width, self._arrived.get(at, 0) / seconds) for at in steps))
 
     def percentiles(self, *shares: float) -> list[Line]:
         """Return a line for each share (0.5, 0.99, 1 for the longest), in milliseconds by when messages were made.
@@ -137,6 +139,13 @@ class Latencies:
             for step, count in one.items():
                 bucket[step] = bucket.get(step, 0) + count
         return _quantiles(bucket, shares) if bucket else []
+
+
+def _halved(counts: dict[int, int]) -> dict[int, int]:
+    wider: dict[int, int] = {}
+    for at, count in counts.items():
+        wider[at // 2] = wider.get(at // 2, 0) + count
+    return wider
 
 
 def _quantiles(bucket: dict[int, int], shares: tuple[float, ...]) -> list[float]:

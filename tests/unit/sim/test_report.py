@@ -282,6 +282,17 @@ def test_latencies_widen_and_keep_their_counts() -> None:
     assert latencies.negative == 1
 
 
+def test_faster_than_real_time_there_are_arrivals_and_no_latency() -> None:
+    latencies = Latencies(real_time=False)
+    for second in range(100):
+        latencies.add(second * 3_600_000, 1_000_000 + second * 1000)
+    latencies.add(0, 1_000_000)
+    assert latencies.overall(0.5) == []
+    assert not latencies.percentiles(0.5)[0].points
+    assert len(latencies.arrivals("delivered").points) == 100
+    assert latencies.arrivals("delivered").points[0][1] == 2
+
+
 def test_samples_thin_evenly_and_rates_survive_a_counter_that_begins_anew() -> None:
     samples = Samples()
     for second in range(10_000):
@@ -317,7 +328,7 @@ async def test_what_comes_late_is_waited_for_and_counted_once(made: Made) -> Non
 
 def test_where_nothing_arrived_is_a_hole_and_a_lone_point_is_seen(made: Made) -> None:
     latencies = Latencies()
-    for second in (0, 1, 2, 30, 60, 61):
+    for second in (1, 2, 3, 30, 60, 61):
         latencies.add(second * 1000, second * 1000 + 100)
     (line,) = latencies.percentiles(0.5)
     assert [at for at, value in line.points if value is None] == [30_000, 60_000]
