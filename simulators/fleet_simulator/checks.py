@@ -146,9 +146,13 @@ def checks(
     ended: bool,
     torn: Torn | None,
 ) -> tuple[Check, ...]:
-    """Return all checks of a run. ``audits``: None where there is no ledger of the cloud's to ask."""
+    """Return all checks of a run.
+
+    ``audits``: None where there is no ledger of the cloud's to ask. ``ended``: the runner saw the run to its end, and
+    waited for what was under way; else what is missing may still come.
+    """
     found = [
-        _messages(verdict, "lost", "Every acknowledged message is in Kafka, or declared lost"),
+        _messages(verdict, "lost", "Every acknowledged message is in Kafka, or declared lost", proven=ended),
         _messages(verdict, "duplicated", "None is there twice"),
         _messages(verdict, "out_of_order", "Each vehicle's stream is in order"),
         _messages(verdict, "misplaced", "Each stream is in one partition, under its vehicle's key"),
@@ -163,27 +167,30 @@ def checks(
             text = f"{pending} messages are pending by the audit: wait for the link, or drain longer"
             found.append(Check("drained", "Everything has arrived", "INCONCLUSIVE", text))
     if effects.sent:
-        found.append(_commands(effects))
+        found.append(_commands(effects, ended=ended))
     if faults:
         found.append(_faults(faults))
     found.append(_ledger(verdict, ended=ended, torn=torn))
     return tuple(found)
 
 
-def _messages(verdict: Verdict, name: str, title: str) -> Check:
+def _messages(verdict: Verdict, name: str, title: str, *, proven: bool = True) -> Check:
     count: int = getattr(verdict, name)
     text = f"{count} {name.replace('_', ' ')}"
     if name == "lost":
         text += f"; {verdict.published} published, {verdict.acked} acknowledged, {verdict.delivered} delivered"
         text += f", {verdict.declared} declared lost" if verdict.declared else ""
-    return Check(name, title, "FAIL" if count else "PASS", text, verdict.findings.get(name, ()))
+        text += "" if proven or not count else "; missing so far, the run was not seen to its end"
+    word: Word = "PASS" if not count else "FAIL" if proven else "INCONCLUSIVE"
+    return Check(name, title, word, text, verdict.findings.get(name, ()))
 
 
-def _commands(effects: Commands) -> Check:
+def _commands(effects: Commands, *, ended: bool) -> Check:
     wrong = effects.twice + effects.without + effects.unanswered
     text = f"{effects.done} of {effects.sent} done, {effects.expired} expired" + (f", {wrong} wrong" if wrong else "")
     title = "Each command had its effect once, and was answered"
-    return Check("commands", title, "FAIL" if wrong else "PASS", text, effects.examples)
+    word: Word = "PASS" if not wrong else "FAIL" if effects.twice or ended else "INCONCLUSIVE"
+    return Check("commands", title, word, text, effects.examples)
 
 
 def _faults(faults: Sequence[Counter]) -> Check:

@@ -325,7 +325,7 @@ class Comparison:
             disagreements += [
                 Disagreement(one.gateway, one.for_nothing, f"{one.for_nothing} more are declared lost than are missing")
                 for one in accounts
-                if one.for_nothing
+                if one.for_nothing and whole
             ]
         missing: dict[tuple[str, str], list[Slot]] = {}
         for slot in slots:

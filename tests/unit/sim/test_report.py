@@ -114,7 +114,8 @@ def test_faults_that_happened_pass(made: Made) -> None:
     assert made.outcome() == 0
 
 
-def test_a_run_whose_runner_died_is_no_pass_and_a_loss_in_it_is_a_fail(made: Made) -> None:
+def test_a_run_whose_runner_died_is_no_pass_what_is_missing_may_come_and_a_copy_is_a_fail(made: Made) -> None:
+    made.ledger.sent("c1", "V1", T0)
     made.ledger.close(ended=False)
     assert made.outcome() == 3
     assert failed(made.report())["ledger"][0].startswith("the runner did not live to the end")
@@ -124,6 +125,9 @@ def test_a_run_whose_runner_died_is_no_pass_and_a_loss_in_it_is_a_fail(made: Mad
     assert made.outcome() == 3
     assert "8 bytes" in failed(made.report())["ledger"][1]
     made.write(made.lines[1:])
+    assert made.outcome() == 3
+    assert {"lost", "commands", "ledger"} == set(failed(made.report()))
+    made.write([*made.lines, made.lines[3]])
     assert made.outcome() == 1
 
 
