@@ -229,7 +229,7 @@ def test_a_first_look_needs_no_file(tmp_path: Path) -> None:
 def test_the_documentation_shows_every_key_and_its_default(tmp_path: Path) -> None:
     text = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
     section = text[text.index("## The gateway's agent") :]
-    example = re.sub(r"^# (?=\w+ = )", "", section.split("```toml\n")[1].split("```")[0], flags=re.MULTILINE)
+    example = re.sub(r"^# (?=\w+ = |\[)", "", section.split("```toml\n")[1].split("```")[0], flags=re.MULTILINE)
     files = "ca.pem gateway.pem gateway.key listener.pem listener.key devices.pem proxy-password"
     for name in f"{files} broker-ca.pem broker.password source.pem source.key source.secret".split():
         (tmp_path / name).touch()
