@@ -126,3 +126,22 @@ def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
     missing = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} - set(LINK.findall(index))
     assert not missing
+
+
+ROW = re.compile(
+    r"^\| `((?:edge_agent|cloud_ingest|shared/waybill|simulators/fleet_simulator)/[^`]*)` \| (.*) \|$", re.MULTILINE
+)
+
+
+def test_the_architecture_names_what_is_there() -> None:
+    rows = dict(ROW.findall((ROOT / "ARCHITECTURE.md").read_text()))
+    packages = {
+        f"{each.parent.relative_to(ROOT)}/"
+        for top in ("edge_agent", "cloud_ingest", "shared/waybill", "simulators/fleet_simulator")
+        for each in (ROOT / top).rglob("__init__.py")
+    }
+    assert set(rows) == packages - {"simulators/fleet_simulator/scenarios/template/"}
+    for folder, text in rows.items():
+        for name in re.findall(r"`(\w+)(?:/)?`", text):
+            path = ROOT / folder / name
+            assert path.is_dir() or path.with_suffix(".py").is_file(), f"{folder} has no {name}"
