@@ -146,7 +146,8 @@ def _aimed(scenario: Scenario, target: str, kafka: str | None, topic: str | None
         process=before.process if before else (),
         link=before.link if before else (),
     )
-    changes: dict[str, object] = {"target": aim, "gateway": (), "kafka": None, "command": (), "zone": ()}
+    changes: dict[str, object] = {"target": aim, "gateway": (), "kafka": None, "command": ()}
+    changes["zone"] = tuple(each for each in scenario.zone if each.network == "none")
     changes["vehicle"] = tuple(msgspec.structs.replace(each, gateway="") for each in scenario.vehicle)
     if before is None:  # what was to happen to gateways can happen to nobody
         changes |= {"link": (), "fault": ()}

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from typing import Final
 
+from fleet_simulator.devices import Broker
 from fleet_simulator.network.profiles import PROFILES as NETWORKS
 from fleet_simulator.scenarios.tables import (
     Fault,
@@ -104,6 +105,7 @@ def _check_target(scenario: Scenario) -> None:
         return
     if scenario.gateway or scenario.kafka:
         raise ConfigError("[target] takes Waybill's place: leave [[gateway]] and [kafka] out")
+    Broker.parse(target.mqtt)
     if bool(target.kafka) != bool(target.topic):
         raise ConfigError("[target] kafka and topic go together: what is read back, and where")
     _check_parts(scenario, target)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
+from deploy.kafka import kafka as kafka_tool
+from fleet_simulator.ledger import Note, read
 from fleet_simulator.scenarios import shipped
 from tests.integration.test_demo import processes_below
 from tests.integration.test_fleet_run import run
@@ -34,3 +37,38 @@ async def test_a_ready_scenario_passes_through_kafka(kafka: str, tmp_path: Path,
 async def test_a_ready_scenario_passes_on_the_embedded_log(tmp_path: Path, name: str) -> None:
     code, out, words = await run("run", name, "--keep", str(tmp_path / "run"))
     assert passed(code, out), out + words
+
+
+BROKERS = """
+seconds = 20
+[kafka]
+start = ["{python}", "{tool}", "start", "{{directory}}", "--brokers", "3"]
+stop = ["{python}", "{tool}", "stop", "{{directory}}"]
+down = ["{python}", "{tool}", "kill", "{{directory}}", "{{node}}"]
+up = ["{python}", "{tool}", "up", "{{directory}}", "{{node}}"]
+nodes = 3
+[[gateway]]
+name = "g"
+[[vehicle]]
+name = "car"
+count = 10
+interval = "200ms"
+gateway = "g"
+[[fault]]
+what = "kafka"
+at = 4
+every = 8
+for = 4
+"""
+
+
+@pytest.mark.parametrize("long", [True] if LONG else [])
+async def test_brokers_of_a_kafka_of_the_runs_own_are_killed(tmp_path: Path, long: bool) -> None:  # noqa: ARG001, FBT001
+    file, kept = tmp_path / "brokers.toml", tmp_path / "run"
+    file.write_text(BROKERS.format(python=sys.executable, tool=Path(kafka_tool.__file__)))
+    code, out, words = await run("run", str(file), "--keep", str(kept))
+    assert passed(code, out), out + words
+    notes = [item.text for block in read(kept / "ledger") for item in block.items if isinstance(item, Note)]
+    assert "SIGKILL of broker 1" in notes
+    assert "SIGKILL of broker 2" in notes
+    assert processes_below(tmp_path) == []

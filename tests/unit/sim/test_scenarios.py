@@ -116,6 +116,7 @@ def test_a_clock_can_jump_back() -> None:
         ("", "[kafka]\n", "give either bootstrap"),
         ("", '[kafka]\nstart = ["kafka"]', "start and stop go together"),
         ("", '[target]\nmqtt = "mqtt://h"', r"leave \[\[gateway\]\]"),
+        ("", '[kafka]\nbootstrap = "h:1"\ndown = ["x"]', "down and up go together"),
         (
             "",
             "[[gateway]]\nname = 'x'\n[gateway.agent.uplink]\nurl = 'x'\n[[vehicle]]\nname='w'\ngateway='x'",
