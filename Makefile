@@ -28,7 +28,7 @@ $(VENV)/.made:
 
 # The stamp of a set of packages: .venv/.demo from requirements/demo.txt, .venv/.dev from requirements/dev.txt.
 $(VENV)/.%: requirements/%.txt pyproject.toml $(VENV)/.made
-	@echo "installing $<"
+	@echo "installing $<: $$(grep -c == $<) packages, a minute or more"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r $<
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

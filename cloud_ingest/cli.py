@@ -14,6 +14,7 @@ import typer
 
 from cloud_ingest import config
 from cloud_ingest.where import AllowUnsafeOption, BootstrapOption, ConfigOption, DataOption, located
+from waybill.console.busy import busy
 from waybill.errors import ConfigError
 
 app = typer.Typer(
@@ -98,7 +99,11 @@ def tail(  # noqa: PLR0913 - the options of a command
     out = sys.stdout.buffer
     flush = not end or out.isatty()
 
+    shown = False
+
     def show(record: TopicRecord) -> None:
+        nonlocal shown
+        shown = True
         out.write(render(record) + b"\n")
         if flush:
             out.flush()
@@ -118,6 +123,8 @@ def tail(  # noqa: PLR0913 - the options of a command
 
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(follow())
+    if end and not shown:
+        print(f"{topic}: no records", file=sys.stderr)
 
 
 @app.command(rich_help_panel=TOPICS)
@@ -142,14 +149,16 @@ def audit(
         async with logs.reading(settings) as source:
             return await audits.audit(source, settings.config.topics, gateway)
 
-    found = asyncio.run(report())
+    with busy("reading the ledger"):
+        found = asyncio.run(report())
+    known = gateway is None or bool(found.lanes)
     if as_json:
         print(audits.as_json(found))
-    else:
+    elif known:
         from rich.console import Console
 
         Console().print(audits.as_table(found))
-    if gateway is not None and not found.lanes:
+    if not known:
         raise ConfigError(f"nothing is known of gateway {gateway!r}; leave the name out to see all that are")
     raise typer.Exit(0 if found.complete else 1)
 
@@ -222,7 +231,8 @@ def reroute(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     job = Rerouting(config.read(config_file, allow_unsafe=allow_unsafe), name, to, int(at.timestamp() * 1000))
     try:
-        asyncio.run(job.run())
+        with busy(f"routing into {to}"):
+            asyncio.run(job.run())
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         raise typer.Exit(130) from None

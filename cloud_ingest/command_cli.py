@@ -86,6 +86,11 @@ def send(  # noqa: PLR0913 - a command's fields, each an option
 
     asyncio.run(write())
     print(fields["id"])
+    if sys.stdout.isatty():
+        print(
+            f"what becomes of it: waybill command watch {fields['id']}, with the same --config or --data",
+            file=sys.stderr,
+        )
 
 
 @app.command()

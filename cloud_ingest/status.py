@@ -225,7 +225,11 @@ def _presence(shot: CloudSnapshot) -> str:
 
 
 def _gateways(shot: CloudSnapshot) -> Table:
-    table = Table(title=f"{shot.connected} gateways connected", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=f"{shot.connected} gateway{'' if shot.connected == 1 else 's'} connected",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
     for column in ("gateway", "from", "connected for", "state", "version"):
         table.add_column(column)
     for one in shot.gateways:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from waybill.console.busy import busy
 from waybill.errors import ConfigError, Unavailable
 
 if TYPE_CHECKING:
@@ -146,7 +147,8 @@ def plan(
         outage_s=outage_days * 86_400,
         tbw=tbw,
     )
-    found = sizing(given, samples.read(sample) if sample is not None else samples.made_up(devices, size))
+    with busy("encoding messages as the agent would"):
+        found = sizing(given, samples.read(sample) if sample is not None else samples.made_up(devices, size))
     if as_json:
         print(msgspec.json.encode(found).decode())
         return

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fleet_simulator import judge_cli, run_cli
+from waybill.console.busy import counted
 from waybill.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ def replay(  # noqa: PLR0913, PLR0917 - the options of a command
     broker = Broker.parse(to, ca)
     checked = check(plan)
     _note(f"{sum(checked.vehicles.values())} messages of {len(checked.vehicles)} vehicles to {broker}{_time(checked)}")
-    with _noting(ledger) as notes:
-        done = asyncio.run(run(checked, broker, patience=patience, ledger=notes, tell=_teller()))
+    with _noting(ledger) as notes, counted("acknowledged", sum(checked.vehicles.values())) as draw:
+        done = asyncio.run(run(checked, broker, patience=patience, ledger=notes, tell=_teller(draw)))
     print(f"acked {done.acked} of {done.rows} messages of {len(checked.vehicles)} vehicles")
     if not done.complete:
         _note(f"gave up: {done.rows - done.acked} messages are not acknowledged: {broker}: {done.why()}")
@@ -103,16 +104,18 @@ def _time(checked: Checked) -> str:
     return "" if speed is None else f" in {checked.duration / speed:.0f} s"
 
 
-def _teller() -> Callable[[Progress], None]:
-    """Return what says how far it is, every five seconds at most."""
+def _teller(draw: Callable[[int], None]) -> Callable[[Progress], None]:
+    """Return what draws how far it is, and says it every five seconds: on a terminal only why it stands still."""
     last = time.monotonic()
 
     def tell(progress: Progress) -> None:
         nonlocal last
+        draw(progress.acked)
         if time.monotonic() - last >= 5:  # noqa: PLR2004
             last = time.monotonic()
             why = progress.why() if not any(one.connected for one in progress.devices.values()) else ""
-            _note(f"acked {progress.acked} of {progress.rows}" + (f" ({why})" if why else ""))
+            if why or not sys.stderr.isatty():
+                _note(f"acked {progress.acked} of {progress.rows}" + (f" ({why})" if why else ""))
 
     return tell
 

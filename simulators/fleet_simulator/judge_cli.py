@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from waybill.console.busy import busy
 from waybill.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def verdict(
     from fleet_simulator.report.model import to_json
 
     where = [*_option("--config", config_file), *_option("--data", data), *_option("--bootstrap", bootstrap)]
-    found = asyncio.run(judging.judge(run, _source(run, records, topic or [], where), drain=drain))
+    with busy("reading the topics back"):
+        found = asyncio.run(judging.judge(run, _source(run, records, topic or [], where), drain=drain))
     if run.is_dir():
         keep(found, run)
     if as_json:

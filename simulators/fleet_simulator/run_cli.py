@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from waybill.console.busy import busy
 from waybill.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ async def _run(scenario: Scenario, directory: Path, kafka: str | None, report: P
         if scenario.target is not None and not scenario.target.topic:
             print(f"acked {driven.acked} of {driven.published}; nothing is read back: give --kafka and --topic")
             return 0 if driven.acked == driven.published else 1
-        found = await judging.judge(directory, drain=span(scenario.drain, "drain"))
+        with busy("reading the topics back"):
+            found = await judging.judge(directory, drain=span(scenario.drain, "drain"))
     for where in (directory, report):
         if where is not None:
             judge_cli.keep(found, where)

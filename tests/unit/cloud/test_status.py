@@ -60,7 +60,7 @@ def test_what_is_wrong_is_said_once() -> None:
 
 def test_it_passes_through_json() -> None:
     assert msgspec.json.decode(msgspec.json.encode(SHOT), type=CloudSnapshot) == SHOT
-    assert "gateways connected" in text(msgspec.structs.replace(SHOT, gateways=(), partitions=(), alarms=()))
+    assert "connected" in text(msgspec.structs.replace(SHOT, gateways=(), partitions=(), alarms=()))
 
 
 def test_rates_are_over_the_last_samples() -> None:
