@@ -42,7 +42,7 @@ def parse_receipt(payload: bytes) -> Receipt:
         and 1 <= receipt.first <= receipt.last <= MAX_EPOCH
         and 0 <= receipt.prev_last <= MAX_EPOCH
         and LANE_NAME.fullmatch(receipt.lane)
-        and receipt.bytes >= 0
+        and 0 <= receipt.bytes <= MAX_EPOCH
     ):
         raise Rejected("a receipt whose numbers do not agree")
     return receipt

@@ -23,6 +23,7 @@ from cloud_ingest.router.entry import (
     is_partition_key,
 )
 from cloud_ingest.router.intervals import Interval
+from waybill.frames.header import MAX_EPOCH
 from waybill.wire import is_node
 
 Children = tuple[int, ...]
@@ -244,7 +245,7 @@ class Draft:
         for gap in declared:
             entry.add_dropped(*gap, reason)
         if declared:
-            entry.dropped_bytes += size
+            entry.dropped_bytes = min(entry.dropped_bytes + size, MAX_EPOCH)  # what the entry can hold
 
     # --- order (R7) ---
 

@@ -1,5 +1,6 @@
 """The ledger: what it remembers, what it forgets, what it warns of (R4, B5, E2 to E5)."""
 
+import msgspec
 import pytest
 
 from cloud_ingest import audit
@@ -11,6 +12,7 @@ from cloud_ingest.router.intervals import Intervals
 from cloud_ingest.router.ledger import Draft, Ledger
 from tests.support.gateway import Bench, Epoch, control, expected, receipt, values
 from waybill.errors import Corrupt, UnknownVersion
+from waybill.frames.header import MAX_EPOCH
 
 ONE = Epoch(1, oldest=1)
 KEY = Key("gw", 1, "telemetry")
@@ -85,6 +87,15 @@ def test_b5_the_first_entry_wins_a_delivery_after_the_receipt_is_a_copy() -> Non
         *expected(1, 7, 8),
     ]
     assert entry(bench).reasons == {"evicted": 4}
+
+
+def test_e5_receipts_of_more_bytes_than_an_entry_can_count_stop_nobody() -> None:
+    bench = Bench()
+    for seq in (1, 2, 3):
+        bench.feed(control(5, seq, msgspec.structs.replace(receipt(ONE, seq, seq), bytes=MAX_EPOCH)))
+    assert entry(bench).dropped_bytes == MAX_EPOCH
+    assert entry(bench).dropped_count == 3
+    assert values(bench.feed(ONE.frame(4, 5))) == expected(1, 4, 5)
 
 
 def test_e5_a_receipt_is_a_frame_header_of_its_epoch() -> None:

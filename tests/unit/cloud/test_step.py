@@ -15,7 +15,7 @@ from cloud_ingest.router.state import Limits
 from tests.support.gateway import BASE_MS, TOPICS, Bench, Epoch, control, expected, header, receipt, values
 from waybill.fleet_state import Health
 from waybill.frames import encode_plain, in_columns, read_header
-from waybill.frames.header import COLUMNS
+from waybill.frames.header import COLUMNS, MAX_EPOCH
 from waybill.health import pack, unpack
 from waybill.wire import HEALTH_TOPIC, CommandStatus, Receipt
 
@@ -241,6 +241,10 @@ def test_c1_states_are_written_once_each_and_keyed_by_the_command() -> None:
             b"numbers do not",
         ),
         (receipt(Epoch(1, prev=1, prev_last=4), 1, 4), b"a receipt whose numbers do not agree"),
+        (
+            msgspec.structs.replace(receipt(ONE, 1, 4), bytes=MAX_EPOCH + 1),
+            b"a receipt whose numbers do not agree",
+        ),
         (status("delivered", gateway="another"), b"the state of a command of gateway 'another', sent by 'gw'"),
         (status("expired"), b"the state 'expired' is not a gateway's to report"),
     ],
