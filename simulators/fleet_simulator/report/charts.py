@@ -194,8 +194,20 @@ def _shades(axis: Axis, outages: Sequence[Band]) -> str:
     return "".join(
         f'<path class="band" d="M{axis.x(one.begin)} 0H{max(axis.x(one.end), axis.x(one.begin) + 1)}V100'
         f'H{axis.x(one.begin)}Z"><title>{escape(_when(one, axis))}</title></path>'
-        for one in outages
+        for one in _united(outages)
     )
+
+
+def _united(outages: Sequence[Band]) -> list[Band]:
+    """Return when anything was down: shades of many that lie on each other would hide what is drawn over them."""
+    found: list[Band] = []
+    for one in outages:
+        last = found[-1] if found else None
+        if last is None or one.begin > last.end:
+            found.append(one)
+        else:
+            found[-1] = Band(last.begin, max(last.end, one.end), "several", "each is in the chart of what was down")
+    return found
 
 
 def _marks(axis: Axis, faults: Sequence[Event]) -> str:

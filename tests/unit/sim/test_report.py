@@ -13,10 +13,11 @@ import pytest
 
 from fleet_simulator.judging import Lines, judge
 from fleet_simulator.ledger import Ledger
+from fleet_simulator.report import charts
 from fleet_simulator.report.junit import junit
 from fleet_simulator.report.model import Report, from_file
 from fleet_simulator.report.page import page
-from fleet_simulator.report.series import Latencies, Samples
+from fleet_simulator.report.series import Latencies, Line, Samples
 from waybill.console.main import main
 from waybill.errors import ConfigError, Unavailable, UnknownVersion
 
@@ -341,3 +342,15 @@ def test_where_nothing_arrived_is_a_hole_and_a_lone_point_is_seen(made: Made) ->
     (drawn,) = re.findall(r'class="l c0" d="([^"]*)"', text)
     assert [part.count("L") for part in drawn.split("M")[1:]] == [2, 0, 1]
     assert drawn.count("h2") == 1
+
+
+def test_outages_that_lie_on_each_other_are_one_shade() -> None:
+    axis = charts.Axis(0, 1000)
+    outages = [
+        charts.Band(100, 300, "V1", "tunnel"),
+        charts.Band(200, 400, "V2", "tunnel"),
+        charts.Band(600, 700, "V3", ""),
+    ]
+    line = Line("published", "", ((0, 1.0), (1000, 2.0)))
+    drawn = charts.chart("title", axis, [charts.Drawn("published", line)], outages, [])
+    assert drawn.count('class="band"') == 2
