@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -45,7 +46,11 @@ def run(  # noqa: PLR0913, PLR0917 - the options of a command
         scenario = _aimed(scenario, target, kafka, topic)
         kafka = None
     with _directory(keep) as directory:
-        raise typer.Exit(asyncio.run(_run(scenario, directory, kafka, report)))
+        try:
+            code = asyncio.run(_run(scenario, directory, kafka, report))
+        except asyncio.CancelledError:
+            code = 128 + signal.SIGTERM
+    raise typer.Exit(code)
 
 
 def list_all() -> None:
@@ -85,6 +90,8 @@ async def _run(scenario: Scenario, directory: Path, kafka: str | None, report: P
     from fleet_simulator.run.runner import Run
     from fleet_simulator.scenarios import span
 
+    if (task := asyncio.current_task()) is not None:  # SIGTERM as Ctrl-C: what this one started is stopped either way
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     console = Console(stderr=True)
     async with contextlib.AsyncExitStack() as stack:
         with shown(console) as show:

@@ -7,6 +7,8 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
+
 from fleet_simulator.ledger import Counted, read
 from fleet_simulator.processes import waybill
 from tests.integration.test_demo import processes_below
@@ -110,7 +112,8 @@ async def test_everything_that_can_happen_happens_and_nothing_is_lost(tmp_path: 
     assert processes_below(tmp_path) == []
 
 
-async def test_interrupted_it_leaves_nothing_behind_but_its_ledger(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_interrupted_it_leaves_nothing_behind_but_its_ledger(tmp_path: Path, number: signal.Signals) -> None:
     kept = tmp_path / "run"
     process = await asyncio.create_subprocess_exec(
         *waybill("fleet", "run", "commute", "--keep", str(kept)),
@@ -123,9 +126,9 @@ async def test_interrupted_it_leaves_nothing_behind_but_its_ledger(tmp_path: Pat
         while b"driving" not in await process.stderr.readline():
             pass
         assert len(processes_below(tmp_path)) >= 5
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, words = await process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert b"Traceback" not in words
     assert processes_below(tmp_path) == []
     assert list(read(kept / "ledger"))
