@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -15,25 +14,28 @@ from fleet_simulator.scenarios import shipped
 from tests.integration.test_demo import processes_below
 from tests.integration.test_fleet_run import run
 
-LONG = os.environ.get("WAYBILL_LONG") == "1"
-WHOLE = sorted(shipped()) if LONG else []
-
 
 def passed(code: int, out: str) -> bool:
     return code == 0 and bool(re.fullmatch(r"verdict: PASS delivered=\d+ lost=0 duplicated=0 out_of_order=0.*\n", out))
 
 
-@pytest.mark.parametrize("name", WHOLE or ["commute"])
-async def test_a_ready_scenario_passes_through_kafka(kafka: str, tmp_path: Path, name: str) -> None:
+async def test_a_ready_scenario_that_is_cut_short_passes_through_kafka(kafka: str, tmp_path: Path) -> None:
     kept = tmp_path / "run"
-    short = [] if LONG else ["--seconds", "12"]
-    code, out, words = await run("run", name, *short, "--kafka", kafka, "--keep", str(kept))
+    code, out, words = await run("run", "commute", "--seconds", "12", "--kafka", kafka, "--keep", str(kept))
     assert passed(code, out), out + words
     assert processes_below(tmp_path) == []
     assert f'"{kafka}"' in (kept / "site" / "cloud.toml").read_text()
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(shipped()))
+async def test_a_ready_scenario_passes_through_kafka(kafka: str, tmp_path: Path, name: str) -> None:
+    code, out, words = await run("run", name, "--kafka", kafka, "--keep", str(tmp_path / "run"))
+    assert passed(code, out), out + words
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(shipped()))
 async def test_a_ready_scenario_passes_on_the_embedded_log(tmp_path: Path, name: str) -> None:
     code, out, words = await run("run", name, "--keep", str(tmp_path / "run"))
     assert passed(code, out), out + words
@@ -62,8 +64,8 @@ for = 4
 """
 
 
-@pytest.mark.parametrize("long", [True] if LONG else [])
-async def test_brokers_of_a_kafka_of_the_runs_own_are_killed(tmp_path: Path, long: bool) -> None:  # noqa: ARG001, FBT001
+@pytest.mark.long
+async def test_brokers_of_a_kafka_of_the_runs_own_are_killed(tmp_path: Path) -> None:
     file, kept = tmp_path / "brokers.toml", tmp_path / "run"
     file.write_text(BROKERS.format(python=sys.executable, tool=Path(kafka_tool.__file__)))
     code, out, words = await run("run", str(file), "--keep", str(kept))
