@@ -8,7 +8,7 @@ JOBS   ?= 3
 PARALLEL := --numprocesses $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-system test-long fuzz check bench kafka requirements venv clean
+.PHONY: help demo test test-system test-long fuzz check bench kafka deb requirements venv clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -74,6 +74,9 @@ check: $(VENV)/.dev ## style, types, imports, requirement files
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(PYTEST) -q tests/unit/test_repository.py
+
+deb: $(VENV)/.dev ## dist/waybill-edge_*.deb for a gateway; RELEASE=bookworm or trixie, ARCH=amd64 or arm64
+	@$(BIN)/python deploy/deb/build.py --release $(or $(RELEASE),bookworm) --arch $(or $(ARCH),amd64)
 
 requirements: $(VENV)/.dev ## pin anew what pyproject.toml asks for; UPGRADE=1 takes the newest of everything
 	@requirements/compile $(if $(UPGRADE),--upgrade)

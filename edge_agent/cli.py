@@ -53,7 +53,11 @@ def run(
     else:
         raise ConfigError("give --config FILE, or for a first look both --listen HOST:PORT and --data DIR")
     # The same process, without the memory of this command line; -P: no module of the current directory is taken.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "edge_agent", *arguments])  # noqa: S606 - no shell needed
+    python = ["-P", "-m", "edge_agent"]
+    if sys.flags.isolated:  # Debian's package: Python finds only what its first line names
+        begin = f"import runpy, sys; sys.path.insert(0, {sys.path[0]!r}); "
+        python = ["-I", "-S", "-c", begin + "runpy.run_module('edge_agent', run_name='__main__')"]
+    os.execv(sys.executable, [sys.executable, *python, *arguments])  # noqa: S606 - no shell needed
 
 
 @app.command(rich_help_panel=SERVICE)

@@ -107,6 +107,9 @@ def install(root: Path, given: Path | None, command: Path) -> list[Step]:
     steps += _memory(settings)
     if root != Path("/"):
         return [*steps, Step("the user is made, and the agent starts, when the image boots")]
+    if shutil.which("systemd-sysusers") is None:
+        steps.append(Step(f"for you    make the user {USER}, then: chgrp -R {USER} {CONFIG.parent}"))
+        return [*steps, Step(f"systemd is not there; as the user {USER}: {command} edge run --config {CONFIG}")]
     steps += [_run("systemd-sysusers", str(SYSUSERS)), _run("systemd-tmpfiles", "--create", str(TMPFILES))]
     if not RUNNING.is_dir():
         return [*steps, Step("systemd does not run here: the agent starts with the next boot that has it")]

@@ -1,4 +1,4 @@
-"""docs/gateway.md: every command of the page, in its order, on one machine.
+"""docs/gateway.md: every command of the page, in its order, on one machine; test_deb.py has those of the package.
 
 In a mount namespace of its own, where what changes in /etc, /opt, /usr and /var is in memory: nothing is left. One
 machine plays both, so ``scp`` copies, ``sudo`` just runs, and the name of the ingest is in /etc/hosts. There is no
@@ -19,7 +19,8 @@ import pytest
 pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "gateway.md").read_text(), re.DOTALL)
+PAGE = re.sub(r"(?ms)^## As a Debian package$.*?(?=^## )", "", (ROOT / "docs" / "gateway.md").read_text())
+BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 COMPUTER, GATEWAY = "computer", "gateway"
 WHERE = [COMPUTER, COMPUTER, GATEWAY, GATEWAY, GATEWAY, COMPUTER, GATEWAY, GATEWAY]
 
