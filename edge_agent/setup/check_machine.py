@@ -358,7 +358,7 @@ def _passwords(path: Path, about: str) -> Finding:
         return Finding("passwords", "failed", str(error), about, f"waybill edge passwd {path} USER")
     if not users:
         return Finding("passwords", "warning", f"{path} names nobody", about, f"waybill edge passwd {path} USER")
-    return Finding("passwords", "ok", f"{path}: {len(users)} users", about)
+    return Finding("passwords", "ok", f"{path}: {len(users)} user{'s' * (len(users) != 1)}", about)
 
 
 def _gb(count: int) -> str:

@@ -50,6 +50,9 @@ def run(  # noqa: PLR0913, PLR0917 - the options of a command
             code = asyncio.run(_run(scenario, directory, kafka, report))
         except asyncio.CancelledError:
             code = 128 + signal.SIGTERM
+    kept = report or keep
+    if kept is not None and (kept / "report.html").is_file():
+        _note(f"report: {kept / 'report.html'}")
     raise typer.Exit(code)
 
 
