@@ -99,7 +99,9 @@ async def test_run_tail_status_audit_and_sigterm(ingest: Running) -> None:
     (lane,) = json.loads(out)["lanes"]
     assert (code, lane["gateway"], lane["delivered"], lane["missing_count"]) == (0, "g1", 3, 0)
     assert (await tool("cloud", "audit", "g1", "--data", ingest.data))[0] == 0
-    code, _, err = await tool("cloud", "audit", "nobody", "--data", ingest.data)
+    code, out, err = await tool("cloud", "audit", "nobody", "--data", ingest.data)
+    assert out == ""
+    assert await tool("cloud", "tail", "nothing", "--data", ingest.data, "--end") == (0, "", "nothing: no records\n")
     assert code == 2
     assert "nobody" in err
 
