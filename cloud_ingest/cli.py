@@ -151,14 +151,15 @@ def audit(
 
     with busy("reading the ledger"):
         found = asyncio.run(report())
-    known = gateway is None or bool(found.lanes)
     if as_json:
         print(audits.as_json(found))
-    elif known:
+    elif found.lanes:
         from rich.console import Console
 
         Console().print(audits.as_table(found))
-    if not known:
+    elif gateway is None:
+        print("no gateway has sent anything yet")
+    if gateway is not None and not found.lanes:
         raise ConfigError(f"nothing is known of gateway {gateway!r}; leave the name out to see all that are")
     raise typer.Exit(0 if found.complete else 1)
 
