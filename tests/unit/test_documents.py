@@ -17,6 +17,7 @@ FOLDERS = ("deploy", "docs", "examples", "simulators", "tests")
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BEFORE = frozenset({"sudo", "until", "while", "if", "then", "do", "exec", "!"})
 SPAN = re.compile(r"`(waybill [^`]+)`")
 
 
@@ -54,9 +55,13 @@ def shown(text: str) -> Iterator[list[str]]:
             if not set(word) <= set("();<>|&"):
                 words.append(word)
                 continue
-            at = next((i for i, each in enumerate(words) if Path(each).name == "waybill"), None)
-            if at is not None:
-                yield words[at + 1 :]
+            while words and (words[0] in BEFORE or re.match(r"\w+=", words[0])):
+                words.pop(0)
+            called = [i for i, each in enumerate(words) if Path(each).name == "waybill"]
+            # Behind another program it is one where a part follows: else it may be a user, or a file.
+            at = [i for i in called if i == 0 or (i + 1 < len(words) and words[i + 1] in PARTS)]
+            if at:
+                yield words[at[-1] + 1 :]
             words = []
 
 
