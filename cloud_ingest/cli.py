@@ -229,6 +229,8 @@ def reroute(
     except ValueError as error:
         raise ConfigError(f"--from {since!r} is no time; write 2026-11-21T08:00:00Z") from error
     at = at if at.tzinfo else at.replace(tzinfo=dt.UTC)
+    if at > dt.datetime.now(dt.UTC):
+        raise ConfigError(f"--from {since}: that is still to come; give the time of the first frame to be routed again")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     job = Rerouting(config.read(config_file, allow_unsafe=allow_unsafe), name, to, int(at.timestamp() * 1000))
     try:
@@ -237,6 +239,9 @@ def reroute(
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         raise typer.Exit(130) from None
+    if job.was_done:
+        print(f"{to} was written before; to route by other rules, or from another time, name another topic")
+        return
     print(f"{job.records} records written to {to}, {job.dead} dead letters to {to}.dlq")
     if job.unreadable:
         print(f"{job.unreadable} frames could not be read: damaged, or their dictionary is gone")

@@ -76,11 +76,13 @@ class Rerouting:
         self._where = settings.where
         self._topics = settings.config.topics
         self._to = to
-        self._from_ms = from_ms
+        self._from_ms = max(0, from_ms)  # Kafka knows no time before 1970
         self.grown: dict[int, int] = {}
         self.records = 0
         self.dead = 0
         self.unreadable = 0
+        self.was_done = True
+        """Whether the job was done before: then nothing is written, whatever the rules are now."""
         self._log = KafkaLog(
             settings.log.settings,
             deployment=f"{settings.config.deployment}.reroute.{to}",
@@ -114,23 +116,26 @@ class Rerouting:
     async def _partition(self, number: int, gate: asyncio.Semaphore) -> None:
         async with gate:
             partition = _Partition(self, self._log, number)
-            router = Router(_Source(self._log.partitions), self._topics, Routes(self._routes, self._where))
-            routing = asyncio.create_task(router.route(partition))
-            finished = asyncio.create_task(partition.finished.wait())
             try:
-                await asyncio.wait({routing, finished}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in (routing, finished):
-                    task.cancel()
-                await asyncio.wait({routing, finished})
-            try:
-                if not partition.finished.is_set():
-                    if not routing.cancelled():
-                        routing.result()
-                    raise Unavailable(f"partition {number}: another process runs this job")
-                await partition.clean_up()
+                await self._route(partition)
             finally:
                 await partition.close()
+
+    async def _route(self, partition: _Partition) -> None:
+        router = Router(_Source(self._log.partitions), self._topics, Routes(self._routes, self._where))
+        routing = asyncio.create_task(router.route(partition))
+        finished = asyncio.create_task(partition.finished.wait())
+        try:
+            await asyncio.wait({routing, finished}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (routing, finished):
+                task.cancel()
+            await asyncio.wait({routing, finished})
+        if not partition.finished.is_set():
+            if not routing.cancelled():
+                routing.result()
+            raise Unavailable(f"partition {partition.partition}: another process runs this job")
+        await partition.clean_up()
 
     async def first(self, place: TopicPartition) -> int | None:
         """Return the offset of the first frame to be routed, None where there is none. Raises Unavailable."""
@@ -206,10 +211,12 @@ class _Partition(PartitionLog):
             self._inner.rewind(start)
         if start < self._job.grown.get(self.partition, 0):
             raise ConfigError(
-                f"partition {self.partition}: gateways have moved to other partitions since then; give a later --from"
+                f"partition {self.partition}: gateways have moved to other partitions since then; "
+                "give a later --from, and another topic where this one was begun"
             )
         if self._end is None:
             _, self._end = await self._log.bounds(self._place)
+        self._job.was_done &= _DONE in entries
         if start >= self._end or _DONE in entries:
             self.finished.set()
         entries.pop(_DONE, None)

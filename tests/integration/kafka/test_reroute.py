@@ -82,14 +82,14 @@ async def test_r9_frames_are_routed_again_by_the_rules_of_now_and_the_live_route
     async with _routing(log, unique):
         await _routed(log, f"{unique}.fleet", 18)
         before = {record.key: record.value for record in await read_to_end(log, [f"{unique}.waybill.ledger"])}
-        job = Rerouting(settings, "by-gateway", again, 0)
+        job = Rerouting(settings, "by-gateway", again, -1)  # before 1970: from the journal's beginning
         await job.run()
-        assert (job.records, job.dead, job.unreadable) == (17, 0, 0)
+        assert (job.records, job.dead, job.unreadable, job.was_done) == (17, 0, 0, False)
         await log.append_frame("gw-1", EPOCH.frame(11, 12))
         await _routed(log, f"{unique}.fleet", 20)
         repeated = Rerouting(settings, "by-gateway", again, 0)
         await repeated.run()
-        assert repeated.records == 0
+        assert (repeated.records, repeated.was_done) == (0, True)
         part = Rerouting(settings, "by-gateway", later, late)
         await part.run()
     found = await read_to_end(log, [again])
@@ -165,3 +165,14 @@ def test_what_cannot_be_rerouted_is_said(tmp_path: Path, unique: str, name: str,
     with pytest.raises(ConfigError) as error:
         Rerouting(settings, name, to.format(unique=unique), 0)
     assert text.format(unique=unique) in str(error.value)
+
+
+async def test_a_time_that_is_still_to_come_ends_no_job_before_it_began(tmp_path: Path, unique: str) -> None:
+    _configuration(tmp_path / "cloud.toml", "127.0.0.1:9", unique)
+    command = waybill(
+        *("cloud", "reroute", "--config", str(tmp_path / "cloud.toml"), "--from", "2999-01-01"),
+        *("--route", "by-gateway", "--to", "again"),
+    )
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "--from 2999-01-01: that is still to come" in done.stderr
