@@ -63,15 +63,19 @@ def plan(
     limit: int | None = None,
     condemned: str = "",
     log_start: int | None = None,
+    log_ms: int | None = None,
 ) -> Plan | None:
     """Plan the next step over ``records``, which follow ``state.position``; None where there is nothing to write.
 
-    ``now_ms``: the router's clock. ``at_end``: whether the partition ends with ``records``.
+    ``now_ms``: the router's clock, and ``log_ms`` the log's (without it: the same). At the partition's end commands
+    expire by the first, and gaps are given up by the second (R7).
+    ``at_end``: whether the partition ends with ``records``.
     ``limit``: plan at most so many messages (R5), else the step's own bounds hold.
     ``condemned``: why the records of this plan were refused; its messages become dead letters.
     ``log_start``: the journal's oldest offset; given, the ledger forgets what it may (E4).
     """
-    return _Planner(state, now_ms, limit, condemned).run(records, at_end=at_end, log_start=log_start)
+    planner = _Planner(state, now_ms, limit, condemned)
+    return planner.run(records, at_end=at_end, log_start=log_start, log_ms=now_ms if log_ms is None else log_ms)
 
 
 class _Planner:
@@ -107,7 +111,7 @@ class _Planner:
     def full(self) -> bool:
         return self.left <= 0 or self.bytes_left <= 0
 
-    def run(self, records: Sequence[JournalRecord], *, at_end: bool, log_start: int | None) -> Plan | None:
+    def run(self, records: Sequence[JournalRecord], *, at_end: bool, log_start: int | None, log_ms: int) -> Plan | None:
         state, plan = self.state, self.plan
         if state.lost:
             self.ledger.edit_offsets().lost.add(*state.lost)
@@ -120,9 +124,9 @@ class _Planner:
             plan.newest_ms = max(plan.newest_ms, record.stamp_ms)
             self._drain()
         done = plan.consumed == len(records)
-        reached = self.now_ms if at_end and done else 0
-        self._expire(max(plan.newest_ms, reached))
-        self._states(max(plan.newest_ms, reached))
+        at_end = at_end and done
+        self._expire(max(plan.newest_ms, log_ms if at_end else 0))
+        self._states(max(plan.newest_ms, self.now_ms if at_end else 0))
         if log_start is not None and not self.exact:
             self.ledger.forget(log_start)
         plan.more = not done or bool(self.unfinished)

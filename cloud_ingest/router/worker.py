@@ -220,6 +220,7 @@ class _Worker:
         status = self._status
         records: Sequence[JournalRecord] = ()
         status.state, status.reason = "ready", ""
+        read_at = time.monotonic()
         while True:
             if follower.done():
                 follower.result()
@@ -231,7 +232,11 @@ class _Worker:
             if (now := time.monotonic()) >= self._forget_at:
                 self._forget_at = now + FORGET_EVERY
                 log_start = await self._log.log_start()
-            await self._advance(state, records, at_end=at_end, log_start=log_start)
+            if records:
+                read_at = time.monotonic()
+            # The log's clock goes on from its newest stamp: this node's own may be wrong.
+            log_ms = state.newest_ms + int((time.monotonic() - read_at) * 1000)
+            await self._advance(state, records, at_end=at_end, log_start=log_start, log_ms=log_ms)
             if at_end:
                 status.behind_ms = 0
 
@@ -246,7 +251,13 @@ class _Worker:
         return records, at_end
 
     async def _advance(
-        self, state: Partition, records: Sequence[JournalRecord], *, at_end: bool, log_start: int | None
+        self,
+        state: Partition,
+        records: Sequence[JournalRecord],
+        *,
+        at_end: bool,
+        log_start: int | None,
+        log_ms: int,
     ) -> None:
         """Commit steps until ``records`` are done with."""
         limit: int | None = None
@@ -254,7 +265,14 @@ class _Worker:
         while True:
             self._forgive(state)
             plan = plan_step(
-                state, records, self._clock_ms(), at_end=at_end, limit=limit, condemned=condemned, log_start=log_start
+                state,
+                records,
+                self._clock_ms(),
+                at_end=at_end,
+                limit=limit,
+                condemned=condemned,
+                log_start=log_start,
+                log_ms=log_ms,
             )
             if plan is None:
                 return

@@ -125,6 +125,31 @@ async def test_a_backlog_that_is_routed_leaves_nobody_behind(log: EmbeddedLog) -
         await until(caught_up)
 
 
+async def test_r7_a_node_whose_clock_is_ahead_gives_up_no_gap_too_soon(log: EmbeddedLog) -> None:
+    clock = lambda: time.time_ns() // 1_000_000 + 3_600_000  # noqa: E731
+    router = Router(log, TOPICS, ROUTES, limits=Limits(hold_ms=600_000), clock_ms=clock)
+    async with routing(router, EmbeddedPartition(log, 0)) as partitions:
+        await log.append_frame(GATEWAY, ONE.frame(1, 1))
+        await log.append_frame(GATEWAY, ONE.frame(3, 3))
+
+        async def waits() -> bool:
+            return partitions[0].held_frames == 1
+
+        await until(waits)
+        await log.append_frame(GATEWAY, ONE.frame(2, 2))
+        assert values(await written(log, "fleet.telemetry", 3)) == expected(1, 1, 3)
+
+
+async def test_r7_a_node_whose_clock_is_behind_gives_a_gap_up_in_time(log: EmbeddedLog) -> None:
+    clock = lambda: time.time_ns() // 1_000_000 - 3_600_000  # noqa: E731
+    router = Router(log, TOPICS, ROUTES, limits=Limits(hold_ms=200), clock_ms=clock)
+    async with routing(router, EmbeddedPartition(log, 0)):
+        await log.append_frame(GATEWAY, ONE.frame(1, 1))
+        await log.append_frame(GATEWAY, ONE.frame(3, 3))
+        found = await written(log, "fleet.telemetry", 2)
+        assert values(found) == [*expected(1, 1, 1), *expected(1, 3, 3)]
+
+
 async def test_r3_an_unknown_outcome_is_found_out_by_loading_anew(log: EmbeddedLog) -> None:
     """A third of the commits fail before they were written, a third after: each message comes once."""
     partition = Faulty(log, 0)
