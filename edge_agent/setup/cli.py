@@ -111,22 +111,30 @@ def plan(
     config_file: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="Take what this file sets, else defaults.")
     ] = None,
-    devices: Annotated[int, typer.Option(min=1, metavar="COUNT", help="How many.")] = 20,
-    every: Annotated[float, typer.Option(min=0.001, metavar="SECONDS", help="How often each one sends.")] = 1.0,
+    devices: Annotated[int, typer.Option(min=1, max=100_000, metavar="COUNT", help="How many.")] = 20,
+    every: Annotated[
+        float, typer.Option(min=0.001, max=31_536_000, metavar="SECONDS", help="How often each one sends.")
+    ] = 1.0,
     size: Annotated[
         int, typer.Option("--bytes", min=1, max=100_000, metavar="COUNT", help="Of a payload, without --sample.")
     ] = 174,
     sample: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Your own messages, as mosquitto_sub -v prints them.")
     ] = None,
-    outage_days: Annotated[float, typer.Option(min=0.0, metavar="DAYS", help="How long the uplink may be away.")] = 3.0,
-    tbw: Annotated[float, typer.Option(min=0.001, metavar="TB", help="What may be written to the card.")] = 10.0,
+    outage_days: Annotated[
+        float, typer.Option(min=0.0, max=36_500, metavar="DAYS", help="How long the uplink may be away.")
+    ] = 3.0,
+    tbw: Annotated[
+        float, typer.Option(min=0.001, max=1_000_000, metavar="TB", help="What may be written to the card.")
+    ] = 10.0,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs.")] = False,
 ) -> None:
     """Size a gateway: buffer, life of the card, data plan.
 
     It encodes messages like yours, or your own (--sample), as the agent would.
     """
+    import math
+
     import msgspec
 
     from edge_agent import config
@@ -134,6 +142,9 @@ def plan(
     from edge_agent.setup.sizing import Given, sizing
     from edge_agent.uplink.config import UplinkSettings
 
+    for name, value in (("--every", every), ("--outage-days", outage_days), ("--tbw", tbw)):
+        if math.isnan(value):  # which no bound keeps out
+            raise ConfigError(f"{name}: {value}: write a number")
     settings = config.EdgeConfig("gateway", Path()) if config_file is None else config.load(config_file)
     uplink = settings.uplinks[0] if settings.uplinks else UplinkSettings("mqtts://ingest.example")
     given = Given(

@@ -117,3 +117,12 @@ def test_a_sample_shorter_than_a_frame_is_taken_again_and_again() -> None:
     found = sizing(given(rate=100.0), [Message("a", b'{"n": 1}')])
     assert found.traffic[-1].a_frame == 4000
     assert found.traffic[-1].plain > 0
+
+
+@pytest.mark.parametrize("option", ["--every", "--outage-days", "--tbw"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_what_is_no_number_to_size_for_is_told(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["edge", "plan", option, value]) == 2
+    said = capsys.readouterr().err
+    assert option in said
+    assert "Traceback" not in said
