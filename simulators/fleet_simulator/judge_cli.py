@@ -12,6 +12,7 @@ import typer
 
 from waybill.console.busy import busy
 from waybill.errors import ConfigError
+from waybill.printable import printable
 
 if TYPE_CHECKING:
     from fleet_simulator.judging import Lines, Source
@@ -95,9 +96,9 @@ def tell(found: Report) -> None:
     """Print the verdict, and above it, on stderr, what is not as it should be."""
     for check in found.checks:
         if check.outcome != "PASS":
-            print(f"{check.outcome}: {check.title}: {check.text}", file=sys.stderr)
+            print(f"{check.outcome}: {check.title}: {printable(check.text)}", file=sys.stderr)
             for finding in check.findings:
-                print(f"  {finding}", file=sys.stderr)
+                print(f"  {printable(finding)}", file=sys.stderr)
     sys.stderr.flush()
     print(found.line, flush=True)
 

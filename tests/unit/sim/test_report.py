@@ -175,6 +175,14 @@ class Page(HTMLParser):
         self.loads += [f"{tag} {name}" for name, _ in attrs if name in {"src", "href", "xlink:href", "data", "srcset"}]
 
 
+def test_what_is_found_in_a_topic_does_not_command_the_terminal(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    made.write([*made.lines, {**made.lines[0], "value": json.dumps({"vehicle": "\x1b[2J", "seq": 1})}])
+    assert made.outcome() == 1
+    said = capsys.readouterr().err
+    assert "\x1b" not in said
+    assert "\\x1b[2J" in said
+
+
 def test_the_page_loads_nothing_and_nothing_gets_out_of_its_text(made: Made) -> None:
     made.ledger.about({"scenario": EVIL, EVIL: EVIL})
     made.ledger.note(T0, "down", EVIL, EVIL)
