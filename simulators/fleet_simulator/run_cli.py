@@ -42,6 +42,8 @@ def run(  # noqa: PLR0913, PLR0917 - the options of a command
     from fleet_simulator.scenarios import load
 
     scenario = _overridden(load(what), seconds, pace, scale, seed)
+    if topic is not None and target is None:
+        raise ConfigError("--topic goes with --target: a run of its own gateways has topics of its own")
     if target is not None:
         scenario = _aimed(scenario, target, kafka, topic)
         kafka = None

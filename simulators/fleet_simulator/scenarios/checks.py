@@ -6,9 +6,12 @@ import re
 from collections.abc import Collection
 from typing import Final
 
+import msgspec
+
 from fleet_simulator.devices import Broker
 from fleet_simulator.network.profiles import PROFILES as NETWORKS
 from fleet_simulator.scenarios.tables import (
+    Command,
     Fault,
     Gateways,
     LinkChange,
@@ -21,6 +24,7 @@ from fleet_simulator.scenarios.tables import (
     span,
 )
 from fleet_simulator.vehicles import PROFILES, Route, cycles
+from fleet_simulator.vehicles.commands import Done, understood
 from fleet_simulator.vehicles.vehicle import LONGEST
 from waybill.config import address
 from waybill.errors import ConfigError
@@ -59,12 +63,7 @@ def checked(scenario: Scenario, where: str) -> Scenario:
         for zone in scenario.zone:
             _check_zone(scenario, zone, f"[[zone]] {zone.name!r}")
         for number, command in enumerate(scenario.command, 1):
-            where_is = f"[[command]] number {number}"
-            _check_when(scenario, command, where_is)
-            _part_of(command.vehicle, [each.name for each in scenario.vehicle], f"{where_is} vehicle")
-            span(command.expires, f"{where_is} expires")
-            if scenario.target:
-                raise ConfigError(f"{where_is}: a broker of others knows no commands of Waybill: take it out")
+            _check_command(scenario, command, f"[[command]] number {number}")
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     return scenario
@@ -76,9 +75,9 @@ def _check_run(scenario: Scenario) -> None:
     if scenario.pace != "max" and not 0 < scenario.pace <= MOST_PACE:
         raise ConfigError(f'pace: {scenario.pace:g}: write 1 for real time, 60 for an hour a minute, or "max"')
     span(scenario.drain, "drain")
-    for placeholder in ("{vehicle}", "{stream}"):
-        if placeholder not in scenario.topic or any(sign in scenario.topic for sign in "+#\0"):
-            raise ConfigError(f"topic: {scenario.topic!r}: write {{vehicle}} and {{stream}}, and no wildcard")
+    around = scenario.topic.replace("{vehicle}", "", 1).replace("{stream}", "", 1)
+    if len(around) != len(scenario.topic) - len("{vehicle}{stream}") or any(sign in around for sign in "{}+#\0"):
+        raise ConfigError(f"topic: {scenario.topic!r}: write {{vehicle}} and {{stream}} once each, and no wildcard")
     if (kafka := scenario.kafka) is not None:
         if bool(kafka.bootstrap) == bool(kafka.start):
             raise ConfigError("[kafka] give either bootstrap (one that runs) or start (a command that starts one)")
@@ -223,6 +222,20 @@ def _check_zone(scenario: Scenario, zone: Zone, where: str) -> None:
         raise ConfigError(
             f'{where} network: only a vehicle with a gateway of its own (count = "each") has one; else there is "none"'
         )
+
+
+def _check_command(scenario: Scenario, command: Command, where: str) -> None:
+    _check_when(scenario, command, where)
+    _part_of(command.vehicle, [each.name for each in scenario.vehicle], f"{where} vehicle")
+    span(command.expires, f"{where} expires")
+    if scenario.target:
+        raise ConfigError(f"{where}: a broker of others knows no commands of Waybill: take it out")
+    payload = msgspec.json.encode({"command": command.name, **command.payload})
+    for vehicles in scenario.vehicle:
+        if command.vehicle in ("", vehicles.name) or command.vehicle.rpartition("-")[0] == vehicles.name:
+            found = understood(PROFILES[vehicles.profile], payload)
+            if isinstance(found, Done):
+                raise ConfigError(f"{where} for {vehicles.name!r}: {found.error}")
 
 
 def _check_when(scenario: Scenario, when: When, where: str) -> None:

@@ -101,17 +101,26 @@ class Commanded(Protocol):
         """Return signals as they are now, by name."""
 
 
-def carry_out(vehicle: Commanded, payload: bytes) -> Done:
-    """Do what ``payload`` says and return what came of it; what cannot be done is said, not raised."""
+def understood(profile: Profile, payload: bytes) -> Command | Done:
+    """Return the command that ``payload`` is to a vehicle of this profile, or why it is none."""
     try:
         command: Command = _decoder.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return Done("", ok=False, error=f"{error}: write, for example, {EXAMPLE}")
-    name = str(command.__struct_config__.tag)
-    can = vehicle.profile.commands
-    if name not in can:
-        return Done(name, ok=False, error=f"a {vehicle.profile.name} can only {', '.join(sorted(can))}")
-    return Done(name, ok=True, result=_effect(vehicle, command))
+    name = _name(command)
+    if name not in profile.commands:
+        return Done(name, ok=False, error=f"a {profile.name} can only {', '.join(sorted(profile.commands))}")
+    return command
+
+
+def carry_out(vehicle: Commanded, payload: bytes) -> Done:
+    """Do what ``payload`` says and return what came of it; what cannot be done is said, not raised."""
+    command = understood(vehicle.profile, payload)
+    return command if isinstance(command, Done) else Done(_name(command), ok=True, result=_effect(vehicle, command))
+
+
+def _name(command: Command) -> str:
+    return str(command.__struct_config__.tag)
 
 
 def _effect(vehicle: Commanded, command: Command) -> Result:

@@ -77,6 +77,7 @@ def test_a_replay_that_cannot_end_says_why(free_port: int, tmp_path: Path, capsy
         (["replay", "nowhere.csv", "--speed", "-1"], "--speed '-1'"),
         (["replay", "nowhere.csv", "--to", "nowhere"], "write HOST:PORT"),
         (["run", "nowhere"], "nowhere: no such file, and no scenario of that name; there are commute"),
+        (["run", "commute", "--topic", "t"], "--topic goes with --target"),
         (["verdict", "nowhere"], "nowhere: cannot be read: No such file"),
     ],
 )
