@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 S = TypeVar("S")
 V = TypeVar("V")
+
+_PLUS: Final = ord("+")
+_HASH: Final = ord("#")
+_NUL: Final = 0
+"""As numbers: a byte is found in half the time that a string of one byte is."""
 
 
 def valid_topic(topic: bytes, max_levels: int, max_bytes: int = 65_535) -> bool:
@@ -14,10 +19,13 @@ def valid_topic(topic: bytes, max_levels: int, max_bytes: int = 65_535) -> bool:
 
     1 byte or more of UTF-8, no wildcard, no U+0000, not too deep, not too long.
     """
-    if not 0 < len(topic) <= max_bytes:
+    size = len(topic)
+    if not 0 < size <= max_bytes or _PLUS in topic or _HASH in topic or _NUL in topic:
         return False
-    if b"+" in topic or b"#" in topic or b"\0" in topic or topic.count(b"/") >= max_levels:
+    if size >= max_levels and topic.count(b"/") >= max_levels:
         return False
+    if topic.isascii():
+        return True
     try:
         topic.decode()
     except UnicodeDecodeError:
@@ -57,7 +65,7 @@ class _Node(Generic[S, V]):
     __slots__ = ("children", "subscribers")
 
     def __init__(self) -> None:
-        self.children: dict[str, _Node[S, V]] = {}
+        self.children: dict[bytes, _Node[S, V]] = {}
         self.subscribers: dict[S, V] = {}
 
 
@@ -70,7 +78,7 @@ class Tree(Generic[S, V]):
     def add(self, pattern: str, subscriber: S, value: V) -> None:
         """Subscribe, or change the value."""
         node = self._root
-        for level in pattern.split("/"):
+        for level in pattern.encode().split(b"/"):
             child = node.children.get(level)
             if child is None:
                 child = node.children[level] = _Node()
@@ -79,9 +87,9 @@ class Tree(Generic[S, V]):
 
     def remove(self, pattern: str, subscriber: S) -> None:
         """Unsubscribe; no error where there is no such subscription."""
-        path: list[tuple[_Node[S, V], str]] = []
+        path: list[tuple[_Node[S, V], bytes]] = []
         node = self._root
-        for level in pattern.split("/"):
+        for level in pattern.encode().split(b"/"):
             child = node.children.get(level)
             if child is None:
                 return
@@ -94,26 +102,28 @@ class Tree(Generic[S, V]):
 
     def match(self, topic: bytes) -> dict[S, list[V]]:
         """Return every subscriber of a valid topic name with the values of its matching filters."""
-        levels = topic.decode().split("/")
         found: dict[S, list[V]] = {}
+        first = self._root.children
+        if b"#" not in first and b"+" not in first and topic.partition(b"/")[0] not in first:
+            return found  # telemetry, where devices only listen for commands
         nodes = [self._root]
-        for depth, level in enumerate(levels):
-            wild = depth > 0 or not level.startswith("$")
+        for depth, level in enumerate(topic.split(b"/")):
+            wild = depth > 0 or not level.startswith(b"$")
             below: list[_Node[S, V]] = []
             for node in nodes:
                 children = node.children
-                if wild and (deep := children.get("#")) is not None:
+                if wild and (deep := children.get(b"#")) is not None:
                     _merge(found, deep.subscribers)
                 if (exact := children.get(level)) is not None:
                     below.append(exact)
-                if wild and (plus := children.get("+")) is not None:
+                if wild and (plus := children.get(b"+")) is not None:
                     below.append(plus)
             nodes = below
             if not nodes:
                 return found
         for node in nodes:
             _merge(found, node.subscribers)
-            if (deep := node.children.get("#")) is not None:
+            if (deep := node.children.get(b"#")) is not None:
                 _merge(found, deep.subscribers)  # 4.7.1.2: "a/#" matches "a" as well
         return found
 

@@ -54,12 +54,12 @@ def test_invalid_filters(bad: str) -> None:
     assert not valid_filter(bad, 8)
 
 
-@pytest.mark.parametrize("good", [b"a", b"/", b"$x", "ä".encode(), b"a/" * 7])
+@pytest.mark.parametrize("good", [b"a", b"/", b"$x", "ä".encode(), b"a/" * 7, b"/" * 7])
 def test_valid_topics(good: bytes) -> None:
     assert valid_topic(good, 8)
 
 
-@pytest.mark.parametrize("bad", [b"", b"a/+", b"#", b"a\0", b"\xff", b"\xc0\x80", b"a/" * 8])
+@pytest.mark.parametrize("bad", [b"", b"a/+", b"#", b"a\0", b"\xff", b"\xc0\x80", b"a/" * 8, b"/" * 8])
 def test_invalid_topics(bad: bytes) -> None:
     assert not valid_topic(bad, 8)
 
