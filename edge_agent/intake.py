@@ -6,6 +6,7 @@ What goes up is configured as filters; it goes as whole runs of packets, as they
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from waybill.mqtt.state import Arrival, Batch, Change, Publish, ResendEntry, Res
 from waybill.mqtt.topics import matcher
 from waybill.wire import TELEMETRY_LANE
 
-MAX_TOPICS: Final = 50_000
+MAX_TOPICS: Final = 20_000
 """Topics whose lane is remembered; beyond that the memory begins anew."""
 
 _RESULT_LEVELS: Final = 4
@@ -58,9 +59,12 @@ class Intake:
         """Of each source, the resend memory as of the last commit; :meth:`restore` fills it in."""
         self.counters = Counters()
         self._buffer = buffer
-        self._go = [matcher(pattern).fullmatch for pattern in forward.filters]
-        self._stay = [matcher(pattern).fullmatch for pattern in forward.exclude]
-        self._claims = [(matcher(pattern).fullmatch, lane.name) for lane in forward.lanes for pattern in lane.filters]
+        # One expression each: where a fleet has a million topics, they are asked for nearly every message.
+        self._staying = _any(rb"\$.*", *map(_expression, forward.exclude)).fullmatch
+        self._going = None if "#" in forward.filters else _any(*map(_expression, forward.filters)).fullmatch
+        claims = [(each, lane.name) for lane in forward.lanes for each in lane.filters]
+        self._claimed = _any(*(b"(%s)" % _expression(each) for each, _ in claims)).fullmatch
+        self._names = [name for _, name in claims]
         self._lanes: dict[bytes, str] = {}
         self._refusing: frozenset[str] = frozenset()
 
@@ -78,36 +82,26 @@ class Intake:
     def lane_of(self, topic: bytes) -> str:
         """Return the lane of a topic, LOCAL for what stays."""
         lane = self._lanes.get(topic)
-        if lane is None:
-            if len(self._lanes) >= MAX_TOPICS:
-                self._lanes.clear()
-            lane = self._lanes[topic] = self._choose(topic)
+        if lane is not None:
+            return lane
+        if self._staying(topic) or not (self._going is None or self._going(topic)):
+            lane = LOCAL
+        else:
+            claim = self._claimed(topic) if self._names else None
+            lane = TELEMETRY_LANE if claim is None or claim.lastindex is None else self._names[claim.lastindex - 1]
+        if len(self._lanes) >= MAX_TOPICS:
+            self._lanes.clear()
+        self._lanes[topic] = lane
         return lane
 
     def shut(self, topic: bytes) -> bool:
         """Tell whether there is no room for messages of a topic."""
-        return self.lane_of(topic) in self._buffer.refusing
+        refusing = self._buffer.refusing
+        return bool(refusing) and self.lane_of(topic) in refusing
 
     def turned_down(self, topic: str) -> None:
         """The broker did not take a message, because its lane is shut."""
         self.counters.refused[self.lane_of(topic.encode())] += 1
-
-    def _choose(self, topic: bytes) -> str:
-        # plain loops: where a fleet has a million topics, this is done for nearly every message
-        if topic.startswith(b"$"):
-            return LOCAL
-        for stays in self._stay:
-            if stays(topic):
-                return LOCAL
-        for goes in self._go:
-            if goes(topic):
-                break
-        else:
-            return LOCAL
-        for claims, lane in self._claims:
-            if claims(topic):
-                return lane
-        return TELEMETRY_LANE
 
     def translate(self, batch: Batch) -> Commit:
         """Return the batch as a commit."""
@@ -138,14 +132,11 @@ class Intake:
     def _arrival(self, arrival: Arrival, chunks: list[Chunk], results: list[CommandResult]) -> None:
         publishes = arrival.publishes
         count = len(publishes)
-        lanes = self._lanes
+        known, lane_of = self._lanes.get, self.lane_of
         # One pass over the common case: every topic known, one lane for all.
-        lane = lanes.get(publishes[0][0])
-        if lane is None:
-            lane = self.lane_of(publishes[0][0])
-        if count > 1 and {lanes.get(publish[0]) for publish in publishes} != {lane}:
-            found = {self.lane_of(publish[0]) for publish in publishes}
-            lane = lane if len(found) == 1 else LOCAL
+        lane = lane_of(publishes[0][0])
+        if count > 1 and len({known(publish[0]) or lane_of(publish[0]) for publish in publishes}) > 1:
+            lane = LOCAL
         if lane != LOCAL and lane not in self._refusing:
             self.counters.forwarded += count
             if count == 1:
@@ -172,6 +163,15 @@ class Intake:
             a = arrival
             chunks.append(Chunk(lane, a.client_id, a.version, a.wall_ms, a.mono_ns, keep, count, raw, remembered))
             keep += remembered
+
+
+def _expression(pattern: str) -> bytes:
+    return matcher(pattern).pattern
+
+
+def _any(*expressions: bytes) -> re.Pattern[bytes]:
+    """Return an expression that takes what the first of ``expressions`` takes that takes anything."""
+    return re.compile(b"|".join(expressions), re.DOTALL)
 
 
 _NO_ID: Final = b"\0\0"
