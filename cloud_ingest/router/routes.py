@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import quote
@@ -22,6 +22,7 @@ from waybill.wire import is_node
 MAX_LEVELS: Final = 128
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _BY_DEVICE: Final = ("", "device", "")
+_ALL: Final = "#"
 _LEVEL = re.compile(r"level:([1-9][0-9]{0,2})")
 _UNRESERVED: Final = (string.ascii_letters + string.digits + "-._~").encode()
 """What a URI holds as it is (RFC 3986, section 2.3)."""
@@ -43,9 +44,9 @@ class Target(NamedTuple):
 
 
 class _Compiled(NamedTuple):
-    matches: Callable[[bytes], object]
+    matches: Callable[[bytes], object] | None  # None for ``#``, which takes all but what begins with $
     topic: str
-    parts: tuple[str, ...]  # literal, placeholder, literal, …, literal
+    parts: tuple[str, ...] | None  # literal, placeholder, literal, …, literal; None for {device} alone
 
 
 class Routes:
@@ -66,24 +67,32 @@ class Routes:
         return frozenset(route.topic for route in self._routes)
 
     def target(self, gateway: str, topic: str, client: str) -> Target:
-        """Return where messages of ``client`` behind ``gateway`` on the MQTT ``topic`` go.
+        """Return where messages of ``client`` behind ``gateway`` on the MQTT ``topic`` go."""
+        return self.targets(gateway, ((topic, client),))[0]
+
+    def targets(self, gateway: str, sources: Iterable[tuple[str, str]]) -> list[Target]:
+        """Return where messages of each (MQTT topic, client) behind ``gateway`` go.
 
         Nothing is remembered: a fleet may have a million topics, and each is to cost no more than one of a thousand.
         """
-        name = topic.encode()
-        levels = topic.split("/", 2)
-        device = levels[1] if len(levels) > 1 else client
-        key = device.encode()
-        source: Header = ("ce_source", _behind(gateway) + _quoted(key))
-        kafka_topic = None
-        for route in self._routes:
-            if route.matches(name):
-                kafka_topic = route.topic
-                if route.parts != _BY_DEVICE:
-                    values = {"device": device, "client": client, "gateway": gateway, "topic": topic}
-                    key = _filled(route.parts, values, topic.split("/")).encode()
-                break
-        return _new(Target, (kafka_topic, key, source, ("mqtt_topic", name)))
+        found: list[Target] = []
+        routes, behind = self._routes, _behind(gateway)
+        for topic, client in sources:
+            name = topic.encode()
+            levels = topic.split("/", 2)
+            device = levels[1] if len(levels) > 1 else client
+            key = device.encode()
+            source = behind + (key if key.isalnum() else _quoted(key))
+            kafka_topic = None
+            for matches, to, parts in routes:
+                if not topic.startswith("$") if matches is None else matches(name):
+                    kafka_topic = to
+                    if parts is not None:
+                        values = {"device": device, "client": client, "gateway": gateway, "topic": topic}
+                        key = _filled(parts, values, topic.split("/")).encode()
+                    break
+            found.append(_new(Target, (kafka_topic, key, ("ce_source", source), ("mqtt_topic", name))))
+        return found
 
 
 @lru_cache(maxsize=4096)
@@ -122,4 +131,5 @@ def _compile(where: str, route: Route) -> _Compiled:
             )
     if any("{" in literal or "}" in literal for literal in parts[::2]):
         raise ConfigError(f"{where}: key {route.key!r}: a brace without its partner")
-    return _Compiled(matcher(route.filter).fullmatch, route.topic, parts)
+    matches = None if route.filter == _ALL else matcher(route.filter).fullmatch
+    return _Compiled(matches, route.topic, None if parts == _BY_DEVICE else parts)

@@ -246,8 +246,7 @@ class _Planner:
             for seq in range(first, last + 1):
                 self._control(record, frame, key, seq)
             return
-        target, gateway = self.state.routes.target, record.gateway
-        targets = [target(gateway, topic, client) for topic, client in frame.sources]
+        targets = self.state.routes.targets(record.gateway, frame.sources)
         reasons = self._reasons(targets)
         if not reasons:
             append_records(self.step.records, record, frame, targets, first, last)
