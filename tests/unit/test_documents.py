@@ -150,3 +150,8 @@ def test_the_architecture_names_what_is_there() -> None:
         for name in re.findall(r"`(\w+)(?:/)?`", text):
             path = ROOT / folder / name
             assert path.is_dir() or path.with_suffix(".py").is_file(), f"{folder} has no {name}"
+
+
+def test_the_changelog_says_nothing_twice() -> None:
+    entries = re.findall(r"^- (.{50})", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert len(entries) == len(set(entries))
