@@ -88,16 +88,16 @@ def check(
     from rich.console import Console
 
     from edge_agent.setup.check import check as steps
-    from edge_agent.setup.finding import Finding, line, report
+    from edge_agent.setup.finding import Finding, line, report, row
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(highlight=False)
 
     async def run() -> list[Finding]:
         found = []
         async for finding in steps(config_file):
             found.append(finding)
             if not as_json:
-                console.print(line(finding))
+                console.print(row(finding) if console.is_terminal else line(finding), soft_wrap=not console.is_terminal)
         return found
 
     done = report(asyncio.run(run()))

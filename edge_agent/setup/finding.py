@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Verdict = Literal["ok", "warning", "failed", "skipped"]
 
@@ -37,8 +40,25 @@ def report(findings: list[Finding]) -> Report:
     return Report("failed" if "failed" in found else "warning" if "warning" in found else "ok", tuple(findings))
 
 
+def row(finding: Finding) -> Table:
+    """Return a step as a person reads it on a terminal: lines end between words, below each other."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(width=8)
+    grid.add_column(width=11)
+    grid.add_column(overflow="fold")
+    about = f"{finding.about}: " if finding.about else ""
+    said = Text(about + finding.text)
+    if finding.mend:
+        said.append(f"\n{finding.mend}", "bold")
+    grid.add_row(Text(finding.verdict, _STYLES[finding.verdict]), finding.step, said)
+    return grid
+
+
 def line(finding: Finding) -> str:
-    """Return a step as a person reads it, in rich's markup."""
+    """Return a step as one line, and one for the mend, in rich's markup: for what is not a terminal."""
     from rich.markup import escape
 
     style = _STYLES[finding.verdict]
