@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 MIB: Final = 1 << 20
 FRAME_BYTES: Final = 4 * MIB
 LETTER_BYTES: Final = 5 * MIB
+ENTRY_BYTES: Final = MIB // 2
+"""Of an entry of the ledger at most, and room to spare."""
+
 SOON_COMPACTED: Final = {"segment.bytes": str(16 * MIB), "min.cleanable.dirty.ratio": "0.1"}
 _DAY_MS: Final = 24 * 3_600_000
 _REPLICAS: Final = 3
@@ -57,7 +60,8 @@ _DENIED: Final = (errors.TopicAuthorizationFailedError, errors.ClusterAuthorizat
 class Spec:
     """One topic. ``settings``: when made here. ``must``, ``least``: what it has to have, else it breaks a promise.
 
-    ``why``: the promise. ``fixed``: its partition count must be that of the configuration.
+    ``why``: the promise. ``better``: below it is only doubtful. ``fixed``: its partition count must be that of the
+    configuration.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Spec:
     must: Mapping[str, str] = field(default_factory=dict)
     least: Mapping[str, int] = field(default_factory=dict)
     why: Mapping[str, str] = field(default_factory=dict)
+    better: Mapping[str, int] = field(default_factory=dict)
     fixed: bool = False
 
 
@@ -105,7 +110,9 @@ def specs(topics: Topics, routed: Sequence[str], retention_ms: int) -> list[Spec
             topics.ledger,
             settings={"cleanup.policy": "compact", **SOON_COMPACTED},
             must={"cleanup.policy": "compact", **replicated},
+            least={"max.message.bytes": ENTRY_BYTES},
             why={
+                "max.message.bytes": "an entry that does not fit stops its partition (R4)",
                 "cleanup.policy": "an entry that is deleted by age would let its messages in twice (R4)",
                 "unclean.leader.election.enable": lossless,
             },
@@ -133,8 +140,12 @@ def specs(topics: Topics, routed: Sequence[str], retention_ms: int) -> list[Spec
     distinct = list(dict.fromkeys(routed))
     found += [Spec(name) for name in distinct if name not in {spec.name for spec in found}]
     for name in (topics.dead_letters, *(f"{name}.dlq" for name in distinct)):
-        why = {"cleanup.policy": "compaction would keep one letter a key"}
-        found.append(Spec(name, settings=letters, must={"cleanup.policy": "delete"}, why=why))
+        why = {
+            "cleanup.policy": "compaction would keep one letter a key",
+            "max.message.bytes": "a dead letter that does not fit stops its partition (R5)",
+        }
+        better = {"max.message.bytes": LETTER_BYTES}
+        found.append(Spec(name, settings=letters, must={"cleanup.policy": "delete"}, why=why, better=better))
     return found
 
 
@@ -175,8 +186,9 @@ def judge(spec: Spec, state: State, partitions: int, brokers: int) -> tuple[list
     needed = [(name, value) for name, value in spec.must.items() if state.settings.get(name, value) != value]
     needed += [(name, str(least)) for name, least in spec.least.items() if _below(state.settings.get(name), least)]
     for name, value in needed:
-        why = f"topic {spec.name} has {name}={state.settings[name]}, but {spec.why[name]}"
-        wrong.append(f"{why}: {_alter(spec.name, name, value)}")
+        wrong.append(_but(spec, state.settings[name], name, value))
+    low = [(name, least) for name, least in spec.better.items() if _below(state.settings.get(name), least)]
+    doubtful += [_but(spec, state.settings[name], name, str(least)) for name, least in low]
     in_sync = int(state.settings.get("min.insync.replicas", _IN_SYNC))
     if state.replicas > 1 and in_sync < _IN_SYNC:
         wrong.append(
@@ -191,6 +203,10 @@ def judge(spec: Spec, state: State, partitions: int, brokers: int) -> tuple[list
     if "compact" in state.settings.get("cleanup.policy", "") and not spec.must:
         doubtful.append(f"topic {spec.name} is compacted: of a device only its newest record stays")
     return wrong, doubtful
+
+
+def _but(spec: Spec, found: str, name: str, value: str) -> str:
+    return f"topic {spec.name} has {name}={found}, but {spec.why[name]}: {_alter(spec.name, name, value)}"
 
 
 def _below(found: str | None, least: int) -> bool:

@@ -60,6 +60,7 @@ async def _open_often(open_log: OpenLog) -> None:
         ("waybill.frames", {"retention.bytes": "1000000"}, "retention.bytes=-1"),
         ("waybill.ledger", {"cleanup.policy": "delete"}, "cleanup.policy=compact"),
         ("waybill.ledger", {"cleanup.policy": "compact,delete"}, "cleanup.policy=compact"),
+        ("waybill.ledger", {"cleanup.policy": "compact", "max.message.bytes": "9000"}, "max.message.bytes=524288"),
         ("waybill.commands", {"cleanup.policy": "compact"}, "cleanup.policy=delete"),
         ("waybill.command-status", {"cleanup.policy": "compact"}, "cleanup.policy=delete"),
         ("waybill.dictionaries", {"cleanup.policy": "compact,delete"}, "cleanup.policy=compact"),
@@ -114,6 +115,16 @@ async def test_r4_frames_and_ledger_have_the_configured_number_of_partitions(
     await admin.create_topics([NewTopic(f"{unique}.waybill.ledger", 5, 1, topic_configs={"cleanup.policy": "compact"})])
     with pytest.raises(ConfigError, match=r"waybill.ledger has 5 partitions.*partitions = 5"):
         await open_log()
+
+
+async def test_r5_dead_letters_that_may_not_fit_are_warned_of(
+    open_log: OpenLog, unique: str, admin: AIOKafkaAdminClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = f"{unique}.fleet.dlq"
+    await admin.create_topics([NewTopic(name, 1, 1)])
+    with caplog.at_level(logging.WARNING):
+        await open_log()
+    assert f"--entity-name {name} --add-config max.message.bytes=5242880" in caplog.text
 
 
 async def test_a_compacted_topic_of_a_route_is_warned_of(
