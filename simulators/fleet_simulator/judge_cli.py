@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from waybill.console.busy import busy
-from waybill.errors import ConfigError
+from waybill.errors import ConfigError, WaybillError
 from waybill.printable import printable
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def verdict(
 ) -> None:
     """Compare what was acknowledged with what is in the topics.
 
-    Exit code 0 PASS, 1 FAIL, 3 INCONCLUSIVE.
+    Exit code 0 PASS, 1 FAIL, 2 something has to be changed first, 3 INCONCLUSIVE.
     In a run's directory the report is left as report.html, report.json and junit.xml.
     """
     from fleet_simulator import judging
@@ -57,7 +58,7 @@ def verdict(
     from fleet_simulator.report.model import to_json
 
     where = [*_option("--config", config_file), *_option("--data", data), *_option("--bootstrap", bootstrap)]
-    with busy("reading the topics back"):
+    with or_exit_2(), busy("reading the topics back"):
         found = asyncio.run(judging.judge(run, _source(run, records, topic or [], where), drain=drain))
     if run.is_dir():
         keep(found, run)
@@ -90,6 +91,17 @@ def _lines(records: str) -> Iterator[bytes]:
             yield from file
     except OSError as error:
         raise ConfigError(f"{records}: cannot be read: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def or_exit_2() -> Iterator[None]:
+    """Make an error of what keeps a run from being judged: exit code 1 is for messages that are missing."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (WaybillError, OSError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def tell(found: Report) -> None:

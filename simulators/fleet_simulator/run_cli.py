@@ -15,6 +15,7 @@ import msgspec
 import typer
 
 from waybill.console.busy import busy
+from fleet_simulator import judge_cli
 from waybill.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def run(  # noqa: PLR0913, PLR0917 - the options of a command
     if target is not None:
         scenario = _aimed(scenario, target, kafka, topic)
         kafka = None
-    with _directory(keep) as directory:
+    with _directory(keep) as directory, judge_cli.or_exit_2():
         try:
             code = asyncio.run(_run(scenario, directory, kafka, report))
         except asyncio.CancelledError:
@@ -89,7 +90,7 @@ def new(
 async def _run(scenario: Scenario, directory: Path, kafka: str | None, report: Path | None) -> int:
     from rich.console import Console
 
-    from fleet_simulator import judge_cli, judging
+    from fleet_simulator import judging
     from fleet_simulator.checks import EXIT_CODES
     from fleet_simulator.report.live import shown
     from fleet_simulator.run.runner import Run

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from fleet_simulator.deployment import Deployment, Plan
 from fleet_simulator.devices import Broker
@@ -18,6 +19,14 @@ from fleet_simulator.run.kafka import StartedKafka
 from fleet_simulator.scenarios import Program, Scenario, Vehicles
 from waybill.config import address
 from waybill.errors import Unavailable
+
+_ANSWERS: Final = 10.0
+"""Seconds that a Kafka or broker which others run may take to answer."""
+
+_SERVES: Final = 60.0
+"""Seconds that a program of a target may take until it answers at its address."""
+
+_ATTEMPT: Final = 3.0
 
 Placed = tuple[str, Vehicles, str, Broker]
 """A vehicle's name, its table, its gateway and where it connects."""
@@ -112,6 +121,8 @@ async def open_world(scenario: Scenario, directory: Path, kafka: str | None) -> 
             if scenario.kafka.start:
                 started = await stack.enter_async_context(StartedKafka(scenario.kafka, directory / "kafka"))
                 kafka = started.bootstrap
+        if kafka is not None and started is None:
+            await _kafka_answers(kafka)
         plan, clocks = _plan(scenario, directory, kafka)
         deployment = await stack.enter_async_context(Deployment(directory, plan).running())
         sites = deployment.sites
@@ -177,6 +188,9 @@ async def _foreign(scenario: Scenario, directory: Path) -> AsyncIterator[World]:
             stack.push_async_callback(process.stop)
             await start(process, program.ready)
         broker = Broker.parse(target.mqtt)
+        await answers(f"target {broker}", [(broker.host, broker.port)])
+        if target.kafka:
+            await _kafka_answers(target.kafka)
         yield World(
             placed=[(name, table, gateway, broker) for name, table, gateway in place(scenario)],
             processes=processes,
@@ -197,13 +211,34 @@ async def start(process: Process, ready: str) -> None:
     await process.start()
     if process.ready or not ready:
         return
-    host, port = address(ready)
+    await answers(f"{process.name}, whose words are in {process.output},", [address(ready)], _SERVES, process)
 
-    while True:
+
+async def answers(
+    what: str, places: Sequence[tuple[str, int]], patience: float | None = None, process: Process | None = None
+) -> None:
+    """Wait until one of ``places`` takes a connection. Raises Unavailable, at once where ``process`` has ended."""
+    patience = _ANSWERS if patience is None else patience
+    try:
+        async with asyncio.timeout(patience):
+            while not await _one_answers(places):
+                if process is not None and not process.running:
+                    raise Unavailable(f"{what} ended instead of answering")
+                await asyncio.sleep(0.1)
+    except TimeoutError as error:
+        where = ", ".join(f"{host}:{port}" for host, port in places)
+        raise Unavailable(f"{what}: nothing answers at {where} within {patience:.0f} s: start it first") from error
+
+
+async def _one_answers(places: Sequence[tuple[str, int]]) -> bool:
+    for host, port in places:
         with contextlib.suppress(OSError):
-            _, writer = await asyncio.open_connection(host, port)
+            async with asyncio.timeout(_ATTEMPT):
+                _, writer = await asyncio.open_connection(host, port)
             writer.close()
-            return
-        if not process.running:
-            raise Unavailable(f"{process.name} ended instead of serving at {ready}; see {process.output}")
-        await asyncio.sleep(0.1)
+            return True
+    return False
+
+
+async def _kafka_answers(bootstrap: str) -> None:
+    await answers("Kafka", [address(each.strip(), "kafka") for each in bootstrap.split(",")])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from fleet_simulator.run.world import place
+from fleet_simulator.processes import Process
+from fleet_simulator.run.world import place, start
 from fleet_simulator.run_cli import _aimed, _overridden
 from fleet_simulator.scenarios import load, parse
 from waybill.console.main import main
-from waybill.errors import ConfigError
+from waybill.errors import ConfigError, Unavailable
 
 
 def test_shares_grow_with_seconds_and_vehicles_with_scale() -> None:
@@ -101,3 +103,30 @@ def test_what_is_wrong_with_a_target_is_told(before: str, after: str, said: str)
 def test_a_directory_that_is_there_is_not_used(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["fleet", "run", "commute", "--keep", str(tmp_path)]) == 2
     assert f"--keep {tmp_path}: has to be a new directory" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "what"), [(("--kafka",), "Kafka"), (("--target",), "target"), (("--topic", "t", "--target"), "target")]
+)
+def test_what_is_not_there_is_told_before_anybody_drives_and_is_no_fail(
+    options: tuple[str, ...], what: str, free_port: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fleet_simulator.run.world._ANSWERS", 0.3)
+    kafka = ("--kafka", f"127.0.0.1:{free_port}") if "--topic" in options else ()
+    assert main(["fleet", "run", "commute", *kafka, *options, f"127.0.0.1:{free_port}"]) == 2
+    said = capfd.readouterr().err
+    assert f"{what}" in said
+    assert f"nothing answers at 127.0.0.1:{free_port}" in said
+    assert "Traceback" not in said
+
+
+async def test_a_program_that_never_answers_is_not_waited_for_for_ever(
+    free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fleet_simulator.run.world._SERVES", 0.3)
+    process = Process("deaf", [sys.executable, "-c", "import signal; signal.pause()"], tmp_path / "deaf.log")
+    try:
+        with pytest.raises(Unavailable, match="deaf.*nothing answers at"):
+            await start(process, f"127.0.0.1:{free_port}")
+    finally:
+        await process.stop()
