@@ -84,7 +84,7 @@ class Settings(Limits):
     max_held_all: int = 500_000
     max_topic: int = 1024
     max_levels: int = 64
-    route_bytes: int = 32 * MIB
+    route_bytes: int = 8 * MIB
     dup_window: int = DUP_WINDOW
     memory_clients: int = MEMORY_CLIENTS
     memory_entries: int = MEMORY_ENTRIES
