@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from waybill.console.busy import busy
 from fleet_simulator import judge_cli
+from waybill.console.busy import busy
 from waybill.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -109,7 +109,11 @@ def test_a_directory_that_is_there_is_not_used(tmp_path: Path, capfd: pytest.Cap
     ("options", "what"), [(("--kafka",), "Kafka"), (("--target",), "target"), (("--topic", "t", "--target"), "target")]
 )
 def test_what_is_not_there_is_told_before_anybody_drives_and_is_no_fail(
-    options: tuple[str, ...], what: str, free_port: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    options: tuple[str, ...],
+    what: str,
+    free_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("fleet_simulator.run.world._ANSWERS", 0.3)
     kafka = ("--kafka", f"127.0.0.1:{free_port}") if "--topic" in options else ()
