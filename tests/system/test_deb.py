@@ -258,7 +258,11 @@ def test_from_a_fresh_debian_to_kafka_and_through_an_upgrade(site: Site, tmp_pat
     newer(package, tmp_path / "waybill-edge_newer.deb")
     package.unlink()
     shutil.copy(tmp_path / "waybill-edge_newer.deb", site.root / "srv")
+    link = unit.parent / "multi-user.target.wants" / unit.name
+    link.unlink()  # disabled
     site.on_gateway(INSTALL.splitlines()[0])
+    assert unit.exists()
+    assert not link.is_symlink()
     assert "-2+deb" in site.on_gateway("dpkg-query --show waybill-edge")
     assert len(site.in_kafka()) == 1
     with site.cloud(), site.agent():
@@ -270,6 +274,9 @@ def test_from_a_fresh_debian_to_kafka_and_through_an_upgrade(site: Site, tmp_pat
     assert not unit.exists()
     assert (site.root / "etc/waybill/agent.toml").read_bytes() == kept
     assert (site.root / "var/lib/waybill/buffer.db").stat().st_size > 0
+    site.on_gateway(INSTALL.splitlines()[0])
+    assert link.is_symlink()
     site.on_gateway(PURGE)
+    assert not unit.exists()
     assert not [name for name in ("etc/waybill", "var/lib/waybill") if (site.root / name).exists()]
     assert "\nwaybill:" not in (site.root / "etc/passwd").read_text()
