@@ -71,7 +71,7 @@ def monitor(  # noqa: PLR0913 - each an option
         raise typer.Exit(asyncio.run(_print(source, kind, gateway or "", words, as_json=as_json)))
     from waybill.monitor.app import Monitor
 
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):  # textual draws on stderr
         raise ConfigError("there is no terminal to draw on; --once and --json print it once")
     # Keys alone: a terminal that tells of the mouse sends for each of its moves, and takes selecting text away.
     terminal = Monitor(source, sender=sender, interval=interval, begin=(kind, gateway or "", words))
@@ -103,7 +103,7 @@ async def _print(source: Source, kind: Kind, gateway: str, words: str, *, as_jso
     finally:
         await source.close()
     if as_json:
-        print(msgspec.json.encode(picture).decode())
+        print(msgspec.json.encode(plain.kept(picture, words)).decode())
     else:
         print(plain.once(VIEWS[kind], picture, shutil.get_terminal_size((plain.WIDTH, 24)).columns, words))
-    return plain.CODES.get(plain.health(picture), 0)
+    return plain.CODES.get(plain.health(plain.kept(picture, words)), 0)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import msgspec
+
 from waybill.fleet_state import CommandsState, FleetSnapshot, GatewayDetail, KafkaState
 from waybill.monitor import fleet, kafka
-from waybill.monitor.table import arranged, fit, heading, line
+from waybill.monitor.table import Order, arranged, fit, heading, line
 from waybill.monitor.views import Table, View
 from waybill.monitor.words import Line, Tone, text
 
@@ -32,6 +34,14 @@ def once(view: View, picture: Any, cells: int, words: str = "") -> str:  # noqa:
     else:
         lines += view.body.lines(picture, min(cells, PAGE), order)
     return "\n".join(map(text, lines))
+
+
+def kept(picture: Any, words: str) -> Any:  # noqa: ANN401 - any view's picture
+    """Return a fleet with the gateways alone that ``words`` keep; any other picture as it is."""
+    if not words or not isinstance(picture, FleetSnapshot):
+        return picture
+    rows = arranged(fleet.rows(picture), fleet.COLUMNS, Order(words), fleet.words)
+    return msgspec.structs.replace(picture, gateways=tuple(one.row for one in rows))
 
 
 def health(picture: Any) -> Tone:  # noqa: ANN401 - any view's picture

@@ -140,6 +140,15 @@ def test_health_is_the_worst_there_is(picture: object, tone: Tone, code: int) ->
     assert plain.CODES.get(tone, 0) == code
 
 
+def test_health_is_that_of_the_rows_that_are_asked_for() -> None:
+    away = msgspec.structs.replace(WELL, gateway="away", state="offline")
+    picture = told(WELL, away)
+    assert plain.health(plain.kept(picture, "away")) == "bad"
+    assert plain.health(plain.kept(picture, "!away")) == "good"
+    assert plain.kept(picture, "away").gateways == (away,)
+    assert plain.kept(picture, "") == picture
+
+
 def test_one_screen_as_plain_text_has_every_row() -> None:
     said = plain.once(VIEWS["fleet"], p.fleet(), 160).splitlines()
     assert len(said) == 242
