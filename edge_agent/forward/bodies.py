@@ -54,6 +54,11 @@ class Bodies:
         wanted = self._wanted == "columns" or (self._wanted == "auto" and (self._chosen or self._metered))
         return wanted and not self._refused
 
+    @property
+    def fewest(self) -> bool:
+        """Whether bytes count more than any work for them."""
+        return self._wanted == "columns" or self._metered
+
     def waited(self, seconds: float) -> None:
         """The forwarder had something to send, and waited for the link or for credit."""
         if seconds > GRAIN:

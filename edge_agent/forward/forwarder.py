@@ -300,10 +300,11 @@ class Forwarder:
             self._bodies.encoded(flight.count)
             return
         dictionary, before = self.dictionaries.usable(flight.lane), len(flight.data)
+        fewest = self._bodies.fewest
 
         def work() -> tuple[bytes, float]:
             began = self._clock.processor()
-            return in_columns(flight.data, dictionary), self._clock.processor() - began
+            return in_columns(flight.data, dictionary, fewest=fewest), self._clock.processor() - began
 
         flight.data, seconds = await asyncio.to_thread(work)
         self._bodies.encoded(flight.count, seconds)

@@ -183,4 +183,4 @@ def _frame(part: Sequence[Message], rate: float, *, columns: bool, known: Dictio
         rows=rows,
         dictionary=known,
     )
-    return in_columns(made, known) if columns else made
+    return in_columns(made, known, fewest=True) if columns else made

@@ -100,8 +100,10 @@ def test_u4_after_a_refusal_there_are_none_until_the_next_connection(wanted: Bod
 def test_a_metered_link_gets_columns_always_but_where_they_are_refused_or_not_wanted() -> None:
     bodies = fast()
     assert not bodies.columns
+    assert not bodies.fewest
     bodies.connected(metered=True)
     assert all(frames(bodies, 100, waited=0.0))
+    assert bodies.fewest
     bodies.refused()
     assert not bodies.columns
     bodies.connected()

@@ -439,7 +439,7 @@ async def test_auto_takes_columns_while_the_link_makes_it_wait_and_no_longer(mon
             await made.on_ack(Ack((Span(header.epoch, header.lane, header.first, header.last),)))
             return mark
 
-    def working(frame: bytes, _dictionary: Dictionary | None) -> bytes:
+    def working(frame: bytes, _dictionary: Dictionary | None, **_: bool) -> bytes:
         clock.now += 0.002
         return encode_columns(frame)
 
@@ -481,7 +481,7 @@ async def test_a_slow_encoder_holds_up_nobody_and_what_a_lost_link_cuts_off_is_s
 ) -> None:
     entered, go_on, waited = threading.Event(), threading.Event(), list[bool]()
 
-    def slow(frame: bytes, _dictionary: Dictionary | None) -> bytes:
+    def slow(frame: bytes, _dictionary: Dictionary | None, **_: bool) -> bytes:
         entered.set()
         waited.append(go_on.wait(10))
         return encode_columns(frame)

@@ -14,7 +14,7 @@ import pytest
 
 from waybill.errors import Corrupt
 from waybill.frames import Row, columns, decode, encode_plain, in_columns, read_header, zstd
-from waybill.frames.body import MAX_MESSAGE, MAX_RAW
+from waybill.frames.body import LARGE, MAX_MESSAGE, MAX_RAW
 from waybill.frames.header import COLUMNS, PLAIN, pack_header
 
 SOURCES = [("vehicles/V1/telemetry", "V1"), ("vehicles/V2/telemetry", "V2")]
@@ -130,6 +130,19 @@ def test_topics_clients_flags_properties_and_times_come_back_too() -> None:
     assert read_header(after).codec == COLUMNS
     assert decode(after).rows == made
     assert decode(after).sources == sources
+
+
+def test_many_names_are_compressed_hard_only_where_bytes_count_more_than_work() -> None:
+    rng = random.Random(5)
+    names = [f"WVWZZZ1JZ{rng.randrange(10**8):08d}" for _ in range(2000)]
+    sources = [(f"vehicles/{name}/telemetry", name) for name in names]
+    made = [(at % len(sources), at, 1, payload, b"") for at, payload in enumerate(telemetry(4000))]
+    before = plain(made, sources)
+    quick, fewest = in_columns(before), in_columns(before, fewest=True)
+    assert read_header(quick).raw_size > LARGE
+    assert len(fewest) < len(quick) < len(before)
+    assert decode(quick).rows == decode(fewest).rows == made
+    assert decode(quick).sources == decode(fewest).sources == sources
 
 
 @pytest.mark.parametrize(
