@@ -13,6 +13,7 @@ Everything is a :class:`Step`: what it says, and what it does where that is want
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -106,6 +107,8 @@ def install(root: Path, given: Path | None, command: Path) -> list[Step]:
     changed = any(step.do is not None for step in steps)
     steps += _memory(settings)
     if root != Path("/"):
+        if not _below(root, command).exists():
+            steps.append(Step(f"for you    put waybill where the unit starts it, {command}; --program names another"))
         return [*steps, Step("the user is made, and the agent starts, when the image boots")]
     if shutil.which("systemd-sysusers") is None:
         steps.append(Step(f"for you    make the user {USER}, then: chgrp -R {USER} {CONFIG.parent}"))
@@ -120,6 +123,7 @@ def install(root: Path, given: Path | None, command: Path) -> list[Step]:
 def uninstall(root: Path, *, purge: bool) -> list[Step]:
     """Return the steps that take the agent away; with ``purge`` its configuration, its data and its user, too."""
     steps = []
+    data = _data(root)
     if root == Path("/") and RUNNING.is_dir() and UNIT.exists():
         steps.append(_run("systemctl", "stop", UNIT.name))
     gone = [LINK, UNIT, SYSUSERS, TMPFILES]
@@ -127,11 +131,20 @@ def uninstall(root: Path, *, purge: bool) -> list[Step]:
     if root == Path("/") and RUNNING.is_dir():
         steps.append(_run("systemctl", "daemon-reload"))
     if not purge:
-        return [*steps, Step(f"kept       {CONFIG.parent} and {DATA}: the messages that wait (--purge removes them)")]
+        return [*steps, Step(f"kept       {CONFIG.parent} and {data}: the messages that wait (--purge removes them)")]
     steps += [_removed(root, CONFIG.parent), _removed(root, DATA)]
+    if data != DATA:
+        steps.append(Step(f"for you    {data} stays, with the messages that wait there: remove it yourself"))
     if root == Path("/") and _is_user():
         steps.append(_run("userdel", USER))
     return steps
+
+
+def _data(root: Path) -> Path:
+    """Return where the installed configuration has its data; the usual place where it cannot be read."""
+    with contextlib.suppress(ConfigError):
+        return config.load(_below(root, CONFIG)).data
+    return DATA
 
 
 def _check(settings: EdgeConfig, source: Path, command: Path) -> None:

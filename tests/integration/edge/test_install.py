@@ -223,6 +223,22 @@ def test_data_elsewhere_may_be_written(tmp_path: Path, root: Path, capsys: pytes
     assert install(root, "--config", str(path)) == 0
     assert "ReadWritePaths=/srv/waybill\n" in (root / UNIT).read_text()
     assert "make /srv/waybill yourself" in capsys.readouterr().out
+    assert main(["edge", "uninstall", "--root", str(root)]) == 0
+    assert "/etc/waybill and /srv/waybill: the messages that wait" in capsys.readouterr().out
+    assert main(["edge", "uninstall", "--root", str(root), "--purge"]) == 0
+    assert "/srv/waybill stays" in capsys.readouterr().out
+
+
+def test_a_program_that_is_not_in_the_image_is_told(
+    tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, *BASIC)
+    assert install(root, "--config", str(path), "--dry-run") == 0
+    assert f"put waybill where the unit starts it, {PROGRAM}" in capsys.readouterr().out
+    (root / str(PROGRAM).lstrip("/")).parent.mkdir(parents=True)
+    (root / str(PROGRAM).lstrip("/")).touch()
+    assert install(root, "--config", str(path), "--dry-run") == 0
+    assert "put waybill where" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
