@@ -83,7 +83,13 @@ def fresh_root(to: Path) -> None:
         shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir(parents=True)
         made = kept / "part.tar"
-        options = ["--quiet", "--variant=apt", "--include=python3", "--dpkgopt=path-exclude=/usr/share/man/*"]
+        options = [
+            "--quiet",
+            "--variant=apt",
+            "--include=python3",
+            "--dpkgopt=path-exclude=/usr/share/man/*",
+            "--dpkgopt=force-unsafe-io",
+        ]
         subprocess.run(["mmdebstrap", *options, "bookworm", str(made)], check=True)
         made.rename(tar)
     to.mkdir()
