@@ -80,6 +80,7 @@ class EmbeddedLog:
         self._stack = contextlib.AsyncExitStack()
         self._writer: file.Connection | None = None
         self._broken = False
+        self._inode: tuple[int, int] | None = None
         self._prune_at = 0.0
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -122,6 +123,7 @@ class EmbeddedLog:
             self._writer = await file.open_to_write(self.path)
             if not await self._writer.run(lambda db: file.check(db, self.path)):
                 await self._writer.run(lambda db: file.create(db, self._partitions))
+            self._inode = file.inode(self.path)
             found = await self._writer.run(file.partitions_of)
         except sqlite3.Error as error:
             raise ConfigError(f"{self.path}: cannot be opened: {error}") from error
@@ -224,6 +226,7 @@ class EmbeddedLog:
 
     async def _reopen(self) -> None:
         """Read all anew after an error of the disk, and check that what was written is there (B2)."""
+        self._check_there()
         if self._writer is not None:
             writer, self._writer = self._writer, None
             await writer.close()
@@ -234,6 +237,11 @@ class EmbeddedLog:
         await self._learn()
         self._broken = False
 
+    def _check_there(self) -> None:
+        """SQLite writes on into a file that was removed, which no start would find again. Raises Unavailable."""
+        if file.inode(self.path) != self._inode:
+            raise Unavailable("removed or replaced while it is in use: put it back, or start the ingest anew")
+
     def _apply(
         self,
         db: sqlite3.Connection,
@@ -242,6 +250,7 @@ class EmbeddedLog:
         heads: dict[tuple[int, int], int],
     ) -> None:
         """Write ``jobs`` in one transaction (in the writer's thread); ``known`` and ``heads`` change with it."""
+        self._check_there()
         used = file.used_bytes(db, self.path)
         if used >= self._max_bytes:
             raise Unavailable(f"at its cap, {used} of {self._max_bytes} bytes; raise [log] max_bytes")

@@ -53,6 +53,15 @@ class Topic(NamedTuple):
     compact: bool
 
 
+def inode(path: Path) -> tuple[int, int] | None:
+    """Return which file this is, None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 class Connection(aiosqlite.Connection):
     """A connection in its thread that runs whole functions, so that a transaction costs one hop.
 

@@ -348,3 +348,21 @@ async def test_what_was_acked_is_there_after_sigkill(path: Path) -> None:
     for name in {name for name, _ in there}:
         numbers = [number for each, number in there if each == name]
         assert numbers == list(range(len(numbers)))
+
+
+async def test_nothing_is_acknowledged_that_goes_into_a_file_which_was_removed(path: Path) -> None:
+    away = path.with_name("away.db")
+    async with opened(path) as log:
+        await log.append_frame("gw", b"one")
+        path.rename(away)
+        with pytest.raises(Unavailable, match="removed or replaced while it is in use"):
+            await log.append_frame("gw", b"two")
+        path.write_bytes(b"")  # another one in its place
+        with pytest.raises(Unavailable, match="removed or replaced while it is in use"):
+            await log.append_frame("gw", b"two")
+        assert "put it back" in log.fault
+        away.rename(path)
+        await log.append_frame("gw", b"three")
+        assert log.fault == ""
+    async with opened(path) as log:
+        assert [record.value async for record in log.unrouted()] == [b"one", b"three"]
