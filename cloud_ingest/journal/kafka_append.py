@@ -169,7 +169,7 @@ class Appender:
         except REFUSED_RECORD as error:
             await self._drop(connection)
             if len(items) == 1:
-                _fail(items, Refused(f"{where}: {error}"))
+                _fail(items, Refused(f"{where}: {reason(error, 'Write', lane.topic)}"))
             else:  # one by one, to find which
                 lane.queue.extendleft(reversed(items))
                 lane.alone = len(items)

@@ -83,7 +83,7 @@ TOPIC_PATIENCE: Final = 5.0
 
 
 def reason(error: BaseException, needs: str, topic: str = "") -> str:
-    """Return what ``error`` says; where an ACL is missing, which.
+    """Return what ``error`` says; where an ACL is missing, which; where the clock is wrong, that.
 
     ``needs``: the operation that was to be allowed on topics; ``topic``: the one it was where the error does not say.
     """
@@ -97,6 +97,8 @@ def reason(error: BaseException, needs: str, topic: str = "") -> str:
             return f"not allowed: its ACLs must allow Read on group {name}"
         if isinstance(cause, errors.TransactionalIdAuthorizationFailed):
             return f"not allowed: its ACLs must allow Write on transactional id {name}"
+        if isinstance(cause, errors.InvalidTimestampError):
+            return f"{cause}: set this node's clock; the broker's is another (message.timestamp.after.max.ms)"
         cause = cause.__cause__
     return str(error) or type(error).__name__
 

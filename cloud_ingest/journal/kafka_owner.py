@@ -110,7 +110,10 @@ class Owner:
         try:
             while not poll.done():
                 if await self._look_after(0.5):
-                    log.warning("fenced, though the group assigns it here: joining anew")
+                    log.warning(
+                        "fenced, though the group assigns it here: joining anew; "
+                        "if that goes on, another deployment has the same name"
+                    )
                     return
             with translated("taking part in routing"):
                 poll.result()

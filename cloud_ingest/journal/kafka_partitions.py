@@ -380,7 +380,7 @@ class KafkaPartition:
             await self._drop(abort=True)
             if isinstance(error, REFUSED_TOPIC):
                 raise TopicRefused(topic, reason(error, "Write", topic)) from error
-            raise RecordRefused(f"{topic}: {error}") from error
+            raise RecordRefused(f"{topic}: {reason(error, 'Write', topic)}") from error
         finally:
             for future in work:
                 future.add_done_callback(seen)
