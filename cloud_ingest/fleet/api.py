@@ -34,6 +34,9 @@ from waybill.errors import ConfigError, Refused, Unavailable
 from waybill.pki import server_context
 
 HEAD_BYTES: Final = 16 << 10
+_PIECE: Final = 4 << 10
+"""Bytes of a request that are looked at together: h11 bounds a head that it waits for, not one that comes at once."""
+
 HEAD_SECONDS: Final = 10.0
 IDLE_SECONDS: Final = 30
 STUCK_SECONDS: Final = 30.0
@@ -157,7 +160,10 @@ class _Protocol(H11Protocol):
             self._look()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        for begin in range(0, len(data), _PIECE):
+            if self.transport.is_closing():
+                return
+            super().data_received(data[begin : begin + _PIECE])
         self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:

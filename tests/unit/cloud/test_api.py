@@ -169,6 +169,16 @@ async def test_a_head_has_a_size(log: EmbeddedLog) -> None:
         writer.close()
 
 
+async def test_a_head_has_a_size_where_it_comes_at_once_too(log: EmbeddedLog) -> None:
+    async with serving(Api("127.0.0.1:0"), log) as api:
+        host, _, port = api.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /v1/fleet HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * (3 * module.HEAD_BYTES) + b"\r\n\r\n")
+        async with asyncio.timeout(8):
+            assert (await reader.read()).startswith(b"HTTP/1.1 400")
+        writer.close()
+
+
 async def test_all_of_a_large_fleet_is_answered_and_what_it_costs_is_bounded(log: EmbeddedLog) -> None:
     """5,000 rows: as many bytes as they have, and no row is read or made again for an answer."""
     async with serving(Api("127.0.0.1:0"), log, 5_000) as api:
