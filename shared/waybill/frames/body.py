@@ -30,7 +30,7 @@ LARGE: Final = 128 << 10
 LARGE_LEVEL: Final = 6
 """Columns of more bytes than this are mostly names, each of its own, and at ``LEVEL`` they would be half of all work.
 
-Up to 15 % more bytes, on a link that is fast: frames are no larger than what it takes in half a second.
+Up to a fifth more bytes, on a link that is fast: frames are no larger than what it takes in half a second.
 """
 
 WORTH: Final = 7 / 8
