@@ -3,7 +3,8 @@
 They are journaled under the name ``node:{random}``, drawn at each start, in one epoch without a previous one; a lane a
 frames partition (``devices.3``, ``control.3``), so that a device keeps its partition whichever node it connects to.
 Their order is ``arrival``: the router never holds them, and a hole in their seqs is no loss, because nothing of a frame
-that was not journaled was acknowledged.
+that was not journaled was acknowledged. So where partitions are added, a device's messages keep theirs while the node
+runs: in another one they could overtake. States of commands go to who decides on them now (C1).
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ class NodeFrames:
         self._epoch = secrets.randbelow(MAX_EPOCH) + 1
         self._journal = journal
         self._closed = closed
+        self._partitions = 0
         self._next: dict[str, int] = {}
         self._ending = asyncio.Event()
 
@@ -107,9 +109,11 @@ class NodeFrames:
         Raises Unavailable after ``end``: then nothing of it may be acknowledged.
         """
         lanes: dict[tuple[str, int], list[Item]] = {}
-        partitions = self._journal.partitions
+        now = self._journal.partitions
+        self._partitions = self._partitions or now
         for each in items:
-            lanes.setdefault((each.lane, partition_of(each.device.encode(), partitions)), []).append(each)
+            count = self._partitions if each.lane == LANE else now
+            lanes.setdefault((each.lane, partition_of(each.device.encode(), count)), []).append(each)
         work = [self._write(f"{lane}.{number}", number, mine) for (lane, number), mine in lanes.items()]
         for result in await asyncio.gather(*work, return_exceptions=True):
             if isinstance(result, BaseException):

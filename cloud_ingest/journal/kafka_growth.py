@@ -2,14 +2,15 @@
 
 Kafka can only add partitions, and the new count must be a multiple of the one before: then a gateway either stays or
 moves from partition p to one of ``p + N``, ``p + 2N``, …, which have no other origin. Whoever owns p, once it sees
-that the topic has grown, hands over in one transaction of its own producer: the moved gateways' ledger entries and
-dictionaries, to the partitions with their new numbers, and what says that these may begin. Until then nobody routes a
-new partition, so nobody's memory is wrong. Frames of moved gateways that still come into p, or were there, are put
-into the journal again, for their new owner, in p's transactions.
+that the topic has grown, first routes all that is in p by then, however long that takes: nothing may overtake it. Then
+it hands over in one transaction of its own producer: the moved gateways' ledger entries and dictionaries, to the
+partitions with their new numbers, and what says that these may begin. Until then nobody routes a new partition, so
+nobody's memory is wrong; its frames wait in the journal. Frames of moved gateways that come into p still later, by
+nodes that do not know yet, are put into the journal again, for their new owner, in p's transactions.
 
 The ledger's key ``#{partition}/count`` says for how many partitions a partition's entries are, and from which offset
 on: ``{count}@{offset}``. Without it that is the configured count; a partition beyond that, and one whose count is 0,
-waits. Nodes' own frames (of devices without a gateway) stay where they are.
+waits. Nodes' own frames (of devices without a gateway) stay where they are, and so do those that a running node makes.
 """
 
 from __future__ import annotations

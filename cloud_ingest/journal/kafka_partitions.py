@@ -109,7 +109,15 @@ class KafkaPartition:
         self._count_key = count_key(partition)
         self._place = place_key(cluster.group, partition)
         self._count = 0
-        """How many frames partitions there are, as of the load."""
+        """For how many frames partitions its entries are, as of the load."""
+        self.position = 0
+        """How far was read."""
+        self._taken = True
+        """Whether there was a commit since frames were returned: then whoever reads on has routed or held them all."""
+        self._until: int | None = None
+        """Where the frames ended when it was seen that there are more partitions: first these are routed here."""
+        self._through = False
+        """Whether they are: the next load hands over."""
         self._placed = False
         """Whether the ledger holds the offset."""
         self._table_ends: dict[TopicPartition, int] = {}
@@ -171,29 +179,36 @@ class KafkaPartition:
         self._reader = reader
         self._answered = time.monotonic()
         self._token = token
-        self._count = await self._grow(count, ledger, dictionaries, start)
+        self.position, self._taken = start, True
+        self._until = None
+        self._count = await self._grow(count, ledger, dictionaries, start, end)
         self._cluster.grown(self._count)
         ledger.pop(self._count_key, None)
         return Loaded(ledger, start, log_start, lost, dictionaries, self._count)
 
     async def _grow(
-        self, count: Count, ledger: dict[bytes, bytes], dictionaries: dict[bytes, bytes], start: int
+        self, count: Count, ledger: dict[bytes, bytes], dictionaries: dict[bytes, bytes], start: int, end: int
     ) -> int:
-        """Hand the gateways over that are another's by now, and return how many frames partitions there are.
+        """Hand the gateways over that are another's by now, and return for how many partitions the entries are then.
 
+        Not before the frames up to ``end`` are routed: their gateways' next ones are elsewhere already, and wait.
         Raises Fenced, Unavailable.
         """
         producer = self._producer
         assert producer is not None  # noqa: S101 - fenced
+        through, self._through = self._through, False
         with translated(f"{self!r}: partitions"):
             there = await partitions_of(producer.client, self._frames.topic)
-        if there <= count.partitions:
+        if there <= count.partitions or not self._cluster.hands_over:
             return count.partitions
-        if there % count.partitions or not self._config.exactly_once or not self._cluster.hands_over:
+        if there % count.partitions or not self._config.exactly_once:
             raise Unavailable(
                 f"{self!r}: the topic has {there} partitions instead of {count.partitions}; "
                 "grow to a multiple, with transactions, by waybill cloud partitions"
             )
+        if start < end and not through:
+            self._until = end
+            return count.partitions
         tables = {self._ledger.topic: ledger, self._dictionaries.topic: dictionaries}
         written = handed_over(tables, self._partition, count.partitions, Count(there, start))
 
@@ -245,9 +260,9 @@ class KafkaPartition:
             if isinstance(error.__cause__, errors.OffsetOutOfRangeError):
                 raise Unavailable(f"{self!r}: frames were deleted while they waited; load again (R8)") from error
             raise
-        if len(reader.partitions_for_topic(self._frames.topic) or ()) > self._count:
-            raise Unavailable(f"{self!r}: the topic has more partitions by now; load again")
         records = [_frame(record) for record in got.get(self._frames, ())]
+        self.position = position
+        await self._look(records)
         spoken = (reader.last_poll_timestamp(self._frames) or 0) / 1000
         silent = time.time() - spoken
         if records or silent < FRESH:
@@ -257,10 +272,26 @@ class KafkaPartition:
         end = reader.highwater(self._frames)
         return records, end is not None and position >= end and silent < FRESH
 
+    async def _look(self, records: Sequence[JournalRecord]) -> None:
+        """See whether there are more partitions, and whether all is routed that was here then: Unavailable, load again.
+
+        ``records`` were just read. What comes later still, from nodes that do not know, goes into the
+        journal again; so does what is held for order.
+        """
+        there = len(self._reader.partitions_for_topic(self._frames.topic) or ()) if self._reader else 0
+        if self._until is None and there > self._count and self._cluster.hands_over:
+            _, self._until = await self._cluster.bounds(self._frames)
+        if records and (self._until is None or records[0].offset < self._until):
+            self._taken = False
+        if self._until is not None and self.position >= self._until and self._taken:
+            self._through = True
+            raise Unavailable(f"{self!r}: the topic has more partitions by now; load again")
+
     def rewind(self, offset: int) -> None:
         """Read again from ``offset``."""
         if self._reader is not None:
             self._reader.seek(self._frames, offset)
+            self.position = offset
 
     async def log_start(self) -> int:
         """Return the journal's oldest offset, as of LOG_START_AGE ago at most. Raises Unavailable."""
@@ -303,6 +334,7 @@ class KafkaPartition:
             await self._lose()
             raise
         self._placed = False
+        self._taken = True
         written = self._written
         for batch in batches:
             place = (batch.topic, batch.partition)

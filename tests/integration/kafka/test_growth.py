@@ -11,7 +11,9 @@ from cloud_ingest.config import Route, Topics
 from cloud_ingest.journal.kafka import KafkaLog
 from cloud_ingest.journal.kafka_growth import Count, children, count_key, counts, handed_over
 from cloud_ingest.journal.keys import partition_of
+from cloud_ingest.node_frames import Item, NodeFrames
 from cloud_ingest.router.routes import Routes
+from cloud_ingest.router.state import Limits
 from cloud_ingest.router.worker import Router
 from tests.support.gateway import Epoch, control, trained
 from tests.support.kafka_log import OpenLog
@@ -25,8 +27,9 @@ SOON = {"metadata.max.age.ms": 500}
 
 
 @contextlib.asynccontextmanager
-async def _routing(log: KafkaLog, unique: str) -> AsyncIterator[None]:
-    router = Router(log, Topics(prefix=f"{unique}.", partitions=2), Routes([Route(topic=f"{unique}.fleet")]))
+async def _routing(log: KafkaLog, unique: str, limits: Limits | None = None) -> AsyncIterator[None]:
+    routes = Routes([Route(topic=f"{unique}.fleet")])
+    router = Router(log, Topics(prefix=f"{unique}.", partitions=2), routes, limits=limits)
     task = asyncio.create_task(log.own_partitions(router.route))
     try:
         yield
@@ -84,7 +87,11 @@ async def test_r4_partitions_grow_while_messages_flow(open_log: OpenLog, unique:
     async with _routing(restarted, unique):
         for gateway in GATEWAYS:
             await restarted.append_frame(gateway, EPOCH.frame(71, 72, dictionary=known))
-        await _all_once(restarted, unique, 72)
+            await old_node.append_frame(gateway, EPOCH.frame(73, 74))  # again in the journal: by a transaction
+        await _all_once(restarted, unique, 74)
+        async with asyncio.timeout(90):
+            await (await open_log()).grow(12, said.append)  # of partitions that end with its mark
+        await _all_once(restarted, unique, 74)
 
 
 async def test_r4_a_growth_that_is_stopped_midway_goes_on(open_log: OpenLog, unique: str) -> None:
@@ -116,6 +123,50 @@ async def test_r4_a_growth_that_is_stopped_midway_goes_on(open_log: OpenLog, uni
     async with _routing(node, unique), asyncio.timeout(90):
         await again.grow(4, said.put_nowait)
         await _all_once(node, unique, 9)
+
+
+async def test_r7_what_the_old_partition_had_goes_before_what_comes_to_the_new_one(
+    open_log: OpenLog, unique: str
+) -> None:
+    old_node, tool = await open_log(), await open_log()
+    running = NodeFrames(old_node, lambda: "")
+    devices = [f"dev-{number}" for number in range(12)]
+    last = 40
+    for seq in range(1, last - 1):  # more than one read of the router
+        await asyncio.gather(*(old_node.append_frame(gateway, EPOCH.frame(seq, seq)) for gateway in GATEWAYS))
+        await running.write([Item(device, f"{device}/moves", device, seq, 1, b"%d" % seq) for device in devices])
+    said: asyncio.Queue[str] = asyncio.Queue()
+    growing = asyncio.create_task(tool.grow(4, said.put_nowait))  # nobody routes
+    async with asyncio.timeout(60):
+        while await said.get() != "0 of 4 partitions are ready":
+            pass
+    node = await open_log(**SOON)
+    starting = NodeFrames(node, lambda: "")
+    for seq in (last - 1, last):
+        await asyncio.gather(*(node.append_frame(gateway, EPOCH.frame(seq, seq)) for gateway in GATEWAYS))
+        await starting.write([Item(device, f"{device}/moves", device, seq, 1, b"%d" % seq) for device in devices])
+    old_node.grown(4)
+    for seq in (last + 1, last + 2):  # the node that learns of it keeps devices where they are
+        await running.write([Item(device, f"{device}/stays", device, seq, 1, b"%d" % seq) for device in devices])
+    new = {partition_of(device.encode(), 4) for device in devices}
+    assert new == {0, 1, 2, 3}
+    async with _routing(node, unique, Limits(hold_ms=1)):  # what is held is given up at once
+        async with asyncio.timeout(90):
+            await growing
+            records = await read_to_end(node, [f"{unique}.fleet"])
+            while len(records) < last * len(GATEWAYS) + (last + 2) * len(devices):
+                await asyncio.sleep(0.2)
+                records = await read_to_end(node, [f"{unique}.fleet"])
+        await _all_once(node, unique, last)
+    for device in devices:
+        values = {
+            kind: [r.value for r in records if dict(r.headers)["mqtt_topic"] == f"{device}/{kind}".encode()]
+            for kind in ("moves", "stays")
+        }
+        assert values["moves"] == [b"%d" % seq for seq in range(1, last + 1)]
+        assert values["stays"] == [b"%d" % seq for seq in (last + 1, last + 2)]
+    frames = await read_to_end(node, [f"{unique}.waybill.frames"])
+    assert {record.partition for record in frames if record.key == running.name.encode()} == {0, 1}
 
 
 def test_r4_each_entry_has_one_new_place_and_nodes_stay() -> None:
