@@ -78,6 +78,9 @@ class Rerouting:
         self._to = to
         self._from_ms = max(0, from_ms)  # Kafka knows no time before 1970
         self.grown: dict[int, int] = {}
+        """From which offset on a partition's frames are of gateways that did not move."""
+        self.partitions = 0
+        """How many frames partitions there were when it began."""
         self.records = 0
         self.dead = 0
         self.unreadable = 0
@@ -103,10 +106,17 @@ class Rerouting:
         """
         await self._log.start()
         try:
-            self.grown = {number: count.offset for number, count in (await counts(self._log)).items()}
+            self.partitions = self._log.partitions
+            known = await counts(self._log)
+            if late := [number for number, count in known.items() if count.partitions != self.partitions]:
+                raise ConfigError(
+                    f"the topics are being given more partitions, and {sorted(late)} are not ready: "
+                    "run this again when waybill cloud partitions has ended"
+                )
+            self.grown = {number: count.offset for number, count in known.items()}
             gate = asyncio.Semaphore(AT_ONCE)
             async with asyncio.TaskGroup() as group:
-                for number in range(self._log.partitions):
+                for number in range(self.partitions):
                     group.create_task(self._partition(number, gate), name=f"reroute {number}")
         except* WaybillError as errors:
             raise errors.exceptions[0] from None
@@ -122,7 +132,7 @@ class Rerouting:
                 await partition.close()
 
     async def _route(self, partition: _Partition) -> None:
-        router = Router(_Source(self._log.partitions), self._topics, Routes(self._routes, self._where))
+        router = Router(_Source(self.partitions), self._topics, Routes(self._routes, self._where))
         routing = asyncio.create_task(router.route(partition))
         finished = asyncio.create_task(partition.finished.wait())
         try:
@@ -194,6 +204,7 @@ class _Partition(PartitionLog):
         self._inner = log.open_partition(number)
         self._place = TopicPartition(log.frames, number)
         self._end: int | None = None
+        self._next = self._returned = 0
         self.finished = asyncio.Event()
 
     @property
@@ -202,6 +213,12 @@ class _Partition(PartitionLog):
 
     async def load(self) -> Loaded:
         loaded = await self._inner.load()
+        if loaded.partitions != self._job.partitions:
+            raise ConfigError(
+                f"partition {self.partition}: the topics were given more partitions while this ran, and gateways have "
+                "moved: what was written stays, and is not all; when waybill cloud partitions has ended, run it again "
+                "with another topic, and a --from after that"
+            )
         entries = self._entries(loaded)
         start = loaded.start
         if (await self._log.committed(self._place))[0] < 0:
@@ -220,6 +237,7 @@ class _Partition(PartitionLog):
         if start >= self._end or _DONE in entries:
             self.finished.set()
         entries.pop(_DONE, None)
+        self._next = self._returned = start
         return dataclasses.replace(loaded, ledger=entries, start=start, lost=0)
 
     def _entries(self, loaded: Loaded) -> dict[bytes, bytes]:
@@ -229,7 +247,12 @@ class _Partition(PartitionLog):
     async def read(self, count: int, wait: float) -> tuple[Sequence[JournalRecord], bool]:
         if self.finished.is_set():
             await asyncio.Event().wait()  # until cancelled
-        return await self._inner.read(count, wait)
+        records, at_end = await self._inner.read(count, wait)
+        if records:
+            self._returned = records[-1].offset + 1
+        elif self._end is not None and self._inner.position >= self._end and self._next >= self._returned:
+            self.finished.set()  # its end may be a transaction's mark: no step ever goes past that
+        return records, at_end
 
     def rewind(self, offset: int) -> None:
         self._inner.rewind(offset)
@@ -240,6 +263,7 @@ class _Partition(PartitionLog):
         kept.ledger = {prefix + key: value for key, value in step.ledger.items()}
         await self._inner.commit(kept)
         self._job.count(step)
+        self._next = step.next_offset
         if self._end is not None and step.next_offset >= self._end:
             self.finished.set()
 

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaProducer, TopicPartition
 
-from cloud_ingest import config
+from cloud_ingest import config, reroute
 from cloud_ingest.audit import audit
 from cloud_ingest.config import Route, Topics
 from cloud_ingest.journal.kafka import KafkaLog
+from cloud_ingest.journal.kafka_growth import Count, counts
 from cloud_ingest.reroute import Rerouting
 from cloud_ingest.router.routes import Routes
 from cloud_ingest.router.worker import Router
@@ -176,3 +177,36 @@ async def test_a_time_that_is_still_to_come_ends_no_job_before_it_began(tmp_path
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "--from 2999-01-01: that is still to come" in done.stderr
+
+
+async def test_r9_a_job_under_which_partitions_were_added_says_what_to_do(
+    open_log: OpenLog,
+    foreign: AIOKafkaProducer,
+    kafka: str,
+    unique: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log, tool = await open_log(**{"metadata.max.age.ms": 500}), await open_log()
+    settings = _configuration(tmp_path / "cloud.toml", kafka, unique)
+    for number in range(12):
+        await log.append_frame(f"gw-{number}", EPOCH.frame(1, 5))
+    await foreign.begin_transaction()  # while it is open, the job cannot end with partition 0, which it takes first
+    await foreign.send_and_wait(f"{unique}.waybill.frames", EPOCH.frame(6, 6), key=b"gw-0", partition=0)
+    monkeypatch.setattr(reroute, "AT_ONCE", 1)
+    job = Rerouting(settings, "by-gateway", f"{unique}.again", 0)
+    running = asyncio.create_task(job.run())
+    async with asyncio.timeout(60):
+        while not job.records:  # noqa: ASYNC110 - it counts
+            await asyncio.sleep(0.1)
+        async with _routing(log, unique):
+            growing = asyncio.create_task(tool.grow(4, lambda _: None))
+            while (await counts(tool)).get(1, Count(0)).partitions < 4:  # noqa: ASYNC110 - it asks the log
+                await asyncio.sleep(0.1)
+            early = Rerouting(settings, "by-gateway", f"{unique}.early", 0)
+            with pytest.raises(ConfigError, match="run this again when waybill cloud partitions has ended"):
+                await early.run()
+            await foreign.abort_transaction()
+            with pytest.raises(ConfigError, match=r"were given more partitions while this ran.* run it again with"):
+                await running
+            await growing
