@@ -102,7 +102,8 @@ class Devices:
         self.connected = 0
         self.commands = 0
         self._listening: dict[str, set[str]] = {}  # clients by the device whose commands they asked for
-        self._sent: dict[str, str] = {}  # commands on their way to a device that is connected here
+        self._asked: dict[str, set[str]] = {}  # those devices by client
+        self._sent: dict[str, set[str]] = {}  # commands on their way, by the device, which is connected here
         self._known: dict[str, None] = {}
         self._reports: list[Item] = []
         self._reported = asyncio.Event()
@@ -152,7 +153,7 @@ class Devices:
         if len(levels) == _LEVELS and levels[3] == b"res":
             device, command = levels[1].decode(), levels[2].decode()
             if COMMAND_ID.fullmatch(command):
-                if self._sent.get(command) == device:
+                if command in self._sent.get(device, ()):
                     self._known_now(command)
                 result = bytes(publish[1])
                 return status_item(CommandStatus(command, "", device, "done", arrival.wall_ms, result=result))
@@ -162,10 +163,10 @@ class Devices:
 
     def send(self, envelope: Envelope) -> None:
         """Send a command to its device where that listens here, unless it is on its way to it or was taken."""
-        if envelope.id in self._sent or envelope.id in self._known:
+        if envelope.id in self._sent.get(envelope.device, ()) or envelope.id in self._known:
             return
         if self.server.send(f"cmd/{envelope.device}/{envelope.id}/req", envelope.payload, 1):
-            self._sent[envelope.id] = envelope.device
+            self._sent.setdefault(envelope.device, set()).add(envelope.id)
             self.commands += 1
 
     async def report(self) -> None:
@@ -180,9 +181,10 @@ class Devices:
                 return  # the node ends; who takes the device over sends the command again
 
     def _on_acknowledged(self, _: Client, topic: bytes) -> None:
-        command = topic.split(b"/")[2].decode()
-        device = self._sent.pop(command, None)
-        if device is not None:
+        device, command = topic.decode().split("/")[1:3]
+        sent = self._sent.get(device, set())
+        if command in sent:
+            sent.discard(command)
             self._known_now(command)
             self._reports.append(status_item(CommandStatus(command, "", device, "delivered", now_ms())))
             self._reported.set()
@@ -195,6 +197,7 @@ class Devices:
     def _on_subscribed(self, client: Client, pattern: str, _: int) -> None:
         device = _device_of(pattern)
         self._listening.setdefault(device, set()).add(client.client_id)
+        self._asked.setdefault(client.client_id, set()).add(device)
         self._attached(f"{DIRECT}{device}")
 
     # --- who, and what they may do ---
@@ -220,12 +223,12 @@ class Devices:
         self.connected -= 1
         self._presence.went(reason, device=client.client_id)
         self.auth.on_disconnected(client)
-        for device in [device for device, clients in self._listening.items() if client.client_id in clients]:
+        for device in self._asked.pop(client.client_id, ()):
             self._listening[device].discard(client.client_id)
             if not self._listening[device]:
                 del self._listening[device]
                 self._detached(f"{DIRECT}{device}")
-                self._sent = {command: to for command, to in self._sent.items() if to != device}
+                self._sent.pop(device, None)
         if reason and not reason.startswith(("connection lost", "the server shuts down")):
             log.warning("device %r is cut off: %s", client.client_id, reason)
 

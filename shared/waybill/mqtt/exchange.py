@@ -69,10 +69,19 @@ class Exchange:
         self._tree: topics.Tree[Session | Group | Listener, Subscription] = topics.Tree()
         self._groups: dict[str, Group] = {}
 
+    def _fault(self, topic: bytes) -> str:
+        """Say what is wrong with a topic name that is none, with the limit that it passes."""
+        most, levels = self.settings.max_topic, self.settings.max_levels
+        if len(topic) > most:
+            return f"a topic of {len(topic)} bytes, at most {most} are taken: {topic[:16]!r}…"
+        if topic.count(b"/") >= levels:
+            return f"a topic of more than {levels} levels: {topic[:64]!r}"
+        return f"not a topic name: {topic[:64]!r}"
+
     def resolve(self, topic: bytes) -> Route:
         """Check a topic name and find who gets it. Raises Malformed."""
         if not topics.valid_topic(topic, self.settings.max_levels, self.settings.max_topic):
-            raise Malformed(f"not a topic name: {topic[:64]!r}", Reason.TOPIC_NAME_INVALID)
+            raise Malformed(self._fault(topic), Reason.TOPIC_NAME_INVALID)
         found = self._tree.match(topic)
         route = QUIET
         if found:

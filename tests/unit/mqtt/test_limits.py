@@ -14,6 +14,7 @@ from waybill.mqtt import budget, properties
 from waybill.mqtt.broker import MOST_FILTERS
 from waybill.mqtt.budget import Budget
 from waybill.mqtt.limits import Limits
+from waybill.mqtt.reasons import Malformed
 from waybill.mqtt.resend import Commit
 from waybill.mqtt.settings import Client, Hooks, Settings
 
@@ -59,6 +60,16 @@ def test_topics_are_bounded(packet: str, reason: int) -> None:
             wire.feed(v5.publish(topic, b"") if packet == "publish" else v5.subscribe((topic, 0)))
             assert wire.shut_down != goes
             assert goes or ended(wire, reason)
+
+
+def test_a_topic_that_is_too_long_or_deep_is_told_the_limit() -> None:
+    for topic, text in (("t" * 21, "a topic of 21 bytes, at most 20"), ("a/a/a/a/a", "more than 4 levels")):
+        r = Rig(Settings(max_topic=20, max_levels=4))
+        wire = v5_client(r)
+        with pytest.raises(Malformed, match=text):
+            r.broker.resolve(topic.encode())
+        wire.feed(v5.publish(topic, b""))
+        assert ended(wire, 0x90)
 
 
 def test_user_properties_are_bounded() -> None:
