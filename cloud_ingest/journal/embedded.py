@@ -4,21 +4,19 @@ One writer task commits everything that waits in one transaction (``synchronous=
 fsync, and a router step is one transaction like all else. Readers in this process and in others read only.
 
 Limits: at ``max_bytes`` nothing more is written (R8): frames are answered ``retry`` and gateways keep them. What is
-deleted before: :mod:`cloud_ingest.journal.embedded_retention`. At most ``MAX_JOBS`` writes wait for the disk; more wait
-for their turn.
+deleted before: :mod:`cloud_ingest.journal.embedded_retention`; on a full disk: ``embedded_room`` beside it. At most
+``MAX_JOBS`` writes wait for the disk; more wait for their turn.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import itertools
 import logging
-import os
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -28,10 +26,11 @@ from cloud_ingest.journal import embedded_file as file
 from cloud_ingest.journal.embedded_file import Job, Row
 from cloud_ingest.journal.embedded_partition import EmbeddedPartition
 from cloud_ingest.journal.embedded_reader import Reader
-from cloud_ingest.journal.embedded_retention import Retention, prune_data, prune_forgotten, prune_frames
+from cloud_ingest.journal.embedded_retention import Retention, data_topics, prune
+from cloud_ingest.journal.embedded_room import Room, is_full
 from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import CaughtUp, Described, OutRecord, PartitionLog, TopicRecord, TopicSeen
-from waybill.errors import ConfigError, Fenced, Locked, Refused, Unavailable
+from waybill.errors import ConfigError, Fenced, Refused, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +43,10 @@ BATCH_BYTES: Final = 16 << 20
 """A transaction takes no more once it has so much; it may pass the cap by as much."""
 
 PRUNE_EVERY: Final = 60.0
+
+BITES: Final = 100
+"""How often in a row a little is deleted where the disk is full, before others may write again."""
+
 MAX_BYTES: Final = 4 << 30
 
 
@@ -80,6 +83,9 @@ class EmbeddedLog:
         self._stack = contextlib.AsyncExitStack()
         self._writer: file.Connection | None = None
         self._broken = False
+        self._room = Room(path)
+        self._newest_ms = 0
+        self._unpruned = ""
         self._inode: tuple[int, int] | None = None
         self._prune_at = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -107,7 +113,7 @@ class EmbeddedLog:
     async def start(self) -> None:
         """Open the file, or make it. Raises ConfigError, Locked."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._stack.enter_context(_lock(self.path.with_name(self.path.name + ".lock")))
+        self._stack.enter_context(file.locked(self.path.with_name(self.path.name + ".lock")))
         try:
             await self._open()
             self.connection = await file.open_to_read(self.path)
@@ -120,12 +126,13 @@ class EmbeddedLog:
 
     async def _open(self) -> None:
         try:
-            self._writer = await file.open_to_write(self.path)
-            if not await self._writer.run(lambda db: file.check(db, self.path)):
-                await self._writer.run(lambda db: file.create(db, self._partitions))
-            self._inode = file.inode(self.path)
-            found = await self._writer.run(file.partitions_of)
-        except sqlite3.Error as error:
+            try:
+                found = await self._connect()
+            except sqlite3.Error:
+                if not self._room.ballast.drop():
+                    raise
+                found = await self._connect()
+        except (sqlite3.Error, OSError) as error:
             raise ConfigError(f"{self.path}: cannot be opened: {error}") from error
         if found != self._partitions:
             raise ConfigError(
@@ -133,6 +140,21 @@ class EmbeddedLog:
             )
         self._log_id = await self._identity()
         await self._learn()
+        self._room.ballast.take()
+
+    async def _connect(self) -> int:
+        """Open the file, or make it; return how many partitions it has. Raises ConfigError, sqlite3.Error."""
+        await self._disconnect()
+        self._writer = await file.open_to_write(self.path)
+        if not await self._writer.run(lambda db: file.check(db, self.path)):
+            await self._writer.run(lambda db: file.create(db, self._partitions))
+        self._inode = file.inode(self.path)
+        return await self._writer.run(file.partitions_of)
+
+    async def _disconnect(self) -> None:
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            await writer.close()
 
     async def _identity(self) -> int:
         assert self._writer is not None  # noqa: S101 - opened
@@ -147,6 +169,8 @@ class EmbeddedLog:
     async def _learn(self) -> None:
         assert self._writer is not None  # noqa: S101 - opened
         self._known, self._heads = await self._writer.run(lambda db: (file.topics_of(db), file.heads_of(db)))
+        data = data_topics(self._known.values(), self.topics)
+        self._newest_ms = await self._writer.run(lambda db: file.newest_of(db, data, self._partitions))
 
     # --- writing ---
 
@@ -182,7 +206,11 @@ class EmbeddedLog:
                 size += job.size if job else 0
             jobs = [job for job in taken if job is not None]
             if live := [job for job in jobs if not job.done.cancelled() and not _is_fenced(job)]:
-                await self._commit(live)
+                steps = [job for job in live if job.routed is not None] if self._room.short else []
+                rest = [job for job in live if job.routed is None] if steps else live
+                for part in (steps, rest):  # what makes room, then all else
+                    if part:
+                        await self._commit(part)
             if None in taken:
                 return
             if time.monotonic() >= self._prune_at:
@@ -199,7 +227,8 @@ class EmbeddedLog:
         except (sqlite3.Error, Unavailable, ValueError) as error:
             self._broken = self._broken or not isinstance(error, Unavailable)
             self._prune_at = 0.0  # perhaps that makes room
-            self._fail(jobs, f"{self.path}: {error}")
+            self._room.short |= is_full(error)
+            self._fail(jobs, f"{self.path}: {self._room.lack() if is_full(error) else error}")
             return
         except Exception as error:  # one bad job must not end the writer, which all depend on
             self._broken = True
@@ -207,7 +236,7 @@ class EmbeddedLog:
             self._fail(jobs, f"{self.path}: {error!r}")
             return
         self._known, self._heads = known, heads
-        if self.fault:
+        if self.fault and not self._room.short:
             log.warning("%s: written again", self.path)
             self.fault = ""
         for job in jobs:
@@ -227,9 +256,7 @@ class EmbeddedLog:
     async def _reopen(self) -> None:
         """Read all anew after an error of the disk, and check that what was written is there (B2)."""
         self._check_there()
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
-            await writer.close()
+        await self._disconnect()
         self._writer = await file.open_to_write(self.path)
         busy = await self._writer.run(lambda db: db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
         if busy:
@@ -254,14 +281,18 @@ class EmbeddedLog:
         used = file.used_bytes(db, self.path)
         if used >= self._max_bytes:
             raise Unavailable(f"at its cap, {used} of {self._max_bytes} bytes; raise [log] max_bytes")
+        if need := sum(job.size for job in jobs):
+            self._room.check(db, need, steps=all(job.routed is not None for job in jobs if job.rows))
         stamp = self._clock_ms()
         db.execute("BEGIN IMMEDIATE")
         try:
             touched: set[tuple[int, int]] = set()
             for job in jobs:
-                for row in job.rows:
-                    touched.add(self._add(db, row, stamp, known, heads))
-                if job.routed is not None:
+                if job.routed is None:
+                    touched.update(self._add(db, row, stamp, known, heads) for row in job.rows)
+                else:  # a clock that was set back makes no record old: it would be deleted early (R6)
+                    self._newest_ms = max(stamp, self._newest_ms)
+                    touched.update(self._add(db, row, self._newest_ms, known, heads) for row in job.rows)
                     db.execute(file.SQL["set_routed"], job.routed)
             db.executemany(file.SQL["set_head"], [(*where, heads[where]) for where in touched])
             db.execute("COMMIT")
@@ -388,28 +419,43 @@ class EmbeddedLog:
             await asyncio.Event().wait()
 
     async def _prune(self) -> None:
-        """Delete what need not be kept any more."""
-        writer, known, partitions = self._writer, self._known, self._partitions
-        if writer is None:
-            return
-        now = self._clock_ms()
-        frames = known.get(self.topics.frames)
-        kept = {self.topics.frames, self.topics.commands, self.topics.command_status}
-        data = [topic for topic in known.values() if not topic.compact and topic.name not in kept]
+        """Delete what need not be kept any more; on a full disk in the room of the ballast."""
+        trouble = ""
+        try:
+            try:
+                more = await self._delete()
+            except sqlite3.Error:
+                self._broken = True  # opened anew, which moves the write-ahead log into the file
+                self._room.ballast.drop()
+                more = await self._delete()
+            if more:
+                self._prune_at = 0.0
+        except (sqlite3.Error, OSError, Unavailable, ValueError) as error:
+            trouble = str(error)
+            if trouble != self._unpruned:
+                log.warning("%s: old records cannot be pruned: %s", self.path, trouble)
+        self._unpruned = trouble
+
+    async def _delete(self) -> bool:
+        """Prune and see to the ballast; tell whether there may be more. Raises sqlite3.Error, OSError, Unavailable."""
+        if self._broken:
+            await self._reopen()
+        assert self._writer is not None  # noqa: S101 - opened
+        now, known, room = self._clock_ms(), self._known, self._room
 
         def work(db: sqlite3.Connection) -> bool:
-            more = False
-            if frames is not None:
-                full = file.used_bytes(db, self.path) > self._max_bytes // 2
-                more = prune_frames(db, frames, partitions, now, full=full)
-            prune_forgotten(db, now)
-            return prune_data(db, self.path, data, partitions, now, self._retention) or more
+            short = room.short
+            more = True
+            for _ in range(BITES if short else 1):
+                full = short or file.used_bytes(db, self.path) > self._max_bytes // 2
+                if more:
+                    more = prune(
+                        db, self.path, known.values(), self.topics, now, self._retention, full=full, short=short
+                    )
+            room.relieve(db)
+            return more
 
-        try:
-            if await writer.run(work):
-                self._prune_at = 0.0
-        except (sqlite3.Error, ValueError) as error:
-            log.warning("%s: old records cannot be pruned: %s", self.path, error)
+        return await self._writer.run(work)
 
     async def close(self) -> None:
         """Finish what is being written, refuse what waits, close the file."""
@@ -419,9 +465,7 @@ class EmbeddedLog:
             await asyncio.wait({self._task})
         self._wake.set()
         await self._stack.aclose()
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
-            await writer.close()
+        await self._disconnect()
 
 
 def _bounds(topic: file.Topic, partition: int) -> tuple[int, int]:
@@ -437,21 +481,3 @@ def _is_fenced(job: Job) -> bool:
         job.done.set_exception(error)
         return True
     return False
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.read(handle, 32).decode(errors="replace").strip() or "another process"
-            raise Locked(
-                f"{path.with_suffix('')}: in use by process {owner}; stop it, or name another data directory"
-            ) from error
-        os.ftruncate(handle, 0)
-        os.write(handle, b"%d\n" % os.getpid())
-        yield
-    finally:
-        os.close(handle)

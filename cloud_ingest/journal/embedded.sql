@@ -68,6 +68,9 @@ SELECT key, value FROM compacted WHERE topic = ? AND partition = ? AND value IS 
 -- name: first
 SELECT stamp_ms FROM record WHERE id >= ? AND id < ? ORDER BY id LIMIT 1;
 
+-- name: last
+SELECT stamp_ms FROM record WHERE id >= ? AND id < ? ORDER BY id DESC LIMIT 1;
+
 -- name: oldest
 SELECT min(id) FROM record WHERE id >= ? AND id < ?;
 

@@ -6,11 +6,14 @@ Durable means: WAL with ``synchronous=FULL``. One connection writes and checkpoi
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
+import os
 import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +23,7 @@ import aiosqlite
 import msgspec
 
 from cloud_ingest.journal.port import TopicRecord
-from waybill.errors import ConfigError
+from waybill.errors import ConfigError, Locked
 
 T = TypeVar("T")
 
@@ -127,6 +130,25 @@ def offset_of(number: int) -> int:
     return number & _OFFSET_MASK
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let no other process in meanwhile (B3); ``path``: the lock's file. Raises Locked."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(handle, 32).decode(errors="replace").strip() or "another process"
+            raise Locked(
+                f"{path.with_suffix('')}: in use by process {owner}; stop it, or name another data directory"
+            ) from error
+        os.ftruncate(handle, 0)
+        os.write(handle, b"%d\n" % os.getpid())
+        yield
+    finally:
+        os.close(handle)
+
+
 async def _opened(connect: Callable[[], sqlite3.Connection]) -> Connection:
     connection = Connection(connect, 64)
     try:
@@ -202,11 +224,29 @@ def log_id_of(db: sqlite3.Connection) -> int:
 
 def used_bytes(db: sqlite3.Connection, path: Path) -> int:
     """Return what the log takes on the disk, without the pages that are free to be written again."""
-    pages, free, size = (
-        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    page, free, pages = pages_of(db)
+    return (pages - free) * page + size_of(wal_of(path))
+
+
+def pages_of(db: sqlite3.Connection) -> tuple[int, int, int]:
+    """Return the size of a page in bytes, how many are free to be written again, and how many there are."""
+    page, free, pages = (
+        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "freelist_count", "page_count")
     )
-    wal = path.with_name(path.name + "-wal")
-    return int((pages - free) * size) + (wal.stat().st_size if wal.exists() else 0)
+    return page, free, pages
+
+
+def wal_of(path: Path) -> Path:
+    """Return the write-ahead log of the file ``path``."""
+    return path.with_name(path.name + "-wal")
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def topics_of(db: sqlite3.Connection) -> dict[str, Topic]:
@@ -217,6 +257,16 @@ def topics_of(db: sqlite3.Connection) -> dict[str, Topic]:
 def heads_of(db: sqlite3.Connection) -> dict[tuple[int, int], int]:
     """Return the next offset of each (topic number, partition) that has had a record."""
     return {(topic, partition): head for topic, partition, head in db.execute(SQL["heads"])}
+
+
+def newest_of(db: sqlite3.Connection, topics: Iterable[Topic], partitions: int) -> int:
+    """Return the stamp of the newest record of ``topics``, as their partitions end; 0 where there is none."""
+    ends = (
+        db.execute(SQL["last"], (record_id(topic.number, number, 0), record_id(topic.number, number + 1, 0))).fetchone()
+        for topic in topics
+        for number in range(partitions)
+    )
+    return max((found[0] for found in ends if found), default=0)
 
 
 def records_of(

@@ -55,11 +55,15 @@ class Shape(NamedTuple):
 class Filling:
     """Batches of one step, being filled."""
 
-    def __init__(self, shapes: dict[str, Shape], *, turn: int = 0, transactional: bool = True) -> None:
+    def __init__(
+        self, shapes: dict[str, Shape], *, turn: int = 0, transactional: bool = True, since_ms: int = 0
+    ) -> None:
         """Fill for ``shapes``; ``turn`` is where records without a key go.
 
-        ``transactional``: whether the batches are of a transaction.
+        ``transactional``: whether the batches are of a transaction. ``since_ms``: a time that has passed, milliseconds
+        since 1970 UTC: no record is stamped with an earlier one, whatever the clock of this node says (R6).
         """
+        self._since_ms = since_ms
         self._transactional = int(transactional)
         self._shapes = shapes
         self._turn = turn
@@ -79,7 +83,7 @@ class Filling:
                 yield
             some = records[at : at + SLICE]
             hashed = hashes(record.key for record in some if record.key is not None)
-            now = int(time.time() * 1000)
+            now = self._now()
             for topic, key, value, headers in some:
                 if topic != name:
                     name = topic
@@ -94,11 +98,14 @@ class Filling:
     def put(self, topic: str, partition: int, records: Iterable[tuple[bytes, bytes | None]]) -> None:
         """Add keyed ``records`` to that very partition. Raises RecordRefused."""
         open_ = self._open.setdefault(topic, {})
-        now = int(time.time() * 1000)
+        now = self._now()
         for key, value in records:
             builder = open_.get(partition)
             if builder is None or builder.append(timestamp=now, key=key, value=value, headers=[]) is None:
                 self._begin(topic, partition, key, value, [], now)
+
+    def _now(self) -> int:
+        return max(int(time.time() * 1000), self._since_ms)
 
     def _begin(
         self,

@@ -50,6 +50,9 @@ log = logging.getLogger(__name__)
 FRESH: Final = 2.0
 """Seconds for which the broker's word about the partition's end is believed; it speaks twice a second at least."""
 
+LOG_APPEND_TIME: Final = 1
+"""A record's timestamp type where the broker stamped it (Kafka protocol, record batch, attributes bit 3)."""
+
 ENDING: Final = 1.0
 """Seconds that a cancelled commit has to end, and that a failed one has to be taken back."""
 
@@ -104,6 +107,8 @@ class KafkaPartition:
         self._reader: AIOKafkaConsumer | None = None
         self._name = secrets.token_hex(8)
         self._steps = 0
+        self._since_ms = 0
+        """When the broker says that it wrote the frame read last; surely passed, whatever this node's clock says."""
         self._token: str | None = None
         """What the group's offset bears if nobody else committed; None: load first."""
         self._count_key = count_key(partition)
@@ -260,7 +265,10 @@ class KafkaPartition:
             if isinstance(error.__cause__, errors.OffsetOutOfRangeError):
                 raise Unavailable(f"{self!r}: frames were deleted while they waited; load again (R8)") from error
             raise
-        records = [_frame(record) for record in got.get(self._frames, ())]
+        found = got.get(self._frames, ())
+        if found and found[-1].timestamp_type == LOG_APPEND_TIME:
+            self._since_ms = found[-1].timestamp
+        records = [_frame(record) for record in found]
         self.position = position
         await self._look(records)
         spoken = (reader.last_poll_timestamp(self._frames) or 0) / 1000
@@ -361,7 +369,7 @@ class KafkaPartition:
         for topic, entries in tables:
             if entries:
                 shapes[topic] = await cluster.shape(topic, producer)
-        filling = Filling(shapes, turn=self._steps, transactional=self._config.exactly_once)
+        filling = Filling(shapes, turn=self._steps, transactional=self._config.exactly_once, since_ms=self._since_ms)
         for _ in filling.add(step.records):
             await asyncio.sleep(0)
         for topic, entries in tables:

@@ -21,6 +21,7 @@ import re
 from pathlib import Path
 from typing import Final
 
+from waybill.ballast import Ballast
 from waybill.errors import ConfigError, Locked
 
 _FILE: Final = re.compile(r"buffer(?:\.(\d+))?\.db")
@@ -32,8 +33,7 @@ class Directory:
 
     def __init__(self, path: Path, ballast_bytes: int) -> None:
         self.path = path
-        self._ballast = path / "ballast"
-        self._ballast_bytes = ballast_bytes
+        self._ballast = Ballast(path / "ballast", ballast_bytes)
         self._in_use: tuple[Path, int, int] | None = None
         try:
             if not path.exists():
@@ -117,32 +117,19 @@ class Directory:
 
     def free(self) -> int:
         """Return the free bytes of the file system."""
-        state = os.statvfs(self.path)
-        return state.f_bavail * state.f_frsize
+        return self._ballast.free()
 
     def ballast(self) -> int:
         """Return the bytes that the ballast takes at present."""
-        try:
-            return self._ballast.stat().st_size
-        except OSError:
-            return 0
+        return self._ballast.held()
 
     def drop_ballast(self) -> bool:
         """Give the ballast up; False where there was none."""
-        if not self.ballast():
-            return False
-        self._ballast.unlink()
-        return True
+        return self._ballast.drop()
 
     def take_ballast(self, floor: int) -> None:
         """Make the ballast where there is room for it twice above ``floor`` free bytes; otherwise do nothing."""
-        if self.ballast() >= self._ballast_bytes or self.free() < floor + 2 * self._ballast_bytes:
-            return
-        try:
-            with self._ballast.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, self._ballast_bytes)
-        except OSError:  # next time
-            self._ballast.unlink(missing_ok=True)
+        self._ballast.take(floor)
 
 
 def size(path: Path) -> int:

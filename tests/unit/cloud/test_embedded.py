@@ -366,3 +366,33 @@ async def test_nothing_is_acknowledged_that_goes_into_a_file_which_was_removed(p
         assert log.fault == ""
     async with opened(path) as log:
         assert [record.value async for record in log.unrouted()] == [b"one", b"three"]
+
+
+async def test_r6_a_clock_that_was_set_back_makes_no_routed_record_old_enough_to_be_deleted(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "PRUNE_EVERY", 0.0)
+    right = now = 1_700_000_000_000
+
+    def clock() -> int:
+        return now
+
+    for turn in range(2):  # within one run, and after a restart
+        async with opened(path, retention=Retention(age_ms=60_000), clock_ms=clock) as log:
+            partition = EmbeddedPartition(log, 0)
+            await partition.load()
+            now = right
+            await partition.commit(Step([OutRecord("fleet", b"V1", b"right", [])], {}, 1))
+            now = 1_000
+            if turn:
+                await partition.commit(Step([OutRecord("fleet", b"V1", b"in the same run", [])], {}, 1))
+        async with opened(path, retention=Retention(age_ms=60_000), clock_ms=clock) as log:
+            partition = EmbeddedPartition(log, 0)
+            await partition.load()
+            await partition.commit(Step([OutRecord("fleet", b"V1", b"after a restart", [])], {}, 1))
+            now = right + 1
+            for _ in range(2):
+                await log.append_frame("gw", b"the writer prunes between two writes")
+            found = await read_to_end(log, ["fleet"])
+            assert len(found) == (5 if turn else 2)
+            assert {record.stamp_ms for record in found} == {right}

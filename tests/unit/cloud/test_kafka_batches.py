@@ -1,7 +1,10 @@
 """A step as batches: the partition of each key, order, and limits."""
 
+import time
+
 import pytest
 from aiokafka.partitioner import murmur2
+from aiokafka.record.default_records import DefaultRecordBatch
 
 from cloud_ingest.journal.kafka_batches import CODECS, SLICE, Batch, Filling, Shape
 from cloud_ingest.journal.port import OutRecord
@@ -53,6 +56,18 @@ def test_batches_stay_below_the_limit_of_their_topic() -> None:
 def test_r5_a_record_above_the_limit_is_refused_however_well_it_would_compress(codec: int) -> None:
     with pytest.raises(RecordRefused, match=r"t: a record of 6\d\d\d bytes; the topic's max.message.bytes is 5000"):
         _fill([_record(None, b"small"), _record(None, b"x" * 6_000)], codec=codec, limit=5_000)
+
+
+def test_r6_no_record_is_stamped_before_the_frame_it_came_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    since = 1_700_000_000_000
+    for clock, stamp in ((0.0, since), (since / 1000 + 1, since + 1000)):
+        monkeypatch.setattr(time, "time", lambda clock=clock: clock)
+        filling = Filling({"t": Shape(4, 1 << 20)}, since_ms=since)
+        list(filling.add([_record(b"k", b"v")]))
+        filling.put("t", 3, [(b"k", b"v")])
+        for batch in filling.batches():
+            batch.builder.close()
+            assert {record.timestamp for record in DefaultRecordBatch(bytes(batch.builder._build()))} == {stamp}
 
 
 def test_others_may_run_between_slices() -> None:
