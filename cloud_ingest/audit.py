@@ -26,6 +26,10 @@ from waybill.frames import read_header
 from waybill.wire import is_node
 
 SHOWN_GAPS = 4
+NAMED = 16
+"""Columns of a terminal that name gateway and lane at least, however large the numbers are."""
+NUMBERED = 74
+"""What fits beside the rules of a table of 80 columns."""
 
 
 class LaneAudit(msgspec.Struct, frozen=True):
@@ -193,21 +197,26 @@ def as_table(found: AuditReport) -> RenderableType:
 
     ``epoch`` is written as in ``ce_id``. ``3 of 3+``: the epoch is the gateway's newest, more may follow.
     """
-    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, collapse_padding=True)
-    table.add_column("gateway, lane", overflow="fold")
-    table.add_column("epoch", no_wrap=True)
-    for name in ("delivered", "declared", "pending", "missing"):
-        table.add_column(name, justify="right", no_wrap=True)
-    remarks: list[Text] = []
-    for lane in found.lanes:
-        table.add_row(
-            f"{lane.gateway} {lane.lane}",
+    rows = [
+        (
             f" {lane.epoch}",
             f" {lane.delivered} of {lane.last}{'+' if lane.open else ''}",
             f" {lane.dropped + lane.dead}",
             f" {lane.pending}",
-            Text(f" {lane.missing_count}", style="bold red" if lane.missing else ""),
+            f" {lane.missing_count}",
         )
+        for lane in found.lanes
+    ]
+    wide = NAMED + sum(max(map(len, column)) for column in zip(*rows, strict=True)) > NUMBERED
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, collapse_padding=True)
+    table.add_column("gateway, lane", overflow="fold", min_width=NAMED)
+    table.add_column("epoch", no_wrap=True)
+    for name in ("delivered", "declared", "pending", "missing"):  # very large numbers wrap
+        table.add_column(name, justify="right", overflow="fold", max_width=len(name) + 1 if wide else None)
+    remarks: list[Text] = []
+    for lane, (*cells, missing) in zip(found.lanes, rows, strict=True):
+        style = "bold red" if lane.missing else ""
+        table.add_row(f"{lane.gateway} {lane.lane}", *cells, Text(missing, style=style))
         remarks += _remarks(lane)
     for lost in found.lost:
         text = f"partition {lost.partition}: frames {lost.first} to {lost.last} deleted before they were routed"

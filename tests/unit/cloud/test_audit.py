@@ -123,3 +123,16 @@ async def test_it_reads_the_newest_entries_of_a_log(tmp_path: Path) -> None:
     finally:
         await log.close()
     assert [lane.delivered for lane in found.lanes] == [5]
+
+
+def test_however_large_the_numbers_are_the_gateway_is_named_in_80_columns() -> None:
+    most = (1 << 62) - 1
+    lane = LaneAudit("truck-0042", (1 << 64) - 1, "telemetry", most, True, most, most, 0, {}, 0, most, 0, most, (), ())
+    small = LaneAudit("truck-0043", (1 << 64) - 1, "bulk", 7, False, 7, 0, 0, {}, 0, 0, 0, 0, (), ())
+    console = Console(file=io.StringIO(), width=80, record=True)
+    console.print(audit.as_table(audit.AuditReport((lane, small))))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    epoch = str((1 << 64) - 1)
+    assert [line for line in lines if line.split()[:2] == ["truck-0042", epoch]]
+    assert [line for line in lines if line.split() == ["truck-0043", "bulk", epoch, "7", "of", "7", "0", "0", "0"]]
