@@ -152,7 +152,7 @@ def checks(
     waited for what was under way; else what is missing may still come.
     """
     found = [
-        _messages(verdict, "lost", "Every acknowledged message is in Kafka, or declared lost", proven=ended),
+        _messages(verdict, "lost", "Every acknowledged message is in its topic, or declared lost", proven=ended),
         _messages(verdict, "duplicated", "None is there twice"),
         _messages(verdict, "out_of_order", "Each vehicle's stream is in order"),
         _messages(verdict, "misplaced", "Each stream is in one partition, under its vehicle's key"),

@@ -6,13 +6,14 @@ each of them. A drawing is 1000 × 100 units, stretched to the place it gets.
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Callable, Iterable, Sequence
-from html import escape
 from typing import Final, NamedTuple
 
 from fleet_simulator.report.model import Event
 from fleet_simulator.report.series import Line
+from waybill.printable import printable
 
 COLOURS: Final = 6
 _ROWS: Final = 12
@@ -231,3 +232,8 @@ def _svg(inside: str, label: str) -> str:
 
 def _times(axis: Axis) -> str:
     return "".join(f'<i class="x" style="left:{x / 10:g}%">{text}</i>' for x, text in axis.ticks())
+
+
+def escape(text: str) -> str:
+    """Return ``text`` as HTML, with what cannot be printed written as Python would."""
+    return html.escape(printable(text))

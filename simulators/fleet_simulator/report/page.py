@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterable, Sequence
-from html import escape
 from importlib import resources
 from typing import Final
 
 from fleet_simulator.report import charts
-from fleet_simulator.report.charts import Axis, Band, Drawn
+from fleet_simulator.report.charts import Axis, Band, Drawn, escape
 from fleet_simulator.report.model import Event, Report
 from fleet_simulator.report.series import Line
 from fleet_simulator.verdict import StreamTally
@@ -62,8 +62,8 @@ def _tiles(report: Report) -> str:
     ]
     if report.latency is not None:
         tiles += [
-            (charts.span(report.latency.p50), "p50 to Kafka", ""),
-            (charts.span(report.latency.p99), "p99 to Kafka", ""),
+            (charts.span(report.latency.p50), "p50 to the topic", ""),
+            (charts.span(report.latency.p99), "p99 to the topic", ""),
         ]
     inside = "".join(
         f'<div class="tile {kind}"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
@@ -105,7 +105,7 @@ def _charts(report: Report) -> str:
         charts.strip(axis, outages, faults),
         _chart("Messages a second", axis, rates, outages, faults),
         _chart("Backlog of the gateways, messages", axis, _backlogs(report.lines), outages, faults),
-        charts.chart("From device to Kafka", axis, latency, outages, faults, say=charts.span, log=True),
+        charts.chart("From device to topic", axis, latency, outages, faults, say=charts.span, log=True),
         charts.chart("Bytes a second on the uplinks", axis, traffic, outages, faults, say=charts.size),
         _chart("Connected vehicles", axis, connected, outages, faults),
     )
@@ -115,8 +115,8 @@ def _charts(report: Report) -> str:
     if latency:
         note = (
             '<p class="note">Latency is from <code>ts</code> in the message (the vehicle\'s clock) to the timestamp of '
-            "the record in Kafka, drawn at the time at which the message was made; each percentile is right within 9 %."
-            "</p>"
+            "the record in its topic, drawn at the time at which the message was made; each percentile is right within "
+            "9 %.</p>"
         )
     return f"<section><h2>Over time</h2>{''.join(drawn)}{note}</section>"
 
@@ -186,7 +186,7 @@ def _names() -> list[str]:
 
 
 def _table(title: str, columns: Sequence[str], rows: list[tuple[tuple[int, int], list[str]]]) -> str:
-    rows.sort(key=lambda row: (-row[0][0], -row[0][1], row[1]))
+    rows.sort(key=lambda row: (-row[0][0], -row[0][1], [_natural(cell) for cell in row[1]]))
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     body = "".join(
         f'<tr class="{"fail" if wrong else ""}">' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
@@ -239,3 +239,8 @@ def _facts(report: Report) -> str:
 
 def _grouped(count: int) -> str:
     return f"{count:,}".replace(",", " ")  # a narrow space that does not break
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """Return the key by which ``car-2`` comes before ``car-10``."""
+    return [(int(part), "") if at % 2 else (0, part) for at, part in enumerate(re.split(r"([0-9]+)", text))]

@@ -183,6 +183,16 @@ def test_what_is_found_in_a_topic_does_not_command_the_terminal(made: Made, caps
     assert "\\x1b[2J" in said
 
 
+def test_vehicles_are_in_the_order_of_their_numbers(made: Made) -> None:
+    for number in (10, 2, 1):
+        made.ledger.behind(f"car-{number}", "depot")
+        made.ledger.published(f"car-{number}", "telemetry", 1, 1, T0)
+    made.outcome()
+    text = (made.directory / "report.html").read_text()
+    places = [text.index(f"<td>car-{number}</td>") for number in (1, 2, 10)]
+    assert places == sorted(places)
+
+
 def test_the_page_loads_nothing_and_nothing_gets_out_of_its_text(made: Made) -> None:
     made.ledger.about({"scenario": EVIL, EVIL: EVIL})
     made.ledger.note(T0, "down", EVIL, EVIL)
@@ -197,6 +207,7 @@ def test_the_page_loads_nothing_and_nothing_gets_out_of_its_text(made: Made) -> 
     seen.feed(text)
     assert seen.loads == []
     assert not {"script", "link", "img", "iframe", "object"} & set(seen.tags)
+    assert "\x01" not in text
     assert "url(" not in text
     assert "@import" not in text
     assert seen.tags.count("svg") >= 4
