@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 
 from edge_agent.flash import FlashState
-from edge_agent.plan.plan import PlanState, say_bytes
+from edge_agent.plan.plan import PlanState
+from waybill.printable import say_bytes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -187,9 +187,8 @@ class Meter:
         return self._plan.state(idle=self._idle, error=self._not_kept or self._not_read)
 
     def counters(self) -> dict[str, float]:
-        """Return the counters, by name."""
-        account = self._plan.account
-        return {"plan_sent": account.sent, "plan_received": account.received, "plan_saves": self.saves}
+        """Return the counters since the start, by name."""
+        return {"plan_sent": self._plan.sent, "plan_received": self._plan.received, "plan_saves": self.saves}
 
 
 class _Looked:

@@ -29,6 +29,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from waybill.errors import ConfigError
+from waybill.printable import say_bytes
 from waybill.wire import CONTROL_LANE
 
 DAY: Final = 86_400.0
@@ -197,6 +198,8 @@ class DataPlan:
     """One gateway's plan. ``lanes``: all there are; ``boot``: the id of this boot, empty where there is none."""
 
     def __init__(self, settings: PlanSettings, lanes: Iterable[str], account: Account, boot: str) -> None:
+        self.sent = self.received = 0
+        """Bytes counted since the start; the account goes back further, and begins anew with each cycle."""
         self.account = account
         self._settings = settings
         self._lanes = tuple(lane for lane in lanes if lane != CONTROL_LANE)
@@ -217,6 +220,8 @@ class DataPlan:
     def spend(self, sent: int, received: int) -> None:
         """Count bytes on the wire."""
         account = self.account
+        self.sent += sent
+        self.received += received
         account.sent += sent
         account.received += received
         account.doubtful += sent + received
@@ -371,13 +376,3 @@ def _grown(before: int, now: int, *, again: bool) -> int:
 
 def _date(day: int) -> str:
     return (_EPOCH + dt.timedelta(day)).isoformat()
-
-
-def say_bytes(count: int) -> str:
-    """Return a count of bytes as data plans say it: in kB, MB and GB of a thousand each."""
-    size = float(count)
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:  # noqa: PLR2004 - plans count in thousands
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} GB"

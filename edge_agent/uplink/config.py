@@ -141,11 +141,11 @@ def _check(uplink: UplinkSettings, where: str) -> None:
     parts = _parts(uplink.url)
     if parts is None or parts.scheme not in config.PORTS or parts.port == 0 or "@" in parts.netloc or parts.fragment:
         raise ConfigError(
-            f"{where} url: {uplink.url!r}: write mqtts://HOST[:PORT] or wss://HOST[:PORT]/PATH "
+            f"{where} url: {_shown(uplink.url)!r}: write mqtts://HOST[:PORT] or wss://HOST[:PORT]/PATH "
             "(mqtt:// or ws:// without TLS)"
         )
     if not uplink.websocket and (parts.path not in {"", "/"} or parts.query):
-        raise ConfigError(f"{where} url: {uplink.url!r}: a path is for wss:// and ws://; leave it out")
+        raise ConfigError(f"{where} url: {_shown(uplink.url)!r}: a path is for wss:// and ws://; leave it out")
     given = _given(uplink)
     if given and not uplink.tls:
         raise ConfigError(f"{where} {given[0]} is for TLS, and url has none; write mqtts:// or wss://")
@@ -189,6 +189,13 @@ def _check_proxy(uplink: UplinkSettings, where: str) -> None:
         raise ConfigError(f"{where} proxy_password_file: write USER@ before the proxy's host, without a password there")
     if any(not 0 <= len(text.encode()) <= 255 for text in (proxy.user, proxy.password)) or ":" in proxy.user:  # noqa: PLR2004 - RFC 1929
         raise ConfigError(f"{where} proxy: user and password have at most 255 bytes, and no colon in the user")
+
+
+def _shown(url: str) -> str:
+    """Return a URL as an error may show it: what stands before an @ may hold a password."""
+    before, at, after = url.rpartition("@")
+    scheme, between, _ = before.partition("://")
+    return f"{scheme}://…@{after}" if at and between else f"…@{after}" if at else url
 
 
 def _parts(url: str) -> SplitResult | None:

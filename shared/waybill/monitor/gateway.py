@@ -39,6 +39,7 @@ from waybill.monitor.words import (
     span,
     sparkline,
 )
+from waybill.printable import say_bytes
 
 WIDE: Final = 120
 """Cells from which on there are two columns."""
@@ -164,10 +165,10 @@ def _plan(plan: PlanInfo | None, cells: int) -> list[Line]:
     if plan is None or plan.budget <= 0:
         return []
     share = plan.used / plan.budget
-    more = "" if plan.forecast is None else f", {size(plan.forecast)} expected"
+    more = "" if plan.forecast is None else f", {say_bytes(plan.forecast)} expected"
     until = f" by {moment(plan.ends_ms)[:10]}" if plan.ends_ms and more else ""
     held = f"; waits: {', '.join(plan.held)}" if plan.held else ""
-    words = f"used up: {size(plan.budget)}" if plan.used_up else f"{share:.0%} of {size(plan.budget)} used"
+    words = f"used up: {say_bytes(plan.budget)}" if plan.used_up else f"{share:.0%} of {say_bytes(plan.budget)} used"
     tone: Tone = "bad" if plan.used_up else "look" if plan.stage else ""
     return _fact("data plan", f"{bar(share, 8)} {words}{more}{until}{held}", cells, tone)
 

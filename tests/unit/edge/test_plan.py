@@ -22,9 +22,9 @@ from edge_agent.plan.plan import (
     check,
     ends,
     idle_bytes,
-    say_bytes,
 )
 from waybill.errors import ConfigError
+from waybill.printable import say_bytes
 
 LANES = ("control", "alarm", "bulk")
 BUDGET = 1_000_000

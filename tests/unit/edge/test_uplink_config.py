@@ -36,7 +36,8 @@ def test_a_url_says_where_and_how(url: str, host: str, port: int, tls: bool, web
         ('[[uplink]]\nurl = "https://h"', "write mqtts://HOST[:PORT] or wss://"),
         ('[[uplink]]\nurl = "mqtts://h:99999"', "write mqtts://HOST[:PORT]"),
         ('[[uplink]]\nurl = "mqtts://h:0"', "write mqtts://HOST[:PORT]"),
-        ('[[uplink]]\nurl = "mqtts://u:p@h"', "write mqtts://HOST[:PORT]"),
+        ('[[uplink]]\nurl = "mqtts://u:p@h"', "[[uplink]] 1 url: 'mqtts://…@h': write mqtts://HOST[:PORT]"),
+        ('[[uplink]]\nurl = "u:p@h"', "[[uplink]] 1 url: '…@h': write mqtts://HOST[:PORT]"),
         ('[[uplink]]\nurl = "mqtts://a..b"', "write mqtts://HOST[:PORT]"),
         ('[[uplink]]\nurl = "mqtts://h/path"', "a path is for wss:// and ws://; leave it out"),
         (
