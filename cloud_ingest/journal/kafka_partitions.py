@@ -235,6 +235,8 @@ class KafkaPartition:
             transactional_id=f"{self._cluster.deployment}.{self._partition}",
             transaction_timeout_ms=int(self._config.transaction * 1000),
             compression_type=self._config.compression,
+            # While the marks of the last one are written, the next one is put off (KAFKA-5477); 100 ms is long.
+            retry_backoff_ms=20,
         )
         await started(producer, self._config.commit, f"{self!r}: fencing")
         self._written.clear()
