@@ -54,6 +54,7 @@ from cloud_ingest.status import (
     PlainSnapshot,
     Rates,
 )
+from cloud_ingest.wall import now_ms
 from waybill import logs, snapshot
 from waybill.errors import ConfigError, Locked, Refused, Unavailable
 from waybill.lifecycle import Tasks, allow_connections, say, spare_garbage_collection
@@ -115,7 +116,7 @@ class Ingest:
         """Make the parts; nothing runs yet. Raises ConfigError."""
         config = settings.config
         self._settings = settings
-        self._started_ms = _now_ms()
+        self._started_ms = now_ms()
         routes = Routes(config.route, settings.where)
         self.log, retention_ms = open_log(settings)
         self.dispatcher = Dispatcher(self.log, config.topics, self._send)
@@ -347,7 +348,7 @@ class Ingest:
             address=self.listener.address,
             websocket=self.listener.websocket_address,
             started_ms=self._started_ms,
-            now_ms=_now_ms(),
+            now_ms=now_ms(),
             state="waiting" if self._fault else "running",
             fault=self._fault or self.listener.fault,
             connected=len(gateways),
@@ -479,7 +480,3 @@ def _owned(data: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

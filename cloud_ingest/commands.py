@@ -31,6 +31,7 @@ from cloud_ingest.command_record import Command, MalformedCommand, parse, recipi
 from cloud_ingest.config import Topics
 from cloud_ingest.following import Readable, following
 from cloud_ingest.journal.port import CaughtUp, TopicRecord
+from cloud_ingest.wall import now_ms
 from waybill.errors import Refused, Unavailable
 from waybill.wire import CommandStatus, Envelope
 
@@ -272,7 +273,7 @@ class Dispatcher:
         self.on_read(record)
         try:
             if record.topic == self._topics.commands:
-                self._core.command(parse(record.value), record.stamp_ms, _now_ms())
+                self._core.command(parse(record.value), record.stamp_ms, now_ms())
             else:
                 self._core.status(_decode_status(record.value or b""))
         except (MalformedCommand, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -285,18 +286,14 @@ class Dispatcher:
         while True:
             now = time.monotonic()
             if now >= forget_at:
-                self._core.forget(_now_ms())
+                self._core.forget(now_ms())
                 forget_at = now + RELOAD_PAUSE
             if self._core.ready and now >= reload_at and self._core.wants_reload():
                 self._reading.reschedule(0.0)  # ends the reading, which begins anew
                 reload_at = now + RELOAD_PAUSE
-            for gateway, envelope in self._core.due(_now_ms(), now):
+            for gateway, envelope in self._core.due(now_ms(), now):
                 self._send(gateway, envelope)
             # Pauses are whole seconds: looking once a second is near enough, and at once when something changed.
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), 1.0)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

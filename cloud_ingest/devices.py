@@ -21,8 +21,9 @@ from typing import Final
 from cloud_ingest.command_record import COMMAND_ID, DIRECT
 from cloud_ingest.device_config import MAX_LEVELS
 from cloud_ingest.device_config import Devices as DeviceSettings
-from cloud_ingest.node_frames import Item, NodeFrames, item, now_ms, status_item
+from cloud_ingest.node_frames import Item, NodeFrames, item, status_item
 from cloud_ingest.presence_keeper import Keeper
+from cloud_ingest.wall import now_ms
 from waybill import pki
 from waybill.acl import Acl, AclRule
 from waybill.auth import Auth, Door

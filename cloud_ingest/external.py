@@ -27,8 +27,9 @@ from cloud_ingest import config
 from cloud_ingest.broker_client import BrokerClient, Received
 from cloud_ingest.intake import Intake, Journal
 from cloud_ingest.listener import STATE_BYTES, Connected
-from cloud_ingest.node_frames import Item, NodeFrames, now_ms
+from cloud_ingest.node_frames import Item, NodeFrames
 from cloud_ingest.presence_keeper import Keeper
+from cloud_ingest.wall import now_ms
 from waybill import wire
 from waybill.errors import ConfigError, Unavailable
 from waybill.mqtt.settings import Counters

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
@@ -202,8 +201,3 @@ def _cut(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
         size += cost
     if start < len(items):
         yield items[start:]
-
-
-def now_ms() -> int:
-    """Return the wall time, milliseconds since 1970 UTC."""
-    return time.time_ns() // 1_000_000

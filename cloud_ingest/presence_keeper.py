@@ -15,6 +15,7 @@ import msgspec
 from cloud_ingest.following import Readable, following
 from cloud_ingest.journal.port import CaughtUp, OutRecord, TopicRecord
 from cloud_ingest.presence import LEASE, Here, Key, Presence, record_of
+from cloud_ingest.wall import now_ms
 from waybill.errors import Refused, Unavailable
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class Keeper:
     def came(self, *, gateway: str = "", device: str = "", address: str = "", version: str = "") -> None:
         """A gateway, or a device without one, has connected here."""
         connection = secrets.token_hex(8)
-        self._say(Here("online", _now_ms(), gateway, device, self._core.node, connection, "", version, address))
+        self._say(Here("online", now_ms(), gateway, device, self._core.node, connection, "", version, address))
 
     def told(self, gateway: str, version: str) -> None:
         """A gateway has said more of itself."""
@@ -64,7 +65,7 @@ class Keeper:
 
     def went(self, reason: str, *, gateway: str = "", device: str = "") -> None:
         """Its connection has ended."""
-        self._core.went(Here("offline", 0, gateway, device).key, reason, _now_ms())
+        self._core.went(Here("offline", 0, gateway, device).key, reason, now_ms())
         self._changed.set()
 
     def leave(self, gateway: str) -> None:
@@ -110,10 +111,10 @@ class Keeper:
         while True:
             now = time.monotonic()
             if now >= renew_at:
-                self._core.renew(_now_ms())
+                self._core.renew(now_ms())
                 renew_at = now + LEASE / 3
             if self._ready:
-                self._core.lapse(now, _now_ms())
+                self._core.lapse(now, now_ms())
             if not await self._write():
                 await asyncio.sleep(1.0)
                 continue
@@ -153,7 +154,3 @@ class Keeper:
                         return
                 self._core.end()
                 await self._write()
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

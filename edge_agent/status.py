@@ -11,7 +11,7 @@ import msgspec
 
 from edge_agent.flash import FlashState
 from edge_agent.plan.plan import PlanState
-from waybill.printable import say_bytes
+from waybill.printable import say_bytes, say_span
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -254,9 +254,9 @@ def _source(source: SourceState, at_ms: int) -> RenderableType:
 def _lasts(status: EdgeStatus) -> str:
     """Say how long the buffer holds, and when its backlog will be gone."""
     if status.holds_s is not None and status.drained_s is None:
-        holds = f"holds {_span(status.holds_s)} more"
+        holds = f"holds {say_span(status.holds_s)} more"
     elif status.outage_s is not None:
-        holds = f"holds {_span(status.outage_s)} without the uplink"
+        holds = f"holds {say_span(status.outage_s)} without the uplink"
     else:
         holds = "does not fill" if status.outlook_known else "how long it holds is not known yet"
     waits = any(lane.count and not lane.held for lane in status.lanes)
@@ -266,7 +266,7 @@ def _lasts(status: EdgeStatus) -> str:
     if status.link.state != "online":
         return holds
     if status.drained_s is not None:
-        gone = f"gone in {_span(status.drained_s)}"
+        gone = f"gone in {say_span(status.drained_s)}"
     else:
         gone = "not gone at this rate" if status.outlook_known else "gone when is not known yet"
     return f"{holds}   backlog {gone}"
@@ -297,17 +297,6 @@ def _draw_plan(facts: Table, plan: PlanState | None) -> None:
 
 def _day(milliseconds: int) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(milliseconds // 1000))
-
-
-def _span(seconds: float) -> str:
-    """Say a duration in its largest unit and the next smaller one."""
-    rest = int(seconds)
-    for unit, size, smaller, less in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if rest >= size:
-            more = rest % size // less
-            few = rest < 10 * size and more
-            return f"{rest // size} {unit} {more} {smaller}" if few else f"{rest // size} {unit}"
-    return f"{rest} s"
 
 
 def _age(milliseconds: int) -> str:

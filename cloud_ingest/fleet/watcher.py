@@ -28,6 +28,7 @@ from cloud_ingest.following import Readable, following
 from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import CaughtUp, Described, OutRecord, TopicRecord, TopicSeen
 from cloud_ingest.presence import Here
+from cloud_ingest.wall import now_ms
 from waybill.errors import Refused, Unavailable
 from waybill.fleet_state import (
     CommandsState,
@@ -173,7 +174,7 @@ class Watcher:
         while True:
             try:
                 await self._log.append(self._record(self._node, self._me()))
-                old = [name for name, one in self._nodes.items() if one.told_ms < _now_ms() - FORGET_MS]
+                old = [name for name, one in self._nodes.items() if one.told_ms < now_ms() - FORGET_MS]
                 for name in old[:10]:
                     await self._log.append(self._record(name, None))
             except (Unavailable, Refused) as error:
@@ -218,7 +219,7 @@ class Watcher:
         """Answer what has changed ``since``; its rows are to be encoded, and nothing else."""
         nodes = self._now()
         blank = FleetSnapshot(
-            at_ms=_now_ms(),
+            at_ms=now_ms(),
             deployment=self._deployment,
             node=self._node,
             revision="",
@@ -239,11 +240,11 @@ class Watcher:
 
     def gateway(self, name: str) -> GatewayDetail:
         """Answer all that is known of one gateway. Raises Refused where nothing is."""
-        return self._fleet.detail(name, _now_ms())
+        return self._fleet.detail(name, now_ms())
 
     def commands(self) -> CommandsState:
         """Answer the newest commands."""
-        return CommandsState(_now_ms(), self._recent.newest(), "; ".join(filter(None, self.faults())))
+        return CommandsState(now_ms(), self._recent.newest(), "; ".join(filter(None, self.faults())))
 
     def log_lines(self, since: str = "") -> LogState:
         """Answer the newest lines."""
@@ -257,13 +258,13 @@ class Watcher:
         try:
             found = await self._describe()
         except Unavailable as error:
-            return KafkaState(_now_ms(), self._kind, nodes=nodes, partitions=parts, fault=str(error))
+            return KafkaState(now_ms(), self._kind, nodes=nodes, partitions=parts, fault=str(error))
         topics = tuple(
             _topic(name, use, found.topics[name], parts) for name, use in self._uses.items() if name in found.topics
         )
         missing = [name for name in self._uses if name not in found.topics and self._kind == "kafka"]
         fault = f"not there: {', '.join(missing)}" if missing else ""
-        return KafkaState(_now_ms(), self._kind, found.brokers, nodes, parts, topics, fault)
+        return KafkaState(now_ms(), self._kind, found.brokers, nodes, parts, topics, fault)
 
     async def _describe(self) -> Described:
         async with self._describing:
@@ -275,12 +276,12 @@ class Watcher:
     def _me(self) -> NodeState:
         now = time.monotonic()
         if self._mine is None or now - self._mine[0] > FRESH:
-            self._mine = now, msgspec.structs.replace(self._ask_me(), told_ms=_now_ms())
+            self._mine = now, msgspec.structs.replace(self._ask_me(), told_ms=now_ms())
         return self._mine[1]
 
     def _now(self) -> tuple[NodeState, ...]:
         """Return the nodes that are there; this one as of now."""
-        now = _now_ms()
+        now = now_ms()
         others = [one for one in self._nodes.values() if one.node != self._node and one.told_ms > now - STALE_MS]
         return tuple(sorted((*others, self._me()), key=lambda one: one.node))
 
@@ -317,7 +318,3 @@ def _topic(name: str, use: Use, seen: TopicSeen, parts: tuple[PartitionState, ..
         sum(max(0, end - first) for first, end in seen.offsets),
         lag,
     )
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

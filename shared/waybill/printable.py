@@ -1,4 +1,4 @@
-"""Text for people: what devices say, which must not be able to command a terminal, and bytes of data plans."""
+"""Text for people: what devices say, which must not be able to command a terminal; bytes of data plans; durations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def say_span(seconds: float) -> str:
+    """Return a duration in its largest unit and, where that is below ten, the next smaller one: ``3 h 12 min``."""
+    rest = int(max(0.0, seconds))
+    for unit, size, smaller, less in (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1)):
+        if rest >= size:
+            more = rest % size // less
+            return f"{rest // size} {unit} {more} {smaller}" if rest < 10 * size and more else f"{rest // size} {unit}"
+    return f"{rest} s"
 
 
 def say_bytes(count: int) -> str:

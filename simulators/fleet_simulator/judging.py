@@ -32,7 +32,7 @@ from fleet_simulator.processes import waybill
 from fleet_simulator.readback import read_audit, read_line, read_topic
 from fleet_simulator.report.model import VERSION, Counts, Event, Latency, Report
 from fleet_simulator.report.series import Latencies, Line, Samples
-from fleet_simulator.verdict import Comparison, Verdict
+from fleet_simulator.verdict import Comparison, Verdict, VerdictCounts
 from waybill.errors import ConfigError, Unavailable
 
 LEDGER: Final = "ledger"
@@ -276,7 +276,7 @@ def report(
         facts=run.said,
         began_ms=run.began_ns // 1_000_000,
         ended_ms=run.ended_ns // 1_000_000,
-        counts=Counts(**{name: getattr(verdict, name) for name in Counts.__struct_fields__[:-1]}, records=records),
+        counts=Counts(**{name: getattr(verdict, name) for name in VerdictCounts.__struct_fields__}, records=records),
         checks=found,
         accounts=verdict.accounts,
         commands=effects,

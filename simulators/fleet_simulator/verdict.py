@@ -74,8 +74,8 @@ class StreamTally(msgspec.Struct, frozen=True):
         return self.lost + self.duplicated + self.out_of_order + self.misplaced
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """The outcome; every number counts messages. ``findings``: the first ones of each kind, in words."""
+class VerdictCounts(msgspec.Struct, frozen=True):
+    """The verdict's numbers, all of messages; :class:`fleet_simulator.report.model.Counts` says what each means."""
 
     published: int
     acked: int
@@ -89,6 +89,11 @@ class Verdict(msgspec.Struct, frozen=True):
     unknown: int
     reused: int
     disagreeing: int
+
+
+class Verdict(VerdictCounts, frozen=True):
+    """The outcome. ``findings``: the first ones of each kind, in words."""
+
     findings: dict[str, tuple[str, ...]] = {}
     streams: tuple[StreamTally, ...] = ()
     accounts: tuple[Account, ...] = ()

@@ -14,7 +14,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from rich.cells import cell_len, chop_cells, set_cell_size
 
-from waybill.printable import printable
+from waybill.printable import printable, say_span
 
 Tone = Literal["", "head", "good", "look", "bad", "quiet"]
 """``head``: a title. ``good``, ``look``, ``bad``: all is well, a person should look, something is wrong."""
@@ -39,7 +39,6 @@ NEVER: Final = "–"
 """What stands where there is no value."""
 
 _BARS: Final = "▁▂▃▄▅▆▇█"
-_SPANS: Final = (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1))
 
 
 def bit(text: str, tone: Tone = "") -> Bit:
@@ -118,14 +117,7 @@ def beside(left: Sequence[Line], right: Sequence[Line], cells: int) -> list[Line
 
 def span(seconds: float | None) -> str:
     """Say a duration in its largest unit and the next smaller one: ``3 h 12 min``."""
-    if seconds is None:
-        return NEVER
-    rest = int(max(0.0, seconds))
-    for unit, size, smaller, less in _SPANS:
-        if rest >= size:
-            more = rest % size // less
-            return f"{rest // size} {unit} {more} {smaller}" if rest < 10 * size and more else f"{rest // size} {unit}"
-    return f"{rest} s"
+    return NEVER if seconds is None else say_span(seconds)
 
 
 def brief(seconds: float | None) -> str:

@@ -9,13 +9,13 @@ import msgspec
 from fleet_simulator.accounts import Account
 from fleet_simulator.checks import Check, Commands, Counter, Word
 from fleet_simulator.report.series import Line
-from fleet_simulator.verdict import StreamTally
+from fleet_simulator.verdict import StreamTally, VerdictCounts
 from waybill.errors import ConfigError, UnknownVersion
 
 VERSION = 1
 
 
-class Counts(msgspec.Struct, frozen=True):
+class Counts(VerdictCounts, frozen=True):
     """The verdict's numbers.
 
     ``published``: given to MQTT clients; ``acked`` of these were acknowledged. ``delivered``: in the topics, each
@@ -24,18 +24,6 @@ class Counts(msgspec.Struct, frozen=True):
     ``disagreeing``: findings of these checks. ``records``: read back, of all kinds.
     """
 
-    published: int
-    acked: int
-    delivered: int
-    unacked: int
-    declared: int
-    lost: int
-    duplicated: int
-    out_of_order: int
-    misplaced: int
-    unknown: int
-    reused: int
-    disagreeing: int
     records: int
 
 

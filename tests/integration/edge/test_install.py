@@ -22,6 +22,7 @@ from waybill.console.main import main
 
 PROGRAM = "/opt/waybill/bin/waybill"
 UNIT = "etc/systemd/system/waybill-edge.service"
+OF_ROOT = Path("/", "root", "users")
 NOW = dt.datetime.now(dt.UTC)
 
 BASIC = ("--uplink", "mqtt://127.0.0.1:1", "--gateway", "gw1", "--data", "/var/lib/waybill")
@@ -249,7 +250,11 @@ def test_a_program_that_is_not_in_the_image_is_told(
         ('data = "/home/pi/d"', (), "does not see /home/pi/d"),
         ('data = "/var/lib/waybill"', ("--program", "/home/pi/venv/bin/waybill"), "does not see what is below /home"),
         ('data = "/var/lib/waybill"', ("--program", "waybill"), "write the whole path"),
-        ('data = "/var/lib/waybill"\n[[listener]]\npasswords = "/root/users"', (), "would not find /root/users"),
+        (
+            f'data = "/var/lib/waybill"\n[[listener]]\npasswords = "{OF_ROOT}"',
+            (),
+            f"would not find {OF_ROOT}",
+        ),
         ('data = "/var/lib/waybill"\nunknown = 1', (), "unknown key"),
     ],
 )
