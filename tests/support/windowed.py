@@ -229,34 +229,33 @@ class Relay:
         task.add_done_callback(self._tasks.discard)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        dead: set[int] = set()
         try:
-            found = await self._node()
-            if found is None:
-                return
-            port, there_reader, there_writer = found
-            self._count[port] = self._count.get(port, 0) + 1
-            try:
-                ways = {
-                    asyncio.create_task(_copy(reader, there_writer)),
-                    asyncio.create_task(_copy(there_reader, writer)),
-                }
+            while live := self.ports - dead:
+                port = min(live, key=lambda port: self._count.get(port, 0))
+                self._count[port] = self._count.get(port, 0) + 1  # at once: others come at the same moment
                 try:
-                    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                    await _connected(reader, writer, port)
+                    return
+                except OSError:
+                    dead.add(port)
                 finally:
-                    for way in ways:
-                        way.cancel()
-                    await asyncio.gather(*ways, return_exceptions=True)
-            finally:
-                self._count[port] -= 1
-                there_writer.transport.abort()
+                    self._count[port] -= 1
         finally:
             writer.transport.abort()
 
-    async def _node(self) -> tuple[int, asyncio.StreamReader, asyncio.StreamWriter] | None:
-        for port in sorted(self.ports, key=lambda port: self._count.get(port, 0)):
-            with contextlib.suppress(OSError):
-                return port, *await asyncio.open_connection("127.0.0.1", port)
-        return None
+
+async def _connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
+    """Copy both ways until one ends. Raises OSError (nobody listens there)."""
+    there_reader, there_writer = await asyncio.open_connection("127.0.0.1", port)
+    ways = {asyncio.create_task(_copy(reader, there_writer)), asyncio.create_task(_copy(there_reader, writer))}
+    try:
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+        there_writer.transport.abort()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
