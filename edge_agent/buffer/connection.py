@@ -212,3 +212,11 @@ class transaction:  # noqa: N801 - used as a statement
         with contextlib.suppress(sqlite3.Error):  # SQLite may have done it already; the first error is what counts
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
+
+
+def say(error: BaseException) -> str:
+    """Return an error of SQLite or of the operating system as a person reads it."""
+    if isinstance(error, sqlite3.Error):
+        name = getattr(error, "sqlite_errorname", None)
+        return f"{error} ({name})" if name else str(error)
+    return str(error)

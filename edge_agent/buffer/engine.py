@@ -16,31 +16,28 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from edge_agent.buffer import repair
-from edge_agent.buffer.connection import Connection, checkpoint, connect, transaction, trouble_of
-from edge_agent.buffer.directory import Directory, log_of, size
+from edge_agent.buffer.connection import Connection, checkpoint, say, transaction, trouble_of
+from edge_agent.buffer.directory import Directory
+from edge_agent.buffer.file import BufferFile
 from edge_agent.buffer.index import Outcome, Track
 from edge_agent.buffer.mark import MarkFile
-from edge_agent.buffer.opening import Opened, loss_of
-from edge_agent.buffer.reader import Damaged, Missing, Reader, Run
+from edge_agent.buffer.opening import Opened
+from edge_agent.buffer.reader import Damaged, Missing, Run
 from edge_agent.buffer.relief import Part, Policy, Relief
 from edge_agent.buffer.room import LOG_BYTES, LongLog, NoRoom, Room
 from edge_agent.buffer.settings import BufferSettings
 from edge_agent.buffer.upkeep import Upkeep
 from edge_agent.buffer.writer import Transaction
-from waybill.errors import ConfigError, Corrupt, Unavailable
-from waybill.wire import CONTROL_LANE, Receipt
+from waybill.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_DAMAGED: Final = "the buffer's file was damaged"
 
 
 @dataclass(slots=True)
@@ -90,9 +87,6 @@ class Engine:
     ) -> None:
         self.counters = Counters()
         self.index = opened.started.context.index
-        self.path = opened.path
-        self._found = opened.alarm
-        self._lost = 0
         self.fault = ""
         self.refusing: frozenset[str] = frozenset()
         self.on_refusing: Callable[[frozenset[str]], None] = lambda _: None
@@ -107,19 +101,15 @@ class Engine:
         self.closing = asyncio.Event()
         self._directory = directory
         self._settings = settings
-        self._db: Connection | None = opened.db
         self._context = opened.started.context
+        self._file = BufferFile(directory, opened, self.synchronous, self._resolve)
         # The room of the ballast is enough to move the log into the database, even where all of it makes that longer.
         self._upkeep = Upkeep(self, mark, min(LOG_BYTES, settings.ballast_bytes or LOG_BYTES))
         self._room = Room(directory, settings)
         self._held_back = False
         self._relaxed = False
-        self._readers: dict[str, Reader] = {}
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._broken = False
-        self._unusable = ""
-        self._bad_reads = 0
         self._doubt: Job | None = None
 
     # --- for the buffer ---
@@ -150,7 +140,7 @@ class Engine:
             if found is None:
                 return None
             track, first, last = found
-            reader = self._readers.setdefault(lane, Reader(lane))
+            reader = self._file.reader(lane)
             run = await db.run(reader.read, track, first, last, count, size)
             if isinstance(run, Run):  # before another transaction looks (B5)
                 track.leased.add(run.first, run.first + len(run.messages) - 1)
@@ -175,33 +165,19 @@ class Engine:
         if error and not isinstance(error, Unavailable):
             log.error("%s failed: %r", task.get_name(), error)
 
-    def declare(
-        self, transaction: Transaction, lane: str, track: Track, first: int, last: int, *, size: int = 0, why: str
-    ) -> None:
-        """Write the receipt of a loss within a transaction (E5). ``size``: bytes, where known."""
-        prev = track.prev_epoch, track.prev_last
-        transaction.receipt(Receipt(track.epoch, lane, *prev, first, last, last - first + 1, size, why))
-
-    def declare_again(self, transaction: Transaction, lanes: Iterable[str]) -> None:
-        """Declare what is settled, where what could not be read of ``lanes`` may have been receipts.
-
-        For what was delivered, or declared before, that is without effect: the ledger's first entry wins (B5).
-        """
-        if CONTROL_LANE in lanes:
-            for lane, track, first, last in self.index.settled_elsewhere():
-                self.declare(transaction, lane, track, first, last, why="declared again: its receipt was damaged")
-
-    def say_lost(self, count: int, why: str) -> None:
-        """Tell people that so many messages are lost."""
-        self._lost += count
-        if count:
-            log.warning("buffer: %s: %s: %s", self.path, why, loss_of(count))
+    @property
+    def path(self) -> Path:
+        """The file in use."""
+        return self._file.path
 
     @property
     def alarm(self) -> str:
         """What was wrong with the file, and how many messages were lost since the start, in a sentence."""
-        lost = f"{self.path}: since the start {loss_of(self._lost)}" if self._lost else ""
-        return "; ".join(filter(None, (self._found, lost)))
+        return self._file.alarm
+
+    def say_lost(self, count: int, why: str) -> None:
+        """Tell people that so many messages are lost."""
+        self._file.say_lost(count, why)
 
     def left(self) -> list[Path]:
         """Return the damaged files that are left in the data directory."""
@@ -215,7 +191,7 @@ class Engine:
     @property
     def busy_s(self) -> float:
         """Seconds for which the work under way has been with the disk; 0 during a repair, which may copy gigabytes."""
-        return 0.0 if self._db is None else self._db.busy_s
+        return 0.0 if self._file.db is None else self._file.db.busy_s
 
     async def tend(self, work: Callable[..., T], *args: object) -> T | None:
         """Do what nobody waits for; None where it cannot be done now."""
@@ -240,14 +216,14 @@ class Engine:
             await asyncio.wait(self._tasks)
         async with self._lock:
             try:
-                if self._db is not None and not self._broken:
+                if self._file.db is not None and not self._file.broken:
                     if self.leaving:
-                        await self._transact(self._db, Job(lambda _: None))
-                    await self._db.run(checkpoint, "TRUNCATE")
+                        await self._transact(self._file.db, Job(lambda _: None))
+                    await self._file.db.run(checkpoint, "TRUNCATE")
             except (sqlite3.Error, OSError) as error:
                 log.warning("%s: not tidied at its close: %s", self.path, error)
             finally:
-                await self._shut()
+                await self._file.close()
                 self._upkeep.close()
                 self._directory.close()
 
@@ -264,7 +240,7 @@ class Engine:
                     await self._transact(db, job)
                     break
                 except (sqlite3.Error, OSError, NoRoom) as error:
-                    self._bad_reads += trouble_of(error) == "corrupt"
+                    self._file.bad_reads += trouble_of(error) == "corrupt"
                     early = isinstance(error, LongLog)  # nothing was tried: whether there is room shows the next time
                     await self._trouble(error, job, again=early not in repeated)
                     repeated.add(early)
@@ -345,7 +321,7 @@ class Engine:
         counters.blocks_deleted += outcome.deleted
         counters.bytes += sum(outcome.added.values())
         self._upkeep.after(outcome)
-        self._bad_reads = 0
+        self._file.bad_reads = 0
         if outcome.messages:
             self.appended.set()
         self._refuse(*job.tight)
@@ -357,7 +333,7 @@ class Engine:
                 try:
                     return await read(db)
                 except (sqlite3.Error, OSError) as error:
-                    self._bad_reads += 1
+                    self._file.bad_reads += 1
                     await self._trouble(error, None, again=attempt == 1)
         raise Unavailable(self.fault)
 
@@ -379,7 +355,7 @@ class Engine:
             self._held_back = not makes_room
             self._note(text)
             raise Unavailable(text) from error
-        self._broken = True
+        self._file.broken = True
         self._doubt = job
         self._note(f"{self.path}: {say(error)}")
         if not again:
@@ -393,18 +369,19 @@ class Engine:
         gives = bool(need) and any(lane.when_full == "drop-oldest" for lane in self.policy.drops)
         if makes or gives:
             self._directory.drop_ballast()
-        if self._db is None:
+        db = self._file.db
+        if db is None:
             return
         with contextlib.suppress(sqlite3.OperationalError):
             try:
-                await self._db.run(checkpoint, "TRUNCATE")
+                await db.run(checkpoint, "TRUNCATE")
             except sqlite3.OperationalError:  # the database would become longer by what is in the log
                 if not self._directory.drop_ballast():
                     raise
-                await self._db.run(checkpoint, "TRUNCATE")
+                await db.run(checkpoint, "TRUNCATE")
             if gives:
-                await self._transact(self._db, Job(lambda transaction: transaction.free(need)))
-                await self._db.run(checkpoint, "TRUNCATE")
+                await self._transact(db, Job(lambda transaction: transaction.free(need)))
+                await db.run(checkpoint, "TRUNCATE")
 
     def _note(self, fault: str) -> None:
         """Say what is wrong, once a change."""
@@ -416,62 +393,19 @@ class Engine:
         if not fault:
             self._held_back = False
 
-    # --- B2 ---
-
     async def _usable(self) -> Connection:
-        """Return the connection, after a repair where one is due. Raises Unavailable."""
-        if self._broken or self._db is None:
+        """Return the connection, after a repair where one is due (B2). Raises Unavailable."""
+        if self._file.broken or self._file.db is None:
+            self.counters.repairs += 1
+            self._relaxed = False
             try:
-                await self._repair()
+                return await self._file.repair()
             except (sqlite3.Error, OSError) as error:
                 if trouble_of(error) == "full":
                     self._directory.drop_ballast()
                 self._note(f"{self.path}: {say(error)}")
                 raise Unavailable(self.fault) from error
-        if self._db is None:
-            raise Unavailable("the buffer is closed")
-        return self._db
-
-    async def _repair(self) -> None:
-        await self._shut()
-        self._readers.clear()
-        self.counters.repairs += 1
-        # Opening it helped once and not again; or it would take a log for old whose file is gone.
-        unreadable = self._bad_reads > 1 or (not size(self.path) and size(log_of(self.path)))
-        try:
-            db = None if unreadable else await connect(self.path, self.synchronous)
-        except (sqlite3.Error, OSError, ConfigError) as error:
-            if trouble_of(error) == "full":
-                raise
-            if (why := say(error)) != self._unusable:  # the same again and again is one event
-                log.error("buffer: %s cannot be used any more: %s", self.path, why)  # noqa: TRY400
-                self._unusable = why
-            db = None
-        if db is None:
-            db = await self._move()
-            damaged = True
-        else:
-            count = await self._tried(db, repair.transactions)
-            self._resolve(count)
-            damaged = count < self.index.transactions
-        if damaged:
-            try:
-                await self._declare_lost(db)
-            except (sqlite3.Error, Corrupt) as error:
-                if trouble_of(error) != "corrupt":
-                    raise
-                db = await self._move()
-                await self._declare_lost(db)
-        self._db = db
-        self._broken = False
-        self._unusable = ""
-
-    async def _tried(self, db: Connection, work: Callable[..., T], *args: object) -> T:
-        try:
-            return await db.run(work, *args)
-        except BaseException:
-            await db.close()
-            raise
+        return self._file.db
 
     def _resolve(self, count: int | None) -> None:
         """Find out whether the transaction in doubt is in the file, whose count of transactions this is."""
@@ -479,60 +413,3 @@ class Engine:
         if job is not None and job.outcome is not None and count == self.index.transactions + 1:
             self._apply(job)
             job.present = True
-
-    async def _move(self) -> Connection:
-        """Go on in a new file with what can be read of the old one."""
-        written, path = self._directory.successor()
-        written.unlink(missing_ok=True)
-        db = await connect(written, self.synchronous)
-        try:
-            self._resolve(await db.run(lambda _: repair.count_in(self.path)))
-            await db.run(repair.copy, self.path, self.index)
-        finally:
-            await db.close()
-        self._directory.promote(written, path)
-        what = "was damaged and is left as it is" if size(self.path) else "is gone"
-        self._found = f"{self.path} {what}; going on in {path}"
-        log.error("buffer: %s", self._found)
-        self.path = path
-        self._bad_reads = 0
-        return await connect(path, self.synchronous)
-
-    async def _declare_lost(self, db: Connection) -> None:
-        """Write receipts for what a repaired file has not, and take over what it has."""
-        await self._tried(db, repair.align, self.index)
-        found = await self._tried(db, lambda db: list(repair.places(db)))
-        lost = repair.missing(found, self.index)
-        tracks = {(name, t.ordinal): t for name, lane in self.index.lanes.items() for t in lane.tracks}
-
-        def write(db: sqlite3.Connection) -> Outcome:
-            with transaction(db):
-                writer = Transaction(db, self._context)
-                self.declare_again(writer, {lane for lane, *_ in lost})
-                for lane, ordinal, first, last in lost:
-                    self.declare(writer, lane, tracks[lane, ordinal], first, last, why=f"lost: {_DAMAGED}")
-                return writer.finish()
-
-        for name, lane in self.index.lanes.items():
-            there = [place for place in found if place[0] == name]
-            lane.bytes = sum(place[4] for place in there)
-            lane.oldest_ms = there[0][5] if there else None
-        self.index.apply(await self._tried(db, write))
-        for lane_name, ordinal, first, last in lost:
-            tracks[lane_name, ordinal].settled.add(first, last)
-        self.say_lost(sum(last - first + 1 for _, _, first, last in lost), _DAMAGED)
-
-    async def _shut(self) -> None:
-        db, self._db = self._db, None
-        self._relaxed = False
-        if db is not None:
-            with contextlib.suppress(sqlite3.Error, OSError):
-                await db.close()
-
-
-def say(error: BaseException) -> str:
-    """Return an error of SQLite or of the operating system as a person reads it."""
-    if isinstance(error, sqlite3.Error):
-        name = getattr(error, "sqlite_errorname", None)
-        return f"{error} ({name})" if name else str(error)
-    return str(error)

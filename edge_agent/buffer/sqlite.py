@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from edge_agent.buffer.changes import saved_state, size_of
-from edge_agent.buffer.connection import trouble_of
+from edge_agent.buffer.connection import say, trouble_of
 from edge_agent.buffer.directory import Directory
-from edge_agent.buffer.engine import Counters, Engine, Job, say
+from edge_agent.buffer.engine import Counters, Engine, Job
 from edge_agent.buffer.index import Track
 from edge_agent.buffer.keeper import Keeper, within
 from edge_agent.buffer.mark import MarkFile, mark_of
@@ -210,8 +210,8 @@ class SqliteBuffer:
         def work(transaction: Transaction) -> None:
             if isinstance(run, Damaged):
                 transaction.set_aside(lane, track, run.first, run.bytes)
-            self._engine.declare_again(transaction, (lane,))
-            self._engine.declare(transaction, lane, track, first, last, size=size, why=why)
+            transaction.declare_again((lane,))
+            transaction.declare(lane, track, first, last, size=size, why=why)
 
         await self._engine.write(Job(work))
         track.settled.add(first, last)

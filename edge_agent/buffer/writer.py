@@ -145,6 +145,20 @@ class Transaction:
         """Declare a loss on the control lane."""
         self.own(Own(RECEIPT_TOPIC, _json(receipt)))
 
+    def declare(self, lane: str, track: Track, first: int, last: int, *, size: int = 0, why: str) -> None:
+        """Write the receipt of a loss at once (E5). ``size``: bytes, where known."""
+        prev = track.prev_epoch, track.prev_last
+        self.receipt(Receipt(track.epoch, lane, *prev, first, last, last - first + 1, size, why))
+
+    def declare_again(self, lanes: Iterable[str]) -> None:
+        """Declare what is settled, where what could not be read of ``lanes`` may have been receipts.
+
+        For what was delivered, or declared before, that is without effect: the ledger's first entry wins (B5).
+        """
+        if CONTROL_LANE in lanes:
+            for lane, track, first, last in self._index.settled_elsewhere():
+                self.declare(lane, track, first, last, why="declared again: its receipt was damaged")
+
     # --- commands (C2) ---
 
     def receive(self, envelope: Envelope, now_ms: int, limit: int, forget_ms: int) -> bool | None:

@@ -163,20 +163,20 @@ async def test_b2_commits_that_the_disk_lost_after_they_returned_are_declared(
 ) -> None:
     file = tmp_path / "data" / "buffer.db"
     await buffer.commit(commit(b"2"))
-    engine = buffer._engine
+    engine, held = buffer._engine, buffer._engine._file
     await engine.read(lambda db: db.execute(CHECKPOINT).fetchone())
     shutil.copy(file, tmp_path / "older.db")
     await buffer.commit(commit(b"3", b"4"))
-    shut = engine._shut
+    shut = held.close
 
     async def lose() -> None:
         await shut()
         shutil.copy(tmp_path / "older.db", file)
 
-    engine._shut = lose  # type: ignore[method-assign]
+    held.close = lose  # type: ignore[method-assign]
     disk.faults.append(Fault(COMMIT))
     await buffer.commit(commit(b"5"))
-    engine._shut = shut  # type: ignore[method-assign]
+    held.close = shut  # type: ignore[method-assign]
     rows = await engine.read(
         lambda db: db.execute("SELECT lane, last FROM lanes WHERE lane <> '' ORDER BY 1").fetchall()
     )
