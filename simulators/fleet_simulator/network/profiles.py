@@ -3,15 +3,12 @@
 Rates, and the round trip that the two delays make, are of these sources; how loss comes in bursts differs from cell to
 cell and hour to hour, so ``good_s``, ``bad_s`` and the losses are round figures of ours.
 
-=============
-========================================================================================================== ``ethernet``
- nothing in the way ``lte``        12 Mbit/s either way, 70 ms round trip: WebPageTest's profile "LTE"
-``3g``         1.6 Mbit/s down, 0.75 up, 150 ms round trip: "Slow 4G" of Lighthouse, a quarter of all 4G links is slower
-``2g``         280 kbit/s down, 256 up, 800 ms round trip: WebPageTest's profile "2G"
-``nb-iot``     25 kbit/s down, 60 up, 1.6 s round trip: what release 13 (category NB1, multi-tone) sustains
-``satellite``  geostationary: 279 ms each way (RFC 2488, section 2) and 30 ms of ground; 1 Mbit/s up
-=============
-==========================================================================================================
+- ``ethernet``: nothing in the way
+- ``lte``: 12 Mbit/s either way, 70 ms round trip: WebPageTest's profile "LTE"
+- ``3g``: 1.6 Mbit/s down, 0.75 up, 150 ms round trip: "Slow 4G" of Lighthouse, a quarter of all 4G links is slower
+- ``2g``: 280 kbit/s down, 256 up, 800 ms round trip: WebPageTest's profile "2G"
+- ``nb-iot``: 25 kbit/s down, 60 up, 1.6 s round trip: what release 13 (category NB1, multi-tone) sustains
+- ``satellite``: geostationary: 279 ms each way (RFC 2488, section 2) and 30 ms of ground; 1 Mbit/s up
 """
 
 from __future__ import annotations
