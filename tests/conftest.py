@@ -6,7 +6,7 @@ import secrets
 import pytest
 from hypothesis import settings
 
-from deploy.kafka.cluster import free_ports
+from fleet_simulator.ports import free_port as one_port
 
 # The short form draws the same examples each time, so that it fails for a change and not by chance; the long one looks
 # further at every run.
@@ -19,8 +19,8 @@ pytest_plugins = ["tests.support.kafka", "tests.support.kafka_log"]
 
 @pytest.fixture
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nobody uses."""
-    return free_ports(1)[0]
+    """Return a TCP port of 127.0.0.1 that nobody uses, and that no other test is given."""
+    return one_port()
 
 
 @pytest.fixture

@@ -12,18 +12,16 @@ import fcntl
 import functools
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fleet_simulator.ports import free_ports
 from waybill import pki
 
 VERSION = "4.3.1"
@@ -36,6 +34,7 @@ TOOLS = f"org.apache.kafka:kafka-tools:{VERSION}"  # the console clients; no bro
 CLUSTER_ID = "d2F5YmlsbC1kZXYta2Fma2"  # 16 bytes in base64, the same for every dev cluster
 START_SECONDS = 120
 STOP_SECONDS = 10
+KILL_SECONDS = 60  # a machine with much to do may take long to end a Java
 _LOG4J = Path(__file__).with_name("log4j2.properties")
 
 
@@ -103,30 +102,6 @@ def _jars(repository: Path, endpoints: Sequence[str]) -> list[Path]:
         for folder in folders:
             shutil.rmtree(folder)
     raise KafkaError(f"Maven gave damaged files: {', '.join(damaged)}")
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ``count`` TCP ports of 127.0.0.1 that nobody uses.
-
-    From below the range that the kernel gives to outgoing connections: a broker that was killed must get its port back.
-    """
-    try:
-        ceiling = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    except OSError:
-        ceiling = 32768
-    floor = ceiling - 16384 if ceiling > 20000 else 1024  # noqa: PLR2004 - a wide range, away from well-known services
-    ports: list[int] = []
-    with ExitStack() as taken:
-        for port in random.sample(range(floor, ceiling), k=ceiling - floor):
-            listener = taken.enter_context(socket.socket())
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            ports.append(port)
-            if len(ports) == count:
-                return ports
-    raise KafkaError(f"127.0.0.1 has no {count} free ports from {floor} to {ceiling}")
 
 
 class Cluster:
@@ -230,7 +205,7 @@ class Cluster:
 
     def kill(self, number: int) -> None:
         """SIGKILL one broker, as a crash would; its data stays. Returns when it is gone."""
-        self._end([self._node(number)], [(signal.SIGKILL, STOP_SECONDS)])
+        self._end([self._node(number)], [(signal.SIGKILL, KILL_SECONDS)])
 
     def pause(self, number: int) -> None:
         """SIGSTOP one broker: its connections stay open and nothing answers."""
@@ -243,7 +218,7 @@ class Cluster:
     def stop(self, *, seconds: float = STOP_SECONDS) -> None:
         """SIGTERM to every broker, SIGKILL to what is left after ``seconds``; 0 for data that nobody needs again."""
         stages = [(signal.SIGTERM, seconds)] if seconds else []
-        self._end(list(self.nodes.values()), [*stages, (signal.SIGKILL, STOP_SECONDS)])
+        self._end(list(self.nodes.values()), [*stages, (signal.SIGKILL, KILL_SECONDS)])
 
     def _node(self, number: int) -> Node:
         if number not in self.nodes:

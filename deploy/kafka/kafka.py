@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from deploy.kafka.cluster import Cluster, KafkaError
-from waybill.errors import ConfigError
+from waybill.errors import ConfigError, Unavailable
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -142,7 +142,7 @@ def main(arguments: list[str]) -> int:
             case "up":
                 cluster.up(options.node)
                 print(cluster.bootstrap)
-    except (KafkaError, ConfigError) as error:
+    except (KafkaError, ConfigError, Unavailable) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -15,7 +15,6 @@ import datetime as dt
 import json
 import os
 import secrets
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from typing import Any, Self
 from fleet_simulator.devices import Broker
 from fleet_simulator.link import Link
 from fleet_simulator.network.profiles import Model
+from fleet_simulator.ports import free_port
 from fleet_simulator.processes import Process, waybill
 from fleet_simulator.readback import read_topic
 from fleet_simulator.verdict import Comparison, Verdict
@@ -218,24 +218,6 @@ class Deployment:
             environment=self.plan.agent_environment.get(name),
         )
         return Site(name, agent, link, Broker("127.0.0.1", port), data)
-
-
-def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that is free now, and stays so while its owner is killed and started again.
-
-    It is from below the range that the kernel takes for outgoing connections, where there is room.
-    """
-    try:
-        ceiling = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
-    except OSError:
-        ceiling = 32768
-    for _ in range(1000):
-        port = secrets.randbelow(ceiling - 10_000) + 10_000 if ceiling > 12_000 else 0  # noqa: PLR2004 - or any
-        with socket.socket() as one, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            found: int = one.getsockname()[1]
-            return found
-    raise Unavailable("no TCP port of 127.0.0.1 is free")
 
 
 async def _few_at_once(jobs: Iterable[Callable[[], Coroutine[Any, Any, object]]]) -> None:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import pytest
 
-from fleet_simulator.deployment import free_port
+from fleet_simulator.ports import free_port
 from fleet_simulator.processes import Process, until, waybill
 from waybill import snapshot
 

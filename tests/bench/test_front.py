@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from cloud_ingest.status import CloudSnapshot
-from fleet_simulator.deployment import free_port
+from fleet_simulator.ports import free_port
 from fleet_simulator.processes import Process, waybill
 from tests.bench.test_router import cpu_seconds
 from tests.integration.cloud.gateway import Pki

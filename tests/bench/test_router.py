@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from fleet_simulator.deployment import free_port
+from fleet_simulator.ports import free_port
 from fleet_simulator.processes import Process, waybill
 from tests.bench.test_frames import rows as ten_fields
 from waybill import snapshot

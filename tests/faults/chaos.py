@@ -19,7 +19,8 @@ from typing import Any
 
 from cloud_ingest.audit import audit
 from cloud_ingest.config import Topics
-from deploy.kafka.cluster import Cluster, free_ports, java
+from deploy.kafka.cluster import Cluster, java
+from fleet_simulator.ports import free_ports
 from fleet_simulator.processes import Process, waybill
 from tests.support.java_consumer import read_committed
 from tests.support.kafka_log import make_log, values

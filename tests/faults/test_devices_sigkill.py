@@ -10,7 +10,7 @@ from pathlib import Path
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-from deploy.kafka.cluster import free_ports
+from fleet_simulator.ports import free_ports
 from fleet_simulator.processes import Process, waybill
 from tests.integration.cloud.gateway import until
 from tests.integration.edge.conftest import written

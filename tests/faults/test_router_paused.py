@@ -12,7 +12,7 @@ from pathlib import Path
 import aiomqtt
 
 from cloud_ingest.journal.keys import partition_of
-from deploy.kafka.cluster import free_ports
+from fleet_simulator.ports import free_ports
 from fleet_simulator.processes import Process, waybill
 from tests.integration.cloud.gateway import EPOCH, Gateway
 from tests.support.gateway import Epoch, expected

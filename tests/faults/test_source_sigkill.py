@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fleet_simulator.deployment import free_port
 from fleet_simulator.devices import Broker
 from fleet_simulator.fleet import Fleet
+from fleet_simulator.ports import free_port
 from fleet_simulator.processes import Process, waybill
 from tests.support.source import GATEWAY, WithSource
 

@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError
 
-from deploy.kafka.cluster import Cluster, KafkaError, free_ports
+from deploy.kafka.cluster import Cluster, KafkaError
 from tests.support.kafka import StartCluster
 from waybill import pki
 
@@ -175,10 +175,3 @@ def test_a_broker_that_cannot_start_says_why(tmp_path: Path, free_port: int) -> 
     cluster = Cluster.start(tmp_path, port=free_port, bound=True)
     assert cluster.bootstrap == f"127.0.0.1:{free_port}"
     cluster.stop(seconds=0)
-
-
-def test_free_ports_are_free_and_different() -> None:
-    ports = free_ports(20)
-    assert len(set(ports)) == 20
-    for port in ports:
-        socket.create_server(("127.0.0.1", port)).close()

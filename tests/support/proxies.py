@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from fleet_simulator.deployment import free_port
+from fleet_simulator.ports import free_port
 
 USER = "depot"
 PASSWORD = "p:ss/w@rd %41"

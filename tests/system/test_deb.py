@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.kafka.cluster import free_ports
+from fleet_simulator.ports import free_ports
 
 pytestmark = pytest.mark.system
 

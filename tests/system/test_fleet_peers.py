@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from deploy.kafka.cluster import free_ports
+from fleet_simulator.ports import free_ports
 from tests.integration.test_demo import processes_below
 from tests.integration.test_fleet_run import run
 from tests.support import mqtt_to_kafka

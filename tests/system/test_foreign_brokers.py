@@ -20,7 +20,7 @@ from cloud_ingest.config import Topics
 from cloud_ingest.following import following
 from cloud_ingest.journal.kafka import KafkaLog
 from cloud_ingest.journal.port import CaughtUp
-from deploy.kafka.cluster import free_ports
+from fleet_simulator.ports import free_ports
 from fleet_simulator.processes import Process, waybill
 from tests.integration.cloud.gateway import until
 from waybill.errors import Refused

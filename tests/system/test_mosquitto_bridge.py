@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.kafka.cluster import free_ports
+from fleet_simulator.ports import free_ports
 from fleet_simulator.processes import Process as Restartable
 from fleet_simulator.processes import waybill
 from tests.support.status import waiting

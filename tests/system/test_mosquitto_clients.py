@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.kafka.cluster import free_ports
+from fleet_simulator.ports import free_ports
 from fleet_simulator.processes import Process, waybill
 from tests.support.status import waiting
 
