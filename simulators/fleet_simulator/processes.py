@@ -17,8 +17,11 @@ from typing import Final
 
 from waybill.errors import Unavailable
 
-READY: Final = 30.0
-"""Seconds that a process may take until it serves."""
+READY: Final = 120.0
+"""Seconds that a process may take until it serves, on a machine with much to do; one that ends is noticed at once."""
+
+GONE: Final = 60.0
+"""Seconds that a process may take to end."""
 
 
 async def until(what: str, said: Callable[[], object], patience: float, poll: float = 0.02) -> None:
@@ -117,9 +120,9 @@ class Process:
 
     async def kill(self) -> None:
         """SIGKILL, and wait for the end; nothing where it has ended already."""
-        await self._end(signal.SIGKILL, 10.0)
+        await self._end(signal.SIGKILL, GONE)
 
-    async def stop(self, patience: float = 15.0) -> int | None:
+    async def stop(self, patience: float = GONE) -> int | None:
         """SIGTERM, wait; SIGKILL after ``patience`` seconds. Return its exit code (negative: the signal)."""
         await self._end(signal.SIGTERM, patience)
         if self.running:

@@ -106,7 +106,7 @@ async def test_a_will_fires_when_the_keepalive_expires(site: Site) -> None:
 
 async def test_no_will_after_a_disconnect(site: Site) -> None:
     reader, _ = await site.accepted(rig.connect("a", will=("will", b"lost", 1, False)), rig.DISCONNECT)
-    assert await asyncio.wait_for(reader.read(), 10) == b""
+    assert await asyncio.wait_for(reader.read(), 60) == b""
     await until(lambda: site.gone)
     assert site.gone == ["a: "]
     assert not site.stored
@@ -117,7 +117,7 @@ async def test_a_second_connection_of_a_client_takes_over(site: Site, clean: boo
     old, _ = await site.accepted(rig.connect("a", clean=clean), rig.subscribe(("t", 1)))
     assert await old.readexactly(5) == rig.suback(1)
     async with Device(site.port, "a", clean=clean) as new, Device(site.port, "p") as device:
-        assert await asyncio.wait_for(old.read(), 10) == b""
+        assert await asyncio.wait_for(old.read(), 60) == b""
         assert new.present is not clean
         await new.subscribe(("t", 1))
         await device.publish("t", b"x", 1)

@@ -19,14 +19,14 @@ PLAN = Plan(gateways=("depot-1",), forward={"linger_ms": 20})
 
 
 async def publish(site: Site, *payloads: str) -> None:
-    async with aiomqtt.Client("127.0.0.1", site.broker.port, identifier="V7") as client:
+    async with aiomqtt.Client("127.0.0.1", site.broker.port, identifier="V7", timeout=60) as client:
         for payload in payloads:
             await client.publish("vehicles/V7/telemetry", payload, qos=1)
 
 
 async def sent(site: Site) -> None:
     """Wait until the cloud has all that the agent has."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while await site.backlog():  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.05)
 
@@ -45,7 +45,7 @@ async def tool(deployment: Deployment, *arguments: str) -> str:
 async def records(deployment: Deployment, count: int) -> Counter[str]:
     """Return the payloads that are records, once there are ``count`` at least."""
     found: Counter[str] = Counter()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while found.total() < count:
             lines = (await tool(deployment, "cloud", "tail", deployment.topic, "--json", "--end")).splitlines()
             found = Counter(json.loads(line)["value"] for line in lines)
@@ -151,4 +151,4 @@ async def test_e1_a_backup_restored_after_all_of_it_was_sent_is_told_by_the_next
         await publish(site, *c)
         await sent(site)
         assert await records(deployment, 15) == once(a, b, c)
-        await until("an alarm", lambda: "cloned card or a restored backup" in deployment.cloud.said(), 30)
+        await until("an alarm", lambda: "cloned card or a restored backup" in deployment.cloud.said(), 60)

@@ -73,7 +73,7 @@ class Ingest:
 async def publishing(ingest: Ingest, name: str, enough: asyncio.Event) -> int:
     """Send frames of ten as the gateway ``name``, the next when one is acked; return the last seq that was."""
     last = 0
-    async with aiomqtt.Client("127.0.0.1", ingest.port, identifier=name, timeout=10) as client:
+    async with aiomqtt.Client("127.0.0.1", ingest.port, identifier=name, timeout=60) as client:
         gateway = Gateway(name, client)
         listening = asyncio.create_task(gateway.listen())
         await client.subscribe(wire.ack_topic(name))

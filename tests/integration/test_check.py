@@ -110,12 +110,14 @@ async def test_who_tries_the_way_may_do_nothing_else(tmp_path: Path, certificate
         async with connected(ingest, trial, certificates.gateway(GATEWAY)) as gateway:
             assert (await gateway.acks.get()).credit
             await gateway.send(b"a frame")
-            await asyncio.wait_for(gateway.closed.wait(), 20)
+            await asyncio.wait_for(gateway.closed.wait(), 60)
         assert ingest.listener.intake.counters.refused == 0
         host, port = address(ingest.listener.address)
         for name, as_whom in ((trial, "other"), (wire.trial_id(trial), GATEWAY)):
             with pytest.raises(aiomqtt.MqttError):
-                async with aiomqtt.Client(host, port, identifier=name, tls_context=certificates.gateway(as_whom)):
+                async with aiomqtt.Client(
+                    host, port, identifier=name, tls_context=certificates.gateway(as_whom), timeout=60
+                ):
                     pass
         assert ingest.listener.connected == {}
 

@@ -101,13 +101,13 @@ async def test_connections_that_break_lose_nothing_and_double_nothing(
     those = [Publisher(f"V{n}", broker, version, window=20) for n in range(30)]
     async with staying(*those):
         for number in range(1, 6):
-            await until("connected", lambda: all(one.client.connected for one in those), 30)
+            await until("connected", lambda: all(one.client.connected for one in those), 60)
             for one in those:
                 one.offer(100)
-            await until("some are acknowledged", functools.partial(more_than, those, 300 * number), 30)
+            await until("some are acknowledged", functools.partial(more_than, those, 300 * number), 60)
             for wire in list(server.wires):
                 wire._transport.abort()
-        await until("all are acknowledged", lambda: not any(one.client.waiting for one in those), 30)
+        await until("all are acknowledged", lambda: not any(one.client.waiting for one in those), 60)
     for one in those:
         assert one.acked == list(range(1, 501))
         assert stored(sink, one.client.name) == one.acked
@@ -121,21 +121,21 @@ async def test_out_of_reach_and_back_doubles_nothing(server: MqttServer, sink: M
     one = Publisher("V1", Broker(*await server.listen("127.0.0.1", 0)), version)
     async with staying(one):
         for _ in range(5):
-            await until("connected", lambda: one.client.connected, 30)
+            await until("connected", lambda: one.client.connected, 60)
             one.offer(50)
             await one.client.leave()
             assert not one.client.connected
-        await until("all are acknowledged", lambda: not one.client.waiting, 30)
+        await until("all are acknowledged", lambda: not one.client.waiting, 60)
     assert stored(sink, "V1") == list(range(1, 251)) == one.acked
 
 
 async def test_a_commit_that_fails_is_no_acknowledgement(server: MqttServer, sink: MemorySink) -> None:
     one = Publisher("V1", Broker(*await server.listen("127.0.0.1", 0)))
     async with staying(one):
-        await until("connected", lambda: one.client.connected, 30)
+        await until("connected", lambda: one.client.connected, 60)
         sink.failures += [Unavailable("disk full"), Unavailable("disk full")]
         one.offer(100)
-        await until("all are acknowledged", lambda: not one.client.waiting, 30)
+        await until("all are acknowledged", lambda: not one.client.waiting, 60)
     assert not sink.failures
     assert stored(sink, "V1") == list(range(1, 101)) == one.acked
 
@@ -155,9 +155,9 @@ async def test_a_command_is_answered(server: MqttServer, sink: MemorySink, versi
     await other.connect()
     other.offer(b"cmd/V1/c-7/req", b'{"command":"horn"}', "", 0)
     other.flush()
-    await until("answered", lambda: ("V1", b"cmd/V1/c-7/res", b"done") in sink.messages, 20)
+    await until("answered", lambda: ("V1", b"cmd/V1/c-7/res", b"done") in sink.messages, 60)
     assert orders == [("c-7", b'{"command":"horn"}')]
-    await until("nothing waits", lambda: not (vehicle.waiting or other.waiting), 20)
+    await until("nothing waits", lambda: not (vehicle.waiting or other.waiting), 60)
     await asyncio.gather(vehicle.disconnect(), other.disconnect())
 
 
@@ -165,7 +165,7 @@ async def test_no_more_than_the_window_is_under_way_and_what_waits_is_bounded(pe
     peer.acks = False
     one = Publisher("V1", Broker(*peer.address[:2]), window=3, queue=5)
     async with staying(one):
-        await until("connected", lambda: one.client.connected, 20)
+        await until("connected", lambda: one.client.connected, 60)
         one.offer(5)
         assert not one.client.has_room
         await peer.until(PUBLISH, 3)
@@ -180,11 +180,11 @@ async def test_what_is_not_acknowledged_comes_again_with_dup_and_before_what_is_
     peer.acks = False
     one = Publisher("V1", Broker(*peer.address[:2]))
     async with staying(one):
-        await until("connected", lambda: one.client.connected, 20)
+        await until("connected", lambda: one.client.connected, 60)
         one.offer(3)
         await peer.until(PUBLISH, 3)
         peer.drop()
-        await until("connected again", lambda: one.client.connects == 2, 20)
+        await until("connected again", lambda: one.client.connects == 2, 60)
         one.offer(1)
         await peer.until(PUBLISH, 7)
         again = peer.publishes(2)
@@ -198,7 +198,7 @@ async def test_pubacks_that_lie_unread_when_a_write_fails_are_counted(peer: Peer
     """The broker's TCP knows that they arrived, so the broker must not be sent these messages again."""
     one = Publisher("V1", Broker(*peer.address[:2]))
     task = asyncio.create_task(one.stay())
-    await until("connected", lambda: one.client.connected, 20)
+    await until("connected", lambda: one.client.connected, 60)
     peer.acks = False
     one.offer(2)
     await peer.until(PUBLISH, 2)
@@ -209,7 +209,7 @@ async def test_pubacks_that_lie_unread_when_a_write_fails_are_counted(peer: Peer
     assert one.client._transport is not None
     one.client._transport.write(b"\xc0\x00")
     one.client._transport.abort()
-    await until("connected again", lambda: one.client.connects == 2, 20)
+    await until("connected again", lambda: one.client.connects == 2, 60)
     assert one.acked == [1, 2]
     assert not one.client.resent
     task.cancel()
@@ -229,7 +229,7 @@ async def test_a_session_that_mqtt_5_has_lost_gets_new_messages_not_copies() -> 
     await peer.start()
     one = Publisher("V1", Broker(*peer.address[:2]), "5")
     async with staying(one):
-        await until("connected", lambda: one.client.connected, 20)
+        await until("connected", lambda: one.client.connected, 60)
         assert one.client.keepalive == 7
         one.offer(5)
         await peer.until(PUBLISH, 2)
@@ -254,13 +254,13 @@ async def test_what_mqtt_5_refuses_is_offered_again_in_order() -> None:
     await five.start()
     one = Publisher("V1", Broker(*five.address[:2]), "5")
     async with staying(one):
-        await until("connected", lambda: one.client.connected, 20)
+        await until("connected", lambda: one.client.connected, 60)
         one.offer(3)
-        await until("refused", lambda: one.client.refused == 3, 20)
+        await until("refused", lambda: one.client.refused == 3, 60)
         assert one.client.waiting == 3
         five.refusing = False
         one.offer(1)
-        await until("acknowledged", lambda: one.acked == [1, 2, 3, 4], 20)
+        await until("acknowledged", lambda: one.acked == [1, 2, 3, 4], 60)
         again = five.publishes()[3:]
         assert [packet.dup for packet in again] == [False] * 4
     await five.stop()
@@ -297,6 +297,6 @@ async def test_a_server_that_is_mute_is_left(peer: Peer) -> None:
     client.ping(now + 1.1)
     await peer.until(12, 1)
     client.ping(now + 3.5)
-    await until("left", client.closed.is_set, 20)
+    await until("left", client.closed.is_set, 60)
     assert "keep alive" in client.error
     assert not [packet for packet in peer.packets if packet.kind == PUBACK]

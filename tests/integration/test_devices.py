@@ -57,7 +57,7 @@ async def test_connections_that_break_again_and_again(server: MqttServer, sink: 
     async with fleet.driving():
         for time in range(5):
             again = functools.partial(connected_again, fleet, time)
-            await until("all connected again", again, 30)
+            await until("all connected again", again, 60)
             await asyncio.sleep(0.3)
             for wire in list(server.wires):
                 wire._transport.abort()
@@ -73,9 +73,9 @@ async def test_a_commit_that_fails_is_never_taken_for_an_acknowledgement(server:
     address = await server.listen("127.0.0.1", 0)
     fleet = Fleet({f"V{n}": Broker(*address) for n in range(5)}, interval=0.01)
     async with fleet.driving():
-        await until("some acknowledged", lambda: fleet.acked > 50, 30)
+        await until("some acknowledged", lambda: fleet.acked > 50, 60)
         sink.failures += [Unavailable("disk full"), Unavailable("disk full")]
-        await until("all failures happened", lambda: not sink.failures, 30)
+        await until("all failures happened", lambda: not sink.failures, 60)
         await asyncio.sleep(0.3)
         fleet.halt()
         await fleet.settled(30)
@@ -97,8 +97,8 @@ async def test_tls_and_who_is_not_believed(server: MqttServer, sink: MemorySink,
     try:
         for number in range(1, 301):
             await believed.publish("vehicles/V1/telemetry", b"x" * 2000, number)
-        await until("acknowledged", lambda: list(believed.acked) == [(1, 300)], 30)
-        await until("not believed", lambda: "certificate verify failed" in wary.error.lower(), 30)
+        await until("acknowledged", lambda: list(believed.acked) == [(1, 300)], 60)
+        await until("not believed", lambda: "certificate verify failed" in wary.error.lower(), 60)
     finally:
         for task in tasks:
             task.cancel()
@@ -115,7 +115,7 @@ async def test_a_command_reaches_a_device_that_slept(server: MqttServer, sink: M
     @contextlib.asynccontextmanager
     async def awake() -> AsyncIterator[None]:
         task = asyncio.create_task(device.run())
-        await until("connected", lambda: device.connected, 30)
+        await until("connected", lambda: device.connected, 60)
         try:
             yield
         finally:
@@ -126,10 +126,10 @@ async def test_a_command_reaches_a_device_that_slept(server: MqttServer, sink: M
         return [topic.decode() for _, topic, _ in sink.messages if topic.endswith(b"/res")]
 
     async with awake():
-        await until("subscribed", lambda: sink.changes, 30)
+        await until("subscribed", lambda: sink.changes, 60)
     await server.publish("cmd/V1/c1/req", b"{}", 1)
     assert device.effects.arrived == {}
     async with awake():
-        await until("answered", answers, 30)
+        await until("answered", answers, 60)
     assert answers() == ["cmd/V1/c1/res"]
     assert device.effects.acted == {"c1": 1}

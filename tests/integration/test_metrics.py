@@ -60,7 +60,7 @@ async def get(port: int, path: str) -> tuple[int, str]:
 
     def ask() -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=20) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -95,7 +95,7 @@ async def serving(part: str, tmp_path: Path, config: str, port: int) -> AsyncIte
                 return True
             return False
 
-        await until("the metrics", connects, 20)
+        await until("the metrics", connects, 60)
         yield started
         if started.process.returncode is None:
             assert await started.end(signal.SIGTERM) == 0
@@ -132,7 +132,7 @@ async def test_who_asks_slowly_or_too_often_holds_nobody_up(tmp_path: Path, free
             await publish(agent.port, [b"x"])
             ended = 0
             for one in slow:
-                one.settimeout(20)
+                one.settimeout(60)
                 ended += one.recv(1) == b""
             assert ended == len(slow)
         finally:

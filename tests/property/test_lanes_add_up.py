@@ -80,7 +80,7 @@ class Machine(RuleBasedStateMachine):
         self.open(LIMITS)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.loop.run_until_complete(asyncio.wait_for(work, 20))
+        return self.loop.run_until_complete(asyncio.wait_for(work, 60))
 
     def age(self, _wall_ms: int, mono_ns: int, boot: str) -> int | None:
         return (self.now_ns - mono_ns) // 1_000_000 if boot == "b" else None

@@ -72,7 +72,7 @@ async def payloads(buffer: Buffer, lane: str = TELEMETRY_LANE) -> list[bytes]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait for something that no event tells of, ten seconds at most."""
-    async with asyncio.timeout(10):
+    """Wait for something that no event tells of, a minute at most."""
+    async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110
             await asyncio.sleep(0.001)

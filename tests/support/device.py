@@ -10,7 +10,7 @@ from typing import Any, Self
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-PATIENCE = 15.0
+PATIENCE = 60.0
 
 
 class Device:

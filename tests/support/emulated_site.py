@@ -118,7 +118,7 @@ class Site:
             await device.publish(messages)
         await self.agent.stop()
 
-    async def until_online(self, patience: float = 30.0) -> None:
+    async def until_online(self, patience: float = 60.0) -> None:
         """Wait until the agent says that it is."""
         async with asyncio.timeout(patience):
             while (await self.snapshot())["link"]["state"] != "online":  # noqa: ASYNC110 - another process's

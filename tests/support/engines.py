@@ -46,7 +46,7 @@ class Site:
     async def accepted(self, *packets: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect with raw bytes; the first packet is a CONNECT that must be accepted."""
         reader, writer = await self.raw(*packets)
-        assert (await asyncio.wait_for(reader.readexactly(4), 10))[::3] == b"\x20\x00"
+        assert (await asyncio.wait_for(reader.readexactly(4), 60))[::3] == b"\x20\x00"
         return reader, writer
 
 

@@ -45,7 +45,7 @@ def external(ingest: Ingest) -> External:
 async def gateway(port: int, name: str = "g1") -> AsyncIterator[Gateway]:
     """Connect a gateway to the broker, as the contract says for brokers of others: QoS 1 throughout (U1)."""
     will = aiomqtt.Will(wire.state_topic(name), b'{"state":"offline","reason":"connection lost"}', 1, retain=True)
-    async with aiomqtt.Client("127.0.0.1", port, identifier=name, will=will, timeout=10) as client:
+    async with aiomqtt.Client("127.0.0.1", port, identifier=name, will=will, timeout=60) as client:
         one = Gateway(name, client)
         task = asyncio.create_task(one.listen())
         try:

@@ -30,7 +30,7 @@ async def get(
     sent = dict(headers or {}) | ({"Authorization": f"Bearer {token}"} if token else {})
 
     def ask() -> Answer:
-        connection = http.client.HTTPConnection(address, timeout=20)
+        connection = http.client.HTTPConnection(address, timeout=60)
         try:
             connection.request(method, path, headers=sent)
             answer = connection.getresponse()

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import MessageSizeTooLargeError
 
 from cloud_ingest.config import Route, Topics
 from cloud_ingest.journal.kafka import KafkaLog
@@ -78,6 +80,24 @@ def step(name: str, *values: bytes, next_offset: int = 0) -> Step:
 async def values(log: KafkaLog, *topics: str) -> list[bytes | None]:
     """Return what a read_committed reader finds in ``topics`` now."""
     return [item.value async for item in log.follow(topics, end=True) if isinstance(item, TopicRecord)]
+
+
+async def limit_records(admin: AIOKafkaAdminClient, bootstrap: str, topic: str, size: int) -> None:
+    """Let ``topic`` take records up to ``size`` bytes; returns when its broker, which answers earlier, goes by that."""
+    await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": str(size)})])
+    async with asyncio.timeout(60):
+        refused = False
+        while not refused:
+            probe = AIOKafkaProducer(bootstrap_servers=bootstrap, transactional_id=f"{topic}.probe")
+            await probe.start()
+            try:
+                await probe.begin_transaction()
+                await probe.send_and_wait(topic, bytes(2 * size))
+            except MessageSizeTooLargeError:
+                refused = True
+            finally:
+                await probe.abort_transaction()
+                await probe.stop()
 
 
 async def read_all(partition: KafkaPartition, count: int) -> list[JournalRecord]:

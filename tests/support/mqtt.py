@@ -75,7 +75,7 @@ class Peer:
 
     async def connect(self, will: tuple[str, bytes, int] | None = None) -> bool:
         """Connect, waiting for the server if it is being started; says whether a session is present."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -110,7 +110,7 @@ class Peer:
     async def next(self) -> Packet:
         """The next packet from the server. Raises IncompleteReadError or OSError at the end of the connection."""
         while not self._waiting:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 data = await self._reader.read(65_536)
             if not data:
                 raise asyncio.IncompleteReadError(self._rest, None)

@@ -24,9 +24,9 @@ class Notified:
         return (await asyncio.get_running_loop().sock_recv(self.socket, 4096)).decode().splitlines()
 
     async def until(self, line: str) -> list[list[str]]:
-        """Read until a datagram has a line that begins so, 30 s at most; return what came before it."""
+        """Read until a datagram has a line that begins so, a minute at most; return what came before it."""
         before: list[list[str]] = []
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 found = await self.next()
                 if any(each.startswith(line) for each in found):

@@ -33,7 +33,7 @@ class Proxy:
         self._process = await asyncio.create_subprocess_exec(
             *self._command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL, start_new_session=True
         )
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not _accepts(self.port):
                 assert self._process.returncode is None, f"{self._command[0]} has ended"
                 await asyncio.sleep(0.05)

@@ -24,7 +24,7 @@ class WithSource(Deployment):
 
     async def subscribed(self) -> None:
         """Wait until the agent has its session at the broker."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while (await self.sites[GATEWAY].snapshot())["sources"][0]["link"]["state"] != "online":  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 

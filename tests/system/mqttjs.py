@@ -106,6 +106,6 @@ async def node() -> AsyncIterator[MqttJs]:
     finally:
         assert process.stdin is not None
         process.stdin.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await process.wait()
             await listening

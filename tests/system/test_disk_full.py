@@ -53,7 +53,7 @@ async def test_a_lane_that_drops_goes_on_on_a_full_disk_and_declares_what_that_c
             await buffer.commit(commit(payload, lane="fresh"))
         fill(disk.path / "theirs")
         for payload in sent[100:]:
-            await asyncio.wait_for(buffer.commit(commit(payload, lane="fresh")), 20)
+            await asyncio.wait_for(buffer.commit(commit(payload, lane="fresh")), 60)
         assert buffer.fault == ""
         kept = await payloads(buffer, "fresh")
         assert 50 < len(kept) < 500
@@ -84,7 +84,7 @@ async def test_a_lane_that_drops_gives_way_on_a_full_disk_where_the_log_has_to_b
         async def send(count: int) -> None:
             nonlocal number
             batch = [b"%07d" % each + b"x" * 900 for each in range(number, number + count)]
-            await asyncio.wait_for(buffer.commit(commit(*batch, lane="fresh")), 20)
+            await asyncio.wait_for(buffer.commit(commit(*batch, lane="fresh")), 60)
             number += count
 
         while free(disk.path) > 12 * MIB:
@@ -130,10 +130,10 @@ async def test_a_full_disk_holds_commits_and_settling_makes_room_again(
         leases = await drain(buffer, count=20)
         assert [message.payload for message in messages(leases)] == acked[:-1]
         await buffer.settle([span_of(lease) for lease in leases[:3]])
-        await asyncio.wait_for(held, 20)  # the disk is as full as before; the pages settled are used again
+        await asyncio.wait_for(held, 60)  # the disk is as full as before; the pages settled are used again
         for number in range(1000, 1010):
             acked.append(b"%06d" % number + b"x" * 20_000)
-            await asyncio.wait_for(buffer.commit(commit(acked[-1])), 20)
+            await asyncio.wait_for(buffer.commit(commit(acked[-1])), 60)
         assert buffer.fault == ""
         assert buffer.path.name == "buffer.db"
         await buffer.close()
@@ -159,7 +159,7 @@ async def test_a_small_disk_is_used_before_lanes_begin_to_refuse_and_it_is_said_
         assert (await buffer.space())[1] < MIB
         assert buffer.full == f"disk full: {buffer.path}"
         for _ in range(10):  # what was read already
-            await asyncio.wait_for(buffer.commit(commit(b"x" * 100_000)), 20)
+            await asyncio.wait_for(buffer.commit(commit(b"x" * 100_000)), 60)
         assert buffer.fault == ""
         await drain(buffer, settle=True)
         await buffer.commit(commit(b"1"))

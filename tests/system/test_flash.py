@@ -22,7 +22,7 @@ def device_bytes(disk: LoopDisk) -> int:
     """Return the bytes that the loop device has taken, everything synced."""
     subprocess.run(["sync", "-f", str(disk.path)], check=True, timeout=60)
     source = ["findmnt", "-n", "-o", "SOURCE", str(disk.path)]
-    name = subprocess.run(source, check=True, timeout=10, capture_output=True, text=True).stdout.strip()
+    name = subprocess.run(source, check=True, timeout=60, capture_output=True, text=True).stdout.strip()
     return int(Path(f"/sys/block/{Path(name).name}/stat").read_text().split()[6]) * 512
 
 

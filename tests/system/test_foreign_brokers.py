@@ -163,7 +163,7 @@ class Site:
 
     async def publish(self, port: int, topic: str, first: int, last: int) -> None:
         """Publish numbers with QoS 1, each acknowledged."""
-        async with aiomqtt.Client("127.0.0.1", port, identifier=f"dev-{topic.partition('/')[0]}", timeout=30) as client:
+        async with aiomqtt.Client("127.0.0.1", port, identifier=f"dev-{topic.partition('/')[0]}", timeout=60) as client:
             for n in range(first, last + 1):
                 await client.publish(topic, json.dumps({"n": n}), qos=1)
 

@@ -67,7 +67,7 @@ class Site:
     async def publish(self, first: int, last: int) -> None:
         """Publish numbers, and return when the agent has them."""
         path = str(self.directory / "mqtt.sock")
-        async with aiomqtt.Client(path, transport="unix", identifier="V7") as client:
+        async with aiomqtt.Client(path, transport="unix", identifier="V7", timeout=60) as client:
             for number in range(first, last + 1):
                 await client.publish("vehicles/V7/telemetry", b"%d" % number, qos=1)
 

@@ -42,7 +42,7 @@ def fill(path: Path) -> None:
 
 async def patient(what: Callable[[], Awaitable[None]]) -> int:
     """Do ``what`` as gateways and routers do, again while it is Unavailable; return how often it was."""
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     refused = 0
     while True:
         try:

@@ -72,7 +72,7 @@ class Sites:
         """Publish numbers; ends when all are acknowledged."""
         command = ["mosquitto_pub", "-h", "127.0.0.1", "-p", str(port), "-t", topic, "-q", qos, "-l"]
         process = await asyncio.create_subprocess_exec(*command, stdin=PIPE)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await process.communicate("".join(f"{n}\n" for n in numbers).encode())
         assert process.returncode == 0
 

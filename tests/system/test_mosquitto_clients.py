@@ -29,7 +29,7 @@ class Site:
         """Run mosquitto_pub; it ends well once all is acknowledged."""
         command = ["mosquitto_pub", "-h", "127.0.0.1", "-p", self.port, "-t", topic, *more]
         process = await asyncio.create_subprocess_exec(*command, stdin=PIPE)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await process.communicate(text.encode() if text is not None else None)
         assert process.returncode == 0
 
@@ -48,7 +48,7 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
 
 
 async def heard(process: asyncio.subprocess.Process) -> list[str]:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         said, _ = await process.communicate()
     return said.decode().splitlines()
 

@@ -55,7 +55,7 @@ async def until_sent(ends: Site, frames: int) -> None:
 async def all_routed(ends: Site, count: int, patience: float) -> dict[str, float]:
     """Wait until the cloud has routed every message, each once; return the agent's counters."""
     await ends.drained(patience)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             cloud = await snapshot.request(ends.directory / "cloud" / "cloud.sock", "snapshot")
             routed = sum(int(partition["routed"]) for partition in cloud["partitions"])

@@ -99,7 +99,7 @@ async def test_the_agent_does_nothing_that_its_unit_forbids(tmp_path: Path) -> N
             finally:
                 if lock.exists():
                     os.kill(int(lock.read_text()), signal.SIGTERM)
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(60):
                     await agent.wait()
         assert agent.returncode == 0
     said = trace.read_text()

@@ -101,7 +101,7 @@ class Gateway:
 
     async def ack(self) -> Ack:
         """Return the next ack that says more than the credit."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 ack = await self.acks.get()
                 if ack != Ack(credit=ack.credit, log=ack.log):
@@ -117,7 +117,7 @@ class Gateway:
 
     async def envelope(self) -> Envelope:
         """Return the next envelope."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await self.envelopes.get()
 
     async def listen(self) -> None:
@@ -142,7 +142,7 @@ async def connected(
 ) -> AsyncIterator[Gateway]:
     """Connect a gateway, subscribed to its ``ack`` (and ``down``) topic."""
     host, _, port = ingest.listener.address.rpartition(":")
-    client = aiomqtt.Client(host, int(port), identifier=name, tls_context=context, timeout=10)
+    client = aiomqtt.Client(host, int(port), identifier=name, tls_context=context, timeout=60)
     with contextlib.suppress(aiomqtt.MqttError):  # the connection that a test has ended
         async with client:
             gateway = Gateway(name, client)
@@ -166,7 +166,7 @@ async def running(settings: config.Settings) -> AsyncIterator[Ingest]:
         await ingest.start()
         yield ingest
     finally:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await ingest.stop()
     assert ingest.tasks.failure is None
 
@@ -176,7 +176,7 @@ def embedded(data: Path, listener: config.Listener) -> config.Settings:
     return config.check(config.CloudConfig(data=str(data), listener=listener), data, "test")
 
 
-async def until(condition: Callable[[], object], seconds: float = 20) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60) -> None:
     """Wait until ``condition`` holds."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
@@ -186,7 +186,7 @@ async def until(condition: Callable[[], object], seconds: float = 20) -> None:
 async def records(ingest: Ingest, topic: str, count: int) -> list[TopicRecord]:
     """Return all records of ``topic``, waiting until there are ``count``."""
     found: list[TopicRecord] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             found.clear()
             # On Kafka a topic that nothing was written to may not be there yet.

@@ -54,7 +54,7 @@ def port(ingest: Ingest) -> int:
 
 
 def client(ingest: Ingest, name: str = "V7", password: str | None = "seven", **options: Any) -> aiomqtt.Client:
-    asked = {"identifier": name, "username": name, "password": password, "timeout": 5, **options}
+    asked = {"identifier": name, "username": name, "password": password, "timeout": 60, **options}
     return aiomqtt.Client("127.0.0.1", port(ingest), **asked)
 
 
@@ -95,7 +95,7 @@ async def test_an_acknowledged_message_is_in_the_journal(ingest: Ingest, monkeyp
 
     monkeypatch.setattr(ingest.log, "append_frame", append_frame)
     async with client(ingest) as one:
-        publish = asyncio.create_task(one.publish("vehicles/V7/t", b"1", qos=1, timeout=30))
+        publish = asyncio.create_task(one.publish("vehicles/V7/t", b"1", qos=1, timeout=60))
         await until(lambda: ingest.frames.counters.retried)
         assert not publish.done()
         shot = ingest.snapshot().devices
@@ -136,7 +136,7 @@ async def test_a_node_that_ends_acknowledges_nothing_that_is_not_journaled(
 
 async def test_large_batches_are_cut_into_frames(ingest: Ingest) -> None:
     async with client(ingest, max_inflight_messages=100) as one:
-        await asyncio.gather(*(one.publish("vehicles/V7/t", bytes(100_000), qos=1, timeout=30) for _ in range(20)))
+        await asyncio.gather(*(one.publish("vehicles/V7/t", bytes(100_000), qos=1, timeout=60) for _ in range(20)))
     found = await records(ingest, "waybill.frames", 1)
     assert sum(decode(each.value or b"").header.count for each in found) == 20
     assert max(decode(each.value or b"").header.raw_size for each in found) < 300_000
@@ -203,7 +203,7 @@ async def test_c1_a_command_reaches_a_device_without_a_gateway_and_its_states_co
     await command(ingest, "early", "V7")
     async with client(ingest) as one:
         await one.subscribe("cmd/V7/+/req", qos=1)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             message = await anext(aiter(one.messages))
         assert (str(message.topic), message.payload) == ("cmd/V7/early/req", b"[1]")
         assert [(each.id, each.state) for each in await states(ingest, 1)] == [("early", "delivered")]
@@ -231,7 +231,7 @@ async def test_c1_a_device_cannot_answer_for_another(ingest: Ingest) -> None:
         assert b"another device" in header(letter, "waybill_error")
     async with client(ingest, "V8", "eight") as other:
         await other.subscribe("cmd/V8/+/req", qos=1)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert str((await anext(aiter(other.messages))).topic) == "cmd/V8/c1/req"
 
 

@@ -56,7 +56,7 @@ async def values(ingest: Ingest, count: int) -> list[bytes | None]:
 async def test_a_frame_is_journaled_acked_and_routed(front: Front, tmp_path: Path) -> None:
     async with behind(settings(tmp_path, front.port)) as ingest, gateway(front.port) as one:
         await one.send(frame(1, 3), qos=1)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert (await one.acks.get()).credit == 4 << 20
         assert (await one.ack()).journaled == (span(1, 3),)
         assert await values(ingest, 3) == [b'{"n":%d}' % n for n in (1, 2, 3)]
@@ -117,7 +117,7 @@ async def test_plain_topics_become_records_and_are_acked_when_they_are_journaled
 ) -> None:
     """A node that is cut off before has not acknowledged: the broker keeps the message for it."""
     asked = settings(tmp_path, front.port, plain=["vehicles/#"])
-    async with aiomqtt.Client("127.0.0.1", front.port, identifier="V7", protocol=V5) as device:
+    async with aiomqtt.Client("127.0.0.1", front.port, identifier="V7", protocol=V5, timeout=60) as device:
         async with behind(asked) as ingest:
             for n, qos in enumerate((0, 1, 2)):
                 await device.publish("vehicles/V7/t", b"%d" % n, qos=qos)
@@ -163,7 +163,7 @@ async def test_a_broker_that_is_away_or_refuses_is_said_and_asked_again(
 
 async def test_topics_that_name_no_gateway_are_counted(front: Front, tmp_path: Path) -> None:
     async with behind(settings(tmp_path, front.port)) as ingest:
-        async with aiomqtt.Client("127.0.0.1", front.port) as client:
+        async with aiomqtt.Client("127.0.0.1", front.port, timeout=60) as client:
             for topic in ("wb/v1/node:x/up", "wb/v1/a b/up", "wb/v1//up"):
                 await client.publish(topic, frame(), qos=1)
         await until(lambda: external(ingest).own.nameless == 3)

@@ -66,12 +66,12 @@ async def running(
     finally:
         if not agent.task.done():
             agent.agent.stop()
-        assert await asyncio.wait_for(agent.task, 20) == 0
+        assert await asyncio.wait_for(agent.task, 60) == 0
 
 
 async def publish(port: int, payloads: Iterable[bytes], topic: str = "vehicles/V7/telemetry", qos: int = 1) -> None:
     """Publish as one device; returns when all is acknowledged."""
-    async with aiomqtt.Client("127.0.0.1", port, identifier="V7", clean_session=True) as client:
+    async with aiomqtt.Client("127.0.0.1", port, identifier="V7", clean_session=True, timeout=60) as client:
         for payload in payloads:
             await client.publish(topic, payload, qos=qos)
 
@@ -87,7 +87,7 @@ class Process:
     async def ready(self) -> None:
         """Wait until it listens."""
         assert self.process.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             line = (await self.process.stdout.readline()).decode().strip()
         assert line.startswith("listening on "), line
         self.port = address(line.removeprefix("listening on "))[1]
@@ -95,7 +95,7 @@ class Process:
     async def end(self, number: int) -> int:
         """Send it a signal and return its exit code; ``log`` is then what it wrote to stderr."""
         self.process.send_signal(number)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             _, errors = await self.process.communicate()
         self.log = errors.decode()
         assert self.process.returncode is not None

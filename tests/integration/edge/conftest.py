@@ -57,5 +57,5 @@ async def dial() -> AsyncIterator[Dial]:
 
 async def one(raw: Raw) -> bytes:
     """Read one packet of less than 128 bytes."""
-    head = await asyncio.wait_for(raw.reader.readexactly(2), 10)
+    head = await asyncio.wait_for(raw.reader.readexactly(2), 60)
     return head + await raw.reader.readexactly(head[1])

@@ -125,7 +125,7 @@ def url(address: tuple[str, int], scheme: str = "mqtt") -> UplinkSettings:
     return UplinkSettings(f"{scheme}://{address[0]}:{address[1]}", keepalive=2)
 
 
-async def until(holds: Callable[[], object], seconds: float = 30.0) -> None:
+async def until(holds: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait until ``holds()`` is true; fail after ``seconds``."""
     async with asyncio.timeout(seconds):
         while not holds():  # noqa: ASYNC110 - the condition is somebody else's state

@@ -30,6 +30,29 @@ def numbered(count: int, start: int = 0) -> list[bytes]:
     return [b"%d" % n for n in range(start, start + count)]
 
 
+class Holding(Cloud):
+    """A cloud that keeps what it says to itself until it is let go."""
+
+    def __init__(self, credit: int) -> None:
+        super().__init__(credit=credit)
+        self.held: list[Ack] | None = []
+
+    def say(self, answer: Ack) -> None:
+        if self.held is None:
+            super().say(answer)
+        else:
+            self.held.append(answer)
+
+    def let_go(self) -> None:
+        held, self.held = self.held or [], None
+        for answer in held:
+            self.say(answer)
+
+
+def seqs(cloud: Cloud) -> list[int]:
+    return [seq for header in cloud.headers for seq in range(header.first, header.last + 1)]
+
+
 def statuses(cloud: Cloud) -> list[CommandStatus]:
     return [msgspec.json.decode(payload, type=CommandStatus) for payload in cloud.by_seq("control").values()]
 
@@ -69,17 +92,19 @@ async def test_without_a_link_everything_waits_and_with_it_everything_goes(tmp_p
 
 async def test_where_each_frame_waits_for_the_link_they_go_in_columns(tmp_path: Path) -> None:
     said = [b'{"ts":%d,"speed":%.2f}' % (1_790_000_000_000 + 50 * n, n / 7) for n in range(3000)]
+    cloud = Holding(credit=1)  # one frame at a time
     async with (
-        listening(Cloud(credit=1)) as cloud,  # one frame at a time
+        listening(cloud),
         Relay(cloud.address, network=Model(delay_ms=20)) as relay,
         running(tmp_path, url(relay.address), ForwardSettings(frame_messages=100, linger_ms=0)) as agent,
     ):
-        await publish(agent.port, said)
+        await publish(agent.port, said)  # behind the first frame, so that the others are whole ones
+        cloud.let_go()
         await until(lambda: agent.waiting() == 0)
         columns = agent.agent.status().counters["forwarder_columns"]
     found = cloud.by_seq("telemetry")
     assert [found[key] for key in sorted(found)] == said
-    codecs = Counter(header.codec for header in cloud.headers if header.lane == "telemetry")
+    codecs = Counter({header.first: header.codec for header in cloud.headers if header.lane == "telemetry"}.values())
     assert codecs[COLUMNS] == columns > codecs[PLAIN]
 
 
@@ -95,16 +120,17 @@ async def test_u2_on_a_reconnect_a_lane_begins_with_what_was_not_acknowledged(tm
         running(tmp_path, url(relay.address), ForwardSettings(frame_messages=10, linger_ms=0)) as agent,
     ):
         await publish(agent.port, numbered(40))
-        await until(lambda: sum(header.count for header in cloud.headers) == 40)
-        before = len(cloud.headers)
+        await until(lambda: set(seqs(cloud)) == set(range(1, 41)))
+        before = len({header.first for header in cloud.headers})
+        probed = agent.agent.status().counters["forwarder_resent"]  # on a machine that takes its time
         await relay.cut()
         deaf = False
         cloud.headers.clear()
         await publish(agent.port, numbered(10, 40))
         await relay.restore()
         await until(lambda: agent.waiting() == 0)
-        assert [seq for h in cloud.headers for seq in range(h.first, h.last + 1)] == list(range(1, 51))
-        assert agent.agent.status().counters["forwarder_resent"] == before
+        assert seqs(cloud) == list(range(1, 51))
+        assert agent.agent.status().counters["forwarder_resent"] - probed == before
     assert cloud.payloads == Counter(numbered(50))
 
 
@@ -138,12 +164,13 @@ async def test_u3_nothing_but_one_frame_goes_without_credit(tmp_path: Path) -> N
     ):
         await publish(agent.port, numbered(100))
         await until(lambda: cloud.headers)
-        await asyncio.sleep(0.5)
-        assert len(cloud.headers) == 1
+        first = cloud.headers[0]
+        assert {header.first for header in cloud.headers} == {first.first}  # probed, perhaps
         cloud.judge = journal_it
-        cloud.say(Ack((span(cloud.headers[0]),), credit=1 << 20))
+        cloud.headers.clear()
+        cloud.say(Ack((span(first),), credit=1 << 20))
         await until(lambda: agent.waiting() == 0)
-    assert cloud.headers[1].first == cloud.headers[0].last + 1
+    assert next(header.first for header in cloud.headers if header.first > first.first) == first.last + 1
 
 
 async def test_u4_a_message_refused_for_good_leaves_with_a_receipt_and_the_rest_arrives(tmp_path: Path) -> None:
@@ -199,7 +226,7 @@ async def test_u4_frames_of_a_version_the_cloud_does_not_speak_are_kept(
 async def test_large_messages_and_long_topics_stay_below_the_largest_frame(tmp_path: Path) -> None:
     limits = LimitSettings(max_topic=65_535)
     async with listening(Cloud()) as cloud, running(tmp_path, url(cloud.address), limits=limits) as agent:
-        async with aiomqtt.Client("127.0.0.1", agent.port, identifier="big") as client:
+        async with aiomqtt.Client("127.0.0.1", agent.port, identifier="big", timeout=60) as client:
             for n in range(3_000):
                 # Incompressible, without payload: the frame is all topics.
                 await client.publish("".join(chr(0x4E00 + (n * 7919 + i * i) % 20000) for i in range(341)), qos=0)
@@ -212,7 +239,7 @@ async def test_large_messages_and_long_topics_stay_below_the_largest_frame(tmp_p
 async def test_topics_that_stay_do_not_go_up_but_reach_other_devices(tmp_path: Path) -> None:
     forward = ForwardSettings(filters=("vehicles/#",), exclude=("vehicles/+/private",), linger_ms=0)
     async with listening(Cloud()) as cloud, running(tmp_path, url(cloud.address), forward) as agent:
-        async with aiomqtt.Client("127.0.0.1", agent.port, identifier="other") as other:
+        async with aiomqtt.Client("127.0.0.1", agent.port, identifier="other", timeout=60) as other:
             await other.subscribe("#", qos=1)
             for topic in ("vehicles/V7/private", "home/lamp", "vehicles/V7/telemetry"):
                 await publish(agent.port, [topic.encode()], topic)
@@ -225,7 +252,7 @@ async def test_topics_that_stay_do_not_go_up_but_reach_other_devices(tmp_path: P
 async def test_a_command_reaches_the_device_once_and_its_answer_the_cloud(tmp_path: Path) -> None:
     expires = int(time.time() * 1000) + 60_000
     async with listening(Cloud()) as cloud, running(tmp_path, url(cloud.address)) as agent:
-        async with aiomqtt.Client("127.0.0.1", agent.port, identifier="V7") as device:
+        async with aiomqtt.Client("127.0.0.1", agent.port, identifier="V7", timeout=60) as device:
             await device.subscribe("cmd/V7/+/req", qos=1)
             await until(lambda: cloud.subscribed)
             # When this one is published, the outbox has been looked at for the subscription, and c1 comes by itself.
@@ -256,18 +283,18 @@ async def test_an_open_command_is_published_again_when_its_device_subscribes_and
             await until(lambda: cloud.subscribed)
             cloud.command(Envelope("c1", "command", "V7", "lock", b"1", expires))
             await until(lambda: [status.state for status in statuses(cloud)] == ["delivered"])
-            async with aiomqtt.Client("127.0.0.1", agent.port, identifier="V7") as device:
+            async with aiomqtt.Client("127.0.0.1", agent.port, identifier="V7", timeout=60) as device:
                 await device.subscribe("cmd/V7/+/req", qos=1)
                 assert (await anext(device.messages)).topic.value == "cmd/V7/c1/req"
         async with running(tmp_path, url(cloud.address)) as agent:
-            async with aiomqtt.Client("127.0.0.1", agent.port, identifier="V7") as device:
+            async with aiomqtt.Client("127.0.0.1", agent.port, identifier="V7", timeout=60) as device:
                 await device.subscribe("cmd/V7/+/req", qos=1)
                 assert (await anext(device.messages)).topic.value == "cmd/V7/c1/req"
                 await device.publish("cmd/V7/c1/res", b"done", qos=1)
             await until(lambda: [status.state for status in statuses(cloud)] == ["delivered", "done"])
         async with (
             running(tmp_path, url(cloud.address)) as agent,
-            aiomqtt.Client("127.0.0.1", agent.port, identifier="V7") as device,
+            aiomqtt.Client("127.0.0.1", agent.port, identifier="V7", timeout=60) as device,
         ):
             await device.subscribe("cmd/V7/+/req", qos=1)
             with pytest.raises(TimeoutError):
@@ -307,4 +334,4 @@ async def test_an_agent_whose_server_has_died_does_not_live_on(tmp_path: Path) -
     broker = agent.agent._server.broker  # what no device and no store can cause
     broker.cut = broken  # type: ignore[method-assign,assignment]
     broker.touch()
-    assert await asyncio.wait_for(agent.task, 20) == 1
+    assert await asyncio.wait_for(agent.task, 60) == 1

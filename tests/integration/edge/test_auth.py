@@ -180,7 +180,7 @@ async def test_only_who_needs_a_hash_waits_for_the_thread(tmp_path: Path, users:
 
 
 async def test_who_leaves_the_line_gives_its_place_back(tmp_path: Path, users: Path, dial: Dial) -> None:
-    async with running(tmp_path / "data", None, listeners=asking(users, connect_timeout=1.0)) as agent:
+    async with running(tmp_path / "data", None, listeners=asking(users, connect_timeout=4.0)) as agent:
         hasher = of(agent)._hasher
         async with hasher.turn:
             gone, late = [await dial(agent.port, hello("V7", "seven", f"dev{n}")) for n in range(2)]

@@ -83,7 +83,7 @@ async def test_mqtt_3_1_1_is_closed_where_there_is_no_room_for_too_long(
                 device.client.publish("small/1", payload, 1)
             await until(lambda: state(agent).full)
             device.client.publish("small/1", b"1", 1)
-            assert await asyncio.to_thread(device.gone.wait, 15)
+            assert await asyncio.to_thread(device.gone.wait, 60)
             await publish(agent.port, [b"1"])
             assert agent.waiting() == 1
             assert agent.waiting("small") == 4

@@ -43,7 +43,7 @@ async def test_it_tells_the_cloud_while_the_link_is_up_and_says_all_on_its_socke
         raw = await dial(agent.port, rig.connect("V8"))
         await raw.expect(ACCEPTED)
         await publish(agent.port, [b"x" * 100] * 50)
-        await until(lambda: told(cloud) and len(cloud.payloads) == 1)
+        await until(lambda: told(cloud) and cloud.payloads.total() == 50 and not agent.waiting())
         first = told(cloud)[0]
         assert (first.version, first.fault) == (agent.agent._version, "")
         assert [link.state for link in first.links] == ["online"]

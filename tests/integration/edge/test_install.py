@@ -138,7 +138,7 @@ def test_in_a_terminal_it_asks_and_asks_again(tmp_path: Path) -> None:
         with contextlib.suppress(OSError):  # EIO: the other side is closed
             while part := os.read(here, 4096):
                 said += part.decode()
-        assert asking.wait(30) == 0
+        assert asking.wait(60) == 0
     os.close(here)
     assert "write mqtts://HOST" in said
     assert "'my gateway' cannot name a gateway" in said

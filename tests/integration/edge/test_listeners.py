@@ -106,11 +106,13 @@ async def test_websockets_with_and_without_tls(site: Site) -> None:
             (agent.ports[0], {"username": "V7", "password": "seven"}),
             (agent.ports[1], {"tls_context": site.device("V7")}),
         ):
-            async with aiomqtt.Client("127.0.0.1", port, transport="websockets", **how) as client:
+            async with aiomqtt.Client("127.0.0.1", port, transport="websockets", **how, timeout=60) as client:
                 await client.subscribe("cmd/V7/+/req", qos=1)
                 await client.publish("vehicles/V7/x", b"1", qos=1)
         with pytest.raises(aiomqtt.MqttError):
-            async with aiomqtt.Client("127.0.0.1", agent.ports[0], transport="websockets", username="V7", password="x"):
+            async with aiomqtt.Client(
+                "127.0.0.1", agent.ports[0], transport="websockets", username="V7", password="x", timeout=60
+            ):
                 pass
         assert agent.waiting() == 2
 
@@ -120,8 +122,8 @@ async def test_a_device_hears_its_own_commands_alone(site: Site) -> None:
     async with (
         listening(Cloud()) as cloud,
         running(site.root / "data", url(cloud.address), listeners=listeners, acl=OWN) as agent,
-        aiomqtt.Client("127.0.0.1", agent.port, username="V7", password="seven") as seven,
-        aiomqtt.Client("127.0.0.1", agent.port, username="V8", password="eight") as eight,
+        aiomqtt.Client("127.0.0.1", agent.port, username="V7", password="seven", timeout=60) as seven,
+        aiomqtt.Client("127.0.0.1", agent.port, username="V8", password="eight", timeout=60) as eight,
     ):
         for client, pattern, code in (
             (eight, "cmd/V7/+/req", 0x80),
@@ -137,7 +139,7 @@ async def test_a_device_hears_its_own_commands_alone(site: Site) -> None:
         for command, device in (("c7", "V7"), ("c8", "V8")):
             cloud.command(Envelope(command, "command", device, "lock", b"", expires))
         for client, topic in ((seven, "cmd/V7/c7/req"), (eight, "cmd/V8/c8/req")):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 assert (await anext(client.messages)).topic.value == topic
         assert agent.agent.status().counters["auth_subscribe_denied"] == 3
 

@@ -42,11 +42,11 @@ async def typed(path: Path, *answers: str) -> tuple[int, str]:
         )
         shown = b""
         for count, answer in enumerate(answers):
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while shown.count(b": ") <= count:
                     shown += await asyncio.to_thread(os.read, ours, 1024)
             os.write(ours, answer.encode() + b"\n")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             code = await process.wait()
         os.set_blocking(ours, False)
         return code, (shown + os.read(ours, 65536)).decode()
@@ -113,19 +113,19 @@ async def test_a_running_agent_takes_over_what_passwd_wrote(tmp_path: Path) -> N
     assert run(tmp_path / "users", "V7", "--stdin", given=b"seven\n") == (0, "")
     async with process("run", "--config", str(config)) as agent:
         await agent.ready()
-        async with aiomqtt.Client("127.0.0.1", agent.port, username="V7", password="seven") as seven:
+        async with aiomqtt.Client("127.0.0.1", agent.port, username="V7", password="seven", timeout=60) as seven:
             with pytest.raises(aiomqtt.MqttError, match="Bad user name or password"):
-                async with aiomqtt.Client("127.0.0.1", agent.port, username="V8", password="eight"):
+                async with aiomqtt.Client("127.0.0.1", agent.port, username="V8", password="eight", timeout=60):
                     pass
             assert run(tmp_path / "users", "V8", "--stdin", given=b"eight\n") == (0, "")
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while not (await asked(tmp_path / "data"))["counters"]["auth_reloads"]:  # noqa: ASYNC110 - another process
                     await asyncio.sleep(0.05)
-            async with aiomqtt.Client("127.0.0.1", agent.port, username="V8", password="eight"):
+            async with aiomqtt.Client("127.0.0.1", agent.port, username="V8", password="eight", timeout=60):
                 await seven.publish("t", b"x", qos=1)
             assert run(tmp_path / "users", "V7", "--delete") == (0, "")
             with pytest.raises(aiomqtt.MqttError):
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(60):
                     await anext(seven.messages)
         said = await asked(tmp_path / "data")
         address = f"127.0.0.1:{agent.port}"

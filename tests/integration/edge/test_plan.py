@@ -83,7 +83,7 @@ async def test_lanes_wait_in_stages_then_all_but_control_until_the_next_cycle(
             assert agent.waiting("bulk") >= 3
             waiting = await spend(agent, "vehicles/V7/t", 3)
 
-            async with aiomqtt.Client("127.0.0.1", agent.port, identifier="V7") as device:
+            async with aiomqtt.Client("127.0.0.1", agent.port, identifier="V7", timeout=60) as device:
                 await device.subscribe("cmd/V7/+/req", qos=1)
                 cloud.command(Envelope("c1", "command", "V7", "lock", b"", expires))
                 await anext(device.messages)

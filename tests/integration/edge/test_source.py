@@ -140,7 +140,7 @@ async def test_a_broker_that_forgets_the_session_is_subscribed_to_again_and_that
 @both
 async def test_retained_messages_come_with_the_first_subscription_alone(tmp_path: Path, version: Version) -> None:
     async with standing() as broker, listening(Cloud()) as cloud:
-        async with aiomqtt.Client("127.0.0.1", broker.port) as device:
+        async with aiomqtt.Client("127.0.0.1", broker.port, timeout=60) as device:
             await device.publish("plant/state", b"on", qos=1, retain=True)
         for turn in range(3):
             async with reading(tmp_path, cloud, broker.source(version)):
@@ -171,7 +171,7 @@ async def test_a_command_reaches_a_device_at_that_broker_and_its_answer_comes_ba
     async with standing() as broker, listening(Cloud()) as cloud:
         async with reading(tmp_path, cloud, broker.source(version)), Device(broker.port, "press") as device:
             device.client.subscribe("cmd/press/+/req", 1)
-            assert await asyncio.to_thread(device.subscribed.wait, 15)
+            assert await asyncio.to_thread(device.subscribed.wait, 60)
             cloud.command(Envelope("c1", "command", "press", "stop", b"now", expires))
             await until(lambda: device.heard)
             assert device.heard[0][:2] == ("cmd/press/c1/req", b"now")
@@ -181,7 +181,7 @@ async def test_a_command_reaches_a_device_at_that_broker_and_its_answer_comes_ba
             await until(lambda: sum(b'"done"' in payload for payload in cloud.by_seq("control").values()) == 1)
             async with Device(broker.port, "press", clean=False) as device:
                 device.client.subscribe("cmd/press/+/req", 1)
-                assert await asyncio.to_thread(device.subscribed.wait, 15)
+                assert await asyncio.to_thread(device.subscribed.wait, 60)
             await broker.server.close()
             cloud.command(Envelope("c2", "command", "press", "go", b"", expires))
             await until(lambda: any(b'"c2"' in payload for payload in cloud.by_seq("control").values()))
@@ -326,9 +326,9 @@ async def test_why_a_source_is_not_online_is_said_with_the_mend(tmp_path: Path) 
 
 async def test_no_device_may_have_the_name_of_a_source(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with standing() as broker, running(tmp_path, None, sources=(broker.source(),)) as agent:
-        async with aiomqtt.Client("127.0.0.1", agent.port, identifier="other"):
+        async with aiomqtt.Client("127.0.0.1", agent.port, identifier="other", timeout=60):
             pass
         with pytest.raises(aiomqtt.MqttError):
-            async with aiomqtt.Client("127.0.0.1", agent.port, identifier=NAME):
+            async with aiomqtt.Client("127.0.0.1", agent.port, identifier=NAME, timeout=60):
                 pass
     assert "a client that calls itself 'plant' is refused: a [[source]] is called so" in caplog.text

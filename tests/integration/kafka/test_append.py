@@ -5,13 +5,12 @@ import asyncio
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from cloud_ingest.journal import kafka_append
 from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import OutRecord, TopicRecord
-from tests.support.kafka_log import OpenLog, values
+from tests.support.kafka_log import OpenLog, limit_records, values
 from waybill.errors import Refused, TopicRefused, Unavailable
 
 
@@ -37,14 +36,12 @@ async def test_b4_a_frame_that_the_topic_cannot_take_is_refused_and_others_go_on
 
 
 async def test_r5_the_one_record_of_a_batch_that_the_broker_refuses_is_found(
-    open_log: OpenLog, unique: str, admin: AIOKafkaAdminClient
+    open_log: OpenLog, unique: str, admin: AIOKafkaAdminClient, kafka: str
 ) -> None:
     log = await open_log()
     topic = f"{unique}.fleet"
     await log.append(OutRecord(topic, b"k", b"first", []))
-    settings = {"max.message.bytes": "1000"}
-    await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, settings)])  # behind the log's back
-    await asyncio.sleep(0.5)
+    await limit_records(admin, kafka, topic, 1000)  # behind the log's back
     sent = [b"1", b"2", b"x" * 5000, b"3", b"4"]
     results = await asyncio.gather(
         *(log.append(OutRecord(topic, b"k", value, [])) for value in sent), return_exceptions=True

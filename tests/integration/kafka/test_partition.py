@@ -7,7 +7,6 @@ from typing import Any, Literal
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from cloud_ingest.config import Route
 from cloud_ingest.journal import kafka_partitions
@@ -15,7 +14,7 @@ from cloud_ingest.journal.kafka import KafkaLog
 from cloud_ingest.journal.kafka_partitions import KafkaPartition
 from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.journal.port import OutRecord, Step, TopicRecord
-from tests.support.kafka_log import OpenLog, fleet, read_all, step, values
+from tests.support.kafka_log import OpenLog, fleet, limit_records, read_all, step, values
 from waybill.errors import Fenced, RecordRefused, TopicRefused, Unavailable
 
 
@@ -148,19 +147,14 @@ async def test_r3_after_an_unknown_outcome_only_a_load_goes_on(
     await partition.close()
 
 
-async def _limit(admin: AIOKafkaAdminClient, topic: str, name: str, value: str) -> None:
-    await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {name: value})])
-    await asyncio.sleep(0.5)  # until the broker has applied it
-
-
 async def test_r5_a_record_that_the_broker_refuses_takes_its_step_back_and_nothing_else(
-    open_log: OpenLog, unique: str, admin: AIOKafkaAdminClient
+    open_log: OpenLog, unique: str, admin: AIOKafkaAdminClient, kafka: str
 ) -> None:
     log = await open_log(**{"compression.type": "none"})
     partition = log.open_partition(0)
     await partition.load()
     await partition.commit(step(unique, b"before"))
-    await _limit(admin, f"{unique}.fleet", "max.message.bytes", "1000")  # behind the log's back
+    await limit_records(admin, kafka, f"{unique}.fleet", 1000)  # behind the log's back
     for _ in range(3):  # again and again: a poisoned producer would answer otherwise the second time
         with pytest.raises(RecordRefused, match=f"{unique}.fleet"):
             await partition.commit(step(unique, b"good", b"x" * 5000, b"good"))
@@ -212,13 +206,13 @@ async def test_r5_a_topic_that_is_not_there_is_refused_as_a_topic(open_log: Open
 
 
 async def test_r5_making_the_producer_anew_does_not_write_over_a_successor(
-    open_log: OpenLog, unique: str, admin: AIOKafkaAdminClient
+    open_log: OpenLog, unique: str, admin: AIOKafkaAdminClient, kafka: str
 ) -> None:
     """A worker paused between a refused record and its next commit must not fence the one that took over, and write."""
     log = await open_log(**{"compression.type": "none"})
     paused, heir = log.open_partition(0), log.open_partition(0)
     await paused.load()
-    await _limit(admin, f"{unique}.fleet", "max.message.bytes", "1000")
+    await limit_records(admin, kafka, f"{unique}.fleet", 1000)
     with pytest.raises(RecordRefused):
         await paused.commit(step(unique, b"x" * 5000))
     await heir.load()
@@ -272,10 +266,9 @@ async def test_a_commit_that_is_cancelled_holds_nobody_back(
     await partition.close()
     await log.append(fleet(unique, b"after"))
     found: list[bytes | None] = []
-    for _ in range(50):
-        found = await values(log, f"{unique}.fleet")
-        if b"after" in found:
-            break
+    async with asyncio.timeout(60):  # much less than a transaction may stay open
+        while b"after" not in found:
+            found = await values(log, f"{unique}.fleet")
     assert found[-1:] == [b"after"]
 
 
@@ -327,8 +320,9 @@ async def test_reading_says_when_the_end_was_reached(open_log: OpenLog) -> None:
     assert [frame.offset for frame in await read_all(partition, 2)] == [1, 2]
     empty = log.open_partition(1 - number)
     await empty.load()
-    ends = [(await empty.read(10, 0.3))[1] for _ in range(5)]
-    assert ends[-1]
+    async with asyncio.timeout(60):
+        while not (await empty.read(10, 0.3))[1]:
+            pass
     await partition.close()
     await empty.close()
 

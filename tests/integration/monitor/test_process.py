@@ -155,7 +155,7 @@ class Screen:
 
     async def shows(self, words: str) -> None:
         """Wait until ``words`` were drawn."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while words.encode() not in self.seen:
                 self._more.clear()
                 await self._more.wait()
@@ -203,7 +203,7 @@ async def test_on_a_terminal_it_draws_takes_keys_and_leaves_it_as_it_was(agent: 
         screen.press(b"2")
         await screen.shows("partition 4 wait")
         screen.press(b"q")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await process.wait() == 0
         await screen.shows("\x1b[?1049l")  # back from the alternate screen
     assert b"\x1b[?1049h" in screen.seen
@@ -234,7 +234,7 @@ async def test_what_does_not_change_is_not_sent_to_the_terminal_again(tmp_path: 
         before, first = len(screen.seen), looks
         while looks < first + 20:
             looked.clear()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await looked.wait()
         assert (len(screen.seen) - before) / (looks - first) < 500
         assert len(screen.seen) > before
@@ -244,12 +244,12 @@ async def test_ctrl_c_and_sigterm_end_it_and_give_the_terminal_back(agent: Path)
     async with on_a_terminal("--data", agent) as (screen, process):
         await screen.shows("q quit")
         screen.press(b"\x03")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await process.wait() == 0
     async with on_a_terminal("--data", agent) as (screen, process):
         await screen.shows("q quit")
         process.terminate()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await process.wait() == 143
         await screen.shows("\x1b[?1049l")
 
@@ -258,5 +258,5 @@ async def test_a_terminal_that_is_gone_ends_it(agent: Path) -> None:
     async with on_a_terminal("--data", agent) as (screen, process):
         await screen.shows("q quit")
         screen.hang_up()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await process.wait() == 129

@@ -27,12 +27,12 @@ class Raw:
     writer: asyncio.StreamWriter
 
     async def expect(self, expected: bytes) -> None:
-        assert await asyncio.wait_for(self.reader.readexactly(len(expected)), 10) == expected
+        assert await asyncio.wait_for(self.reader.readexactly(len(expected)), 60) == expected
 
     async def expect_end(self) -> bytes:
         """Everything until the server closes."""
         with contextlib.suppress(ConnectionResetError):
-            return await asyncio.wait_for(self.reader.read(), 10)
+            return await asyncio.wait_for(self.reader.read(), 60)
         return b""
 
     async def send(self, *packets: bytes) -> None:
@@ -74,7 +74,7 @@ class Site:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait until something is so."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110 - the server's state has no event
                 await asyncio.sleep(0.005)
 

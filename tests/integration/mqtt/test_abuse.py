@@ -18,7 +18,7 @@ async def drip(raw: Raw, stream: bytes) -> int:
     """Send byte by byte until the server ends it; returns how many bytes went out."""
     ended = asyncio.create_task(raw.expect_end(), name="end")
     sent = 0
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not ended.done() and sent < len(stream):
             with contextlib.suppress(ConnectionError):
                 await raw.send(stream[sent : sent + 1])
@@ -57,17 +57,17 @@ async def test_a_packet_byte_by_byte(start: Start) -> None:
 
 
 async def test_a_flood_of_connections(start: Start) -> None:
-    site = await start(Settings(max_connections=30, connect_timeout=0.5))
+    site = await start(Settings(max_connections=30))
+    counters = site.server.counters
     device = await site.device()
     for n in range(1, 4):
         silent = await asyncio.gather(*(site.raw() for _ in range(100)))
         await serves(device, n)
-        assert site.server.counters.connections <= 30
+        await site.until(lambda: counters.over_limit == n * (100 - 29))  # noqa: B023 - called at once
+        assert counters.connections == 30
         for raw in silent:
-            assert await raw.expect_end() == b""
-    counters = site.server.counters
-    assert counters.over_limit + counters.timed_out == 300
-    assert counters.over_limit >= 300 - 3 * 29
+            raw.close()
+        await site.until(lambda: counters.connections == 1)
     assert len(site.server.wires) == 1
 
 

@@ -36,18 +36,18 @@ class Server:
         self.raws.append(raw)
         await raw.send(packet)
         if answer:
-            await asyncio.wait_for(raw.reader.readexactly(answer), 10)
+            await asyncio.wait_for(raw.reader.readexactly(answer), 60)
         return raw
 
     async def say(self, what: str) -> dict[str, int]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(f"{what}\n".encode())
-        found: dict[str, int] = json.loads(await asyncio.wait_for(self.process.stdout.readline(), 30))
+        found: dict[str, int] = json.loads(await asyncio.wait_for(self.process.stdout.readline(), 60))
         return found
 
     async def until(self, condition: Callable[[dict[str, int]], bool]) -> dict[str, int]:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not condition(found := await self.say("stats")):  # noqa: ASYNC110 - a process is asked
                 await asyncio.sleep(0.02)
         return found
@@ -67,13 +67,13 @@ async def server() -> AsyncIterator[Server]:
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    server = Server(process, int(await asyncio.wait_for(process.stdout.readline(), 30)))
+    server = Server(process, int(await asyncio.wait_for(process.stdout.readline(), 60)))
     yield server
     for raw in server.raws:
         raw.writer.transport.abort()
     await asyncio.sleep(0)  # and closed
     process.stdin.close()
-    await asyncio.wait_for(process.wait(), 30)
+    await asyncio.wait_for(process.wait(), 60)
 
 
 async def acknowledged(device: Raw, packets: list[bytes]) -> None:
@@ -113,7 +113,7 @@ async def test_memory_stays_below_the_ceiling(server: Server) -> None:
         greedy = await server.connect(rig.connect(f"greedy{n}"))
         for part in range(0, 1_000, 100):
             await greedy.send(rig.subscribe(*[(f"{n}/{part + each}/{deep}", 1) for each in range(100)]))
-            await asyncio.wait_for(greedy.reader.readexactly(105 - 1), 10)
+            await asyncio.wait_for(greedy.reader.readexactly(105 - 1), 60)
     for n in range(3):
         twice = await server.connect(v5.connect(f"twice{n}"), 0)
         await twice.send(*[v5.publish(f"t/{each}", b"x", 2, each) for each in range(1, 4_000)])

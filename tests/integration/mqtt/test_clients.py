@@ -57,7 +57,7 @@ class Device:
 
     async def publish(self, topic: str, payload: bytes, qos: int, *, retain: bool = False) -> None:
         info = self.client.publish(topic, payload, qos, retain)
-        await asyncio.to_thread(info.wait_for_publish, 10)
+        await asyncio.to_thread(info.wait_for_publish, 60)
         assert info.is_published()
 
     async def stop(self) -> None:
@@ -67,7 +67,7 @@ class Device:
 
     @staticmethod
     async def wait(event: threading.Event) -> None:
-        assert await asyncio.to_thread(event.wait, 10)
+        assert await asyncio.to_thread(event.wait, 60)
 
 
 @pytest.mark.parametrize("clean", [True, False])
@@ -130,12 +130,12 @@ async def test_paho_resends_after_lost_pubacks_are_stored_once(site: Site) -> No
 
 
 async def test_aiomqtt_every_qos_both_ways(site: Site) -> None:
-    async with aiomqtt.Client(site.host, site.port, identifier="a") as client:
+    async with aiomqtt.Client(site.host, site.port, identifier="a", timeout=60) as client:
         await client.subscribe("x/+", qos=2)
         for qos in (0, 1, 2):
             await client.publish("x/y", b"%d" % qos, qos=qos)
         heard: list[tuple[int, object]] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             async for message in client.messages:
                 heard.append((message.qos, message.payload))
                 if len(heard) == 3:
@@ -146,10 +146,10 @@ async def test_aiomqtt_every_qos_both_ways(site: Site) -> None:
 
 
 async def test_aiomqtt_will(site: Site) -> None:
-    async with aiomqtt.Client(site.host, site.port, identifier="watcher") as watcher:
+    async with aiomqtt.Client(site.host, site.port, identifier="watcher", timeout=60) as watcher:
         await watcher.subscribe("state/#", qos=1)
         will = aiomqtt.Will("state/dev", b"offline", qos=1, retain=True)
-        client = aiomqtt.Client(site.host, site.port, identifier="dev", will=will)
+        client = aiomqtt.Client(site.host, site.port, identifier="dev", will=will, timeout=60)
 
         async def live() -> None:
             async with client:
@@ -159,7 +159,7 @@ async def test_aiomqtt_will(site: Site) -> None:
 
         with pytest.raises(aiomqtt.MqttError):
             await live()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             message = await anext(aiter(watcher.messages))
     assert (str(message.topic), message.payload) == ("state/dev", b"offline")
     assert site.server.broker.retained.get(b"state/dev") is not None
@@ -182,15 +182,15 @@ async def test_tls_with_client_certificates(start: Start, tmp_path: Path) -> Non
         "127.0.0.1", 0, pki.server_context(server_files.certificate, server_files.key, server_files.ca)
     )
     mine = pki.client_context(files.ca, files.certificate, files.key)
-    async with aiomqtt.Client("127.0.0.1", port, identifier="gw-7", tls_context=mine) as client:
+    async with aiomqtt.Client("127.0.0.1", port, identifier="gw-7", tls_context=mine, timeout=60) as client:
         await client.subscribe("a", qos=1)
         await client.publish("a", b"x" * 100_000, qos=1)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             message = await anext(aiter(client.messages))
         assert message.payload == b"x" * 100_000
     assert site.sink.arrivals[0].user == "gw-7"
     with pytest.raises(aiomqtt.MqttError):
-        async with aiomqtt.Client("127.0.0.1", port, identifier="other", tls_context=mine):
+        async with aiomqtt.Client("127.0.0.1", port, identifier="other", tls_context=mine, timeout=60):
             pass
     nobody = pki.client_context(files.ca)
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=nobody)

@@ -75,7 +75,7 @@ async def test_each_listener_has_its_name_and_its_limits(
     at_unix = await unix(site, path, v5.connect("b"))
     at_tcp = await site.raw(v5.connect("c"))
     for raw, size in ((at_tls, 2_000), (at_unix, 3_000), (at_tcp, 1 << 20)):
-        said = await asyncio.wait_for(raw.reader.readexactly(4), 10)
+        said = await asyncio.wait_for(raw.reader.readexactly(4), 60)
         said += await raw.reader.readexactly(said[1] - 2)
         assert b"\x27" + size.to_bytes(4, "big") in said
     assert sorted(seen) == [("", "127.0.0.1"), ("local", "unix"), ("tls", "127.0.0.1")]
@@ -180,8 +180,8 @@ async def test_tls_counts_and_is_bounded_before_its_handshake(
     start: Start, tls: tuple[ssl.SSLContext, ssl.SSLContext]
 ) -> None:
     said: list[str] = []
-    site = await start(Settings(connect_timeout=0.5), Hooks(on_turned_away=lambda _, reason: said.append(reason)))
-    site.host, site.port = await site.server.listen("127.0.0.1", 0, tls[0], limits=Limits(2, 2, 0, 0.5))
+    site = await start(Settings(connect_timeout=3.0), Hooks(on_turned_away=lambda _, reason: said.append(reason)))
+    site.host, site.port = await site.server.listen("127.0.0.1", 0, tls[0], limits=Limits(2, 2, 0, 3.0))
     silent = [await site.raw() for _ in range(2)]
     await site.until(lambda: site.server.counters.connections == 2)
     third = await site.raw(b"\x16\x03\x01")
@@ -214,7 +214,7 @@ def test_tls_on_each_event_loop(
             for n, raw in enumerate(raws):
                 if websocket:
                     await raw.send(request())
-                    await asyncio.wait_for(raw.reader.readuntil(b"\r\n\r\n"), 10)
+                    await asyncio.wait_for(raw.reader.readuntil(b"\r\n\r\n"), 60)
                     await raw.send(frame(BINARY, rig.connect(f"w{n}")))
                     await raw.expect(answer(BINARY, rig.ACCEPTED))
                 else:
@@ -255,7 +255,7 @@ async def test_what_follows_a_handshake_at_once_is_not_lost(
         client.do_handshake()
     await raw.send(write.read())
     while True:
-        read.write(await asyncio.wait_for(raw.reader.read(65536), 10))
+        read.write(await asyncio.wait_for(raw.reader.read(65536), 60))
         try:
             client.do_handshake()
             break
@@ -265,7 +265,7 @@ async def test_what_follows_a_handshake_at_once_is_not_lost(
     await raw.send(write.read())
     said = b""
     while len(said) < 6:
-        read.write(await asyncio.wait_for(raw.reader.read(65536), 10))
+        read.write(await asyncio.wait_for(raw.reader.read(65536), 60))
         with contextlib.suppress(ssl.SSLWantReadError):
             while True:
                 said += client.read(100)
@@ -287,7 +287,7 @@ async def test_an_answer_that_is_awaited(start: Start) -> None:
     bad, bug = await site.raw(rig.connect("bad"), rig.publish("a", b"y", 1, 1)), await site.raw(rig.connect("bug"))
     site.port = web
     browser = await site.raw(request())
-    head = await asyncio.wait_for(browser.reader.readuntil(b"\r\n\r\n"), 10)
+    head = await asyncio.wait_for(browser.reader.readuntil(b"\r\n\r\n"), 60)
     assert b" 101 " in head
     await browser.send(frame(BINARY, rig.connect("dev2")), frame(BINARY, rig.PING))
     await site.until(lambda: sum(wire.asking is not None for wire in site.server.wires) == 4)
@@ -349,6 +349,6 @@ async def test_an_answer_nobody_waits_for_is_cancelled(start: Start, how: str) -
         wire.abort()
     elif how == "close":
         await site.server.close()
-    await asyncio.wait_for(cancelled.wait(), 10)
+    await asyncio.wait_for(cancelled.wait(), 60)
     assert await raw.expect_end() == b""
     await site.until(lambda: not site.server.counters.connections)

@@ -81,7 +81,7 @@ async def site() -> AsyncIterator[Callable[..., object]]:
 
 async def closed(reader: asyncio.StreamReader) -> bytes:
     with contextlib.suppress(ConnectionResetError):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await reader.read()
     return b""
 

@@ -67,12 +67,12 @@ class Device:
 
     async def publish(self, topic: str, payload: bytes, qos: int, *, retain: bool = False, **said: object) -> int:
         info = self.client.publish(topic, payload, qos, retain, properties(PacketTypes.PUBLISH, **said))
-        await asyncio.to_thread(info.wait_for_publish, 10)
+        await asyncio.to_thread(info.wait_for_publish, 60)
         return (await self.next(self.published)).value
 
     @staticmethod
     async def next(waiting: queue.Queue[T]) -> T:
-        return await asyncio.to_thread(waiting.get, True, 10)
+        return await asyncio.to_thread(waiting.get, True, 60)
 
     async def stop(self) -> None:
         self.client.disconnect()
@@ -232,13 +232,15 @@ async def test_paho_resends_in_its_session_are_stored_once(site: Site) -> None:
 async def test_aiomqtt_every_qos_both_ways(site: Site) -> None:
     said = properties(PacketTypes.CONNECT, TopicAliasMaximum=4)
     protocol = aiomqtt.ProtocolVersion.V5
-    async with aiomqtt.Client(site.host, site.port, identifier="a", protocol=protocol, properties=said) as client:
+    async with aiomqtt.Client(
+        site.host, site.port, identifier="a", protocol=protocol, properties=said, timeout=60
+    ) as client:
         await client.subscribe("x/+", qos=2)
         for qos in (0, 1, 2):
             sent = properties(PacketTypes.PUBLISH, UserProperty=("n", str(qos)))
             await client.publish("x/y", b"%d" % qos, qos=qos, properties=sent)
         heard: list[tuple[str, int, object, object]] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             async for message in client.messages:
                 heard.append((str(message.topic), message.qos, message.payload, of(message.properties).UserProperty))
                 if len(heard) == 3:
@@ -250,12 +252,14 @@ async def test_aiomqtt_every_qos_both_ways(site: Site) -> None:
 
 async def test_aiomqtt_a_will_that_waits(site: Site) -> None:
     protocol = aiomqtt.ProtocolVersion.V5
-    async with aiomqtt.Client(site.host, site.port, identifier="watcher", protocol=protocol) as watcher:
+    async with aiomqtt.Client(site.host, site.port, identifier="watcher", protocol=protocol, timeout=60) as watcher:
         await watcher.subscribe("state/#", qos=1)
         said = properties(PacketTypes.WILLMESSAGE, WillDelayInterval=1, ContentType="text/plain")
         will = aiomqtt.Will("state/dev", b"offline", qos=1, retain=True, properties=said)
         kept = properties(PacketTypes.CONNECT, SessionExpiryInterval=60)
-        client = aiomqtt.Client(site.host, site.port, identifier="dev", protocol=protocol, will=will, properties=kept)
+        client = aiomqtt.Client(
+            site.host, site.port, identifier="dev", protocol=protocol, will=will, properties=kept, timeout=60
+        )
 
         async def live() -> None:
             async with client:
@@ -266,7 +270,7 @@ async def test_aiomqtt_a_will_that_waits(site: Site) -> None:
         with pytest.raises(aiomqtt.MqttError):
             await live()
         assert site.stored == []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             message = await anext(aiter(watcher.messages))
     assert (str(message.topic), message.payload, of(message.properties).ContentType) == (
         "state/dev",

@@ -86,7 +86,7 @@ async def test_flow_control_to_the_server(start: Start, join: Join) -> None:
     assert of(said).ReceiveMaximum == 3
     infos = [device.client.publish("a", b"%d" % n, 1 + n % 2) for n in range(60)]
     for info in infos:
-        await asyncio.to_thread(info.wait_for_publish, 10)
+        await asyncio.to_thread(info.wait_for_publish, 60)
         assert info.is_published()
     assert site.stored == [b"%d" % n for n in range(60)]
     assert site.server.counters.malformed == 0

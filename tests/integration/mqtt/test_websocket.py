@@ -62,7 +62,7 @@ async def web(start: Start) -> Site:
 
 async def upgraded(site: Site, *frames: bytes) -> Raw:
     raw = await site.raw(request())
-    head = await asyncio.wait_for(raw.reader.readuntil(b"\r\n\r\n"), 10)
+    head = await asyncio.wait_for(raw.reader.readuntil(b"\r\n\r\n"), 60)
     assert head.startswith(b"HTTP/1.1 101 ")
     assert b"Sec-WebSocket-Accept: " + ACCEPT in head
     assert b"Sec-WebSocket-Protocol: mqtt\r\n" in head
@@ -102,7 +102,7 @@ async def test_packets_need_not_align_with_frames(web: Site) -> None:
     pings = -(-len(stream) // 7)
     packets = b""
     while pings or packets.count(b"\x40\x02") < 2:
-        opcode, size = await asyncio.wait_for(raw.reader.readexactly(2), 10)
+        opcode, size = await asyncio.wait_for(raw.reader.readexactly(2), 60)
         payload = await raw.reader.readexactly(size)
         if opcode == 0x80 | PONG:
             assert payload == b"still?"

@@ -72,7 +72,7 @@ class Bench:
 
     async def idle(self) -> None:
         """Wait until everything that was taken is answered."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while self.intake._queues:  # noqa: ASYNC110 - what is waited for has no event
                 await asyncio.sleep(0)
             await asyncio.sleep(0)
@@ -225,7 +225,7 @@ async def test_frames_that_came_together_are_journaled_in_order_and_do_not_wait_
     bench.append_frame = noted  # type: ignore[assignment]
     frames = [frame(1), frame(2), frame(3)]
     await bench.intake.commit(batch(*frames))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(began) < 3:  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0)
     bench.gate.set()
@@ -265,14 +265,14 @@ async def test_u3_credit_is_told_when_the_gateway_listens_when_it_changes_and_af
     renewing = asyncio.create_task(bench.intake.renew_credit(0.001))
     for n in range(3):
         bench.intake.listening(f"h{n}")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while ("g", Ack(credit=2 << 20, log=7)) not in bench.acks:  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.001)
     bench.intake.gone("g")
     told = len([one for one in bench.acks if one[0] == "g"])
     for n in range(2):
         bench.intake.gone(f"h{n}")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while ("h2", Ack(credit=4 << 20, log=7)) not in bench.acks:  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.001)
     assert len([one for one in bench.acks if one[0] == "g"]) == told
@@ -316,7 +316,7 @@ async def test_beyond_the_memory_nothing_more_is_read() -> None:
     await asyncio.sleep(0.01)
     assert not commit.done()
     bench.gate.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await commit
     await bench.idle()
     assert bench.intake.pending == 0

@@ -79,7 +79,7 @@ async def routing(router: Router, *partitions: PartitionLog) -> AsyncIterator[di
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not await condition():  # noqa: ASYNC110 - it may ask the file
             await asyncio.sleep(0.01)
 
@@ -181,7 +181,7 @@ async def test_r3_who_is_fenced_lets_go_and_the_new_owner_goes_on(log: EmbeddedL
     await log.append_frame(GATEWAY, ONE.frame(1, 3))
     await written(log, "fleet.telemetry", 3)
     async with routing(Router(log, TOPICS, ROUTES), EmbeddedPartition(log, 0)):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await old
         await log.append_frame(GATEWAY, ONE.frame(2, 6))
         assert values(await written(log, "fleet.telemetry", 6)) == expected(1, 1, 6)

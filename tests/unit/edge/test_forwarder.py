@@ -95,7 +95,7 @@ async def settled() -> None:
 
 
 async def until(holds: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110 - the condition is somebody else's state
             await asyncio.sleep(0.005)
 
@@ -483,7 +483,7 @@ async def test_a_slow_encoder_holds_up_nobody_and_what_a_lost_link_cuts_off_is_s
 
     def slow(frame: bytes, _dictionary: Dictionary | None, **_: bool) -> bytes:
         entered.set()
-        waited.append(go_on.wait(10))
+        waited.append(go_on.wait(60))
         return encode_columns(frame)
 
     monkeypatch.setattr(module, "in_columns", slow)

@@ -20,7 +20,7 @@ async def test_a_task_that_dies_stops_the_process_and_is_reported(caplog: pytest
 
     tasks.start("writer", dies())
     with caplog.at_level(logging.ERROR):
-        await asyncio.wait_for(tasks.until_stopped(), 5)
+        await asyncio.wait_for(tasks.until_stopped(), 60)
     assert isinstance(tasks.failure, ValueError)
     assert "task writer failed: broken" in caplog.text
 
@@ -29,7 +29,7 @@ async def test_a_signal_stops_and_a_cancelled_task_is_no_failure() -> None:
     tasks = Tasks()
     tasks.start("idle", asyncio.sleep(60))
     asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGTERM)
-    await asyncio.wait_for(tasks.until_stopped(), 5)
+    await asyncio.wait_for(tasks.until_stopped(), 60)
     await tasks.cancel("idle")
     await tasks.cancel("unknown")
     assert tasks.failure is None
@@ -58,4 +58,4 @@ async def test_a_signal_that_comes_before_anybody_waits_is_heeded() -> None:
     tasks.heed_signals()
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.sleep(0)
-    await asyncio.wait_for(tasks.until_stopped(), 5)
+    await asyncio.wait_for(tasks.until_stopped(), 60)

@@ -79,7 +79,7 @@ class Peer:
 
     async def until(self, kind: int, count: int) -> None:
         """Wait until ``count`` packets of ``kind`` came in all."""
-        async with asyncio.timeout(20), self._changed:
+        async with asyncio.timeout(60), self._changed:
             await self._changed.wait_for(lambda: sum(p.kind == kind for p in self.packets) >= count)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -26,7 +26,7 @@ def broker() -> Iterator[str]:
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
-    ready.wait(10)
+    ready.wait(60)
     yield f"127.0.0.1:{peer.address[1]}"
     loop.call_soon_threadsafe(stop.set)
     thread.join(10)

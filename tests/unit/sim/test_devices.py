@@ -32,7 +32,7 @@ async def running(device: Device) -> AsyncIterator[None]:
 
 
 async def acked(device: Device, count: int) -> None:
-    await until("acknowledged", lambda: device.acked.count >= count, 20)
+    await until("acknowledged", lambda: device.acked.count >= count, 60)
 
 
 def make(peer: Peer, *, window: int = 100, keepalive: int = 30) -> Device:
@@ -111,7 +111,7 @@ async def test_the_window_holds_and_moves_on(peer: Peer) -> None:
 async def test_comes_back_after_refusals_and_says_why(free_port: int) -> None:
     device = Device("V1", Broker("127.0.0.1", free_port))
     async with running(device):
-        await until("refused", lambda: "refused" in device.error.lower(), 20)
+        await until("refused", lambda: "refused" in device.error.lower(), 60)
     peer = Peer()
     peer.connack = 5
     await peer.start()

@@ -40,9 +40,9 @@ async def test_paused_and_resumed(tmp_path: Path) -> None:
     child = python(SERVE, tmp_path / "out")
     await child.start()
     child.pause()
-    await until("stopped", lambda: state_of(child.pid) == "T", 10)
+    await until("stopped", lambda: state_of(child.pid) == "T", 60)
     child.resume()
-    await until("running again", lambda: state_of(child.pid) == "S", 10)
+    await until("running again", lambda: state_of(child.pid) == "S", 60)
     await child.stop()
 
 

@@ -62,7 +62,7 @@ async def test_half_open_counts_only_where_there_was_a_connection(links: Links) 
     await links.begin("a", "1", HALF_OPEN)
     assert links.counts[HALF_OPEN, "a"] == 0
     _, writer = await asyncio.open_connection(*links.links["a"].address)
-    await until("connected", lambda: links.links["a"].connections, 20)
+    await until("connected", lambda: links.links["a"].connections, 60)
     await links.begin("a", "2", HALF_OPEN)
     assert links.counts[HALF_OPEN, "a"] == 1
     writer.transport.abort()
