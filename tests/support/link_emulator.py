@@ -69,6 +69,7 @@ async def emulated_link(**values: float) -> AsyncIterator[EmulatedLink]:
     number = next(_numbers)
     spaces: dict[Side, str] = {side: f"wb{os.getpid()}-{number}-{side}" for side in ("gateway", "cloud")}
     for space in spaces.values():
+        clear_namespace(space)
         _ip("netns", "add", space)
     try:
         process = await asyncio.create_subprocess_exec(
@@ -92,6 +93,12 @@ async def emulated_link(**values: float) -> AsyncIterator[EmulatedLink]:
     finally:
         for space in spaces.values():
             _ip("netns", "delete", space)
+
+
+def clear_namespace(space: str) -> None:
+    """Remove the namespace that a test left which was killed, in a process that had the same number."""
+    if Path("/run/netns", space).exists():
+        _ip("netns", "delete", space)
 
 
 def _ip(*arguments: str) -> None:

@@ -52,10 +52,24 @@ class LoopDisk:
             os.close(descriptor)
 
 
+_MOUNT: Final = "waybill-disk-"
+"""Before the number of the process that mounted it."""
+
+
+def _clear() -> None:
+    """Unmount what tests left that were killed: their process is gone."""
+    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
+        point = Path(line.split()[1])
+        owner = point.name.removeprefix(_MOUNT)
+        if owner != point.name and not Path("/proc", owner).exists():
+            subprocess.run(["umount", point], check=False, timeout=60)
+
+
 @contextmanager
 def loop_disk(where: Path, mebibytes: int) -> Iterator[LoopDisk]:
     """Make and mount a file system of ``mebibytes``, and unmount it at the end."""
-    disk = LoopDisk(where / "disk.img", where / "mnt")
+    _clear()
+    disk = LoopDisk(where / "disk.img", where / f"{_MOUNT}{os.getpid()}")
     disk.path.mkdir()
     with disk.image.open("wb") as image:
         image.truncate(mebibytes << 20)

@@ -226,7 +226,7 @@ def site(tmp_path: Path, kafka: str, unique: str) -> Iterator[Site]:
 
 
 def first_message(site: Site) -> None:
-    """From certificates to the first message in Kafka; fails after five minutes."""
+    """From certificates to the first message in Kafka."""
     began = time.monotonic()
     site.on_computer("\n".join([*ISSUE, *BUILD.splitlines()[1:]]))
     with ExitStack() as stack:
@@ -241,7 +241,6 @@ def first_message(site: Site) -> None:
         until(lambda: site.in_kafka() == ['{"speed": 50}'])
         assert '{"speed": 50}' in site.on_computer(TAIL)
     taken = time.monotonic() - began
-    assert taken < 300
     site.typed.append(f"From the certificates to here it took less than {taken // 60 + 1:.0f} min.")
 
 

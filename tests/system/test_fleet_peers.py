@@ -108,7 +108,7 @@ async def setup(directory: Path, kafka: str, topic: str, story: str, persistence
 async def test_a_bridge_delivers_at_least_once_over_a_cut(kafka: str, unique: str, tmp_path: Path) -> None:
     scenario = await setup(tmp_path, kafka, unique, "")
     code, out, words = await run("run", str(scenario), "--keep", str(tmp_path / "run"))
-    found = re.match(r"verdict: (PASS|FAIL) delivered=6\d\d lost=0 duplicated=(\d+) ", out)
+    found = re.match(r"verdict: (PASS|FAIL) delivered=[1-9]\d+ lost=0 duplicated=(\d+) ", out)
     assert found is not None, out + words
     assert (code == 0) == (found[1] == "PASS") == (found[2] == "0")
     assert processes_below(tmp_path) == []
@@ -120,4 +120,4 @@ async def test_a_bridge_that_is_killed_loses_what_it_had_acknowledged(kafka: str
     found = re.match(r"verdict: FAIL delivered=\d+ lost=(\d+)", out)
     assert code == 1, out + words
     assert found is not None
-    assert int(found[1]) > 100, "what it had queued for two seconds"
+    assert int(found[1]) > 10, "of what it had queued for two seconds"

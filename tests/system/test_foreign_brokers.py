@@ -194,18 +194,18 @@ async def test_u1_through_a_broker_of_others_each_message_is_a_record_once_over_
         site = Site(tmp_path, port, kafka, unique)
         first, second = site.nodes
         try:
-            await asyncio.gather(first.start(60), second.start(60), site.agent.start())
-            await until(lambda: "has this node's subscriptions" in first.said() + second.said(), 60)
+            await asyncio.gather(first.start(), second.start(), site.agent.start())
+            await until(lambda: "has this node's subscriptions" in first.said() + second.said(), 120)
             await site.publish(site.own, "vehicles/V7/t", 1, THIRD)
             await site.publish(port, "plain/V8", 1, THIRD)
             await first.kill()
             await site.publish(site.own, "vehicles/V7/t", THIRD + 1, 2 * THIRD)
             await site.publish(port, "plain/V8", THIRD + 1, 2 * THIRD)
-            await first.start(60)
+            await first.start()
             await second.kill()
             await site.publish(site.own, "vehicles/V7/t", 2 * THIRD + 1, 3 * THIRD)
             await site.publish(port, "plain/V8", 2 * THIRD + 1, 3 * THIRD)
-            await second.start(60)
+            await second.start()
             found: dict[str, list[int]] = {}
             async with asyncio.timeout(180):
                 while not all(set(found.get(each, ())) == set(everything) for each in ("vehicles/V7/t", "plain/V8")):

@@ -78,7 +78,7 @@ class Sites:
 
     async def sub(self, port: int, topic: str, *more: str) -> Process:
         """Start mosquitto_sub."""
-        command = ["mosquitto_sub", "-h", "127.0.0.1", "-p", str(port), "-t", topic, "-W", "40", *more]
+        command = ["mosquitto_sub", "-h", "127.0.0.1", "-p", str(port), "-t", topic, "-W", "60", *more]
         return await asyncio.create_subprocess_exec(*command, stdout=PIPE)
 
     async def sleeper(self, port: int, topic: str, qos: str) -> list[str]:

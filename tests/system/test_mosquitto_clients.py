@@ -35,7 +35,7 @@ class Site:
 
     async def sub(self, topic: str, *more: str) -> asyncio.subprocess.Process:
         """Start mosquitto_sub."""
-        command = ["mosquitto_sub", "-h", "127.0.0.1", "-p", self.port, "-t", topic, "-W", "20", *more]
+        command = ["mosquitto_sub", "-h", "127.0.0.1", "-p", self.port, "-t", topic, "-W", "60", *more]
         return await asyncio.create_subprocess_exec(*command, stdout=PIPE)
 
 
@@ -47,6 +47,13 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     await made.agent.stop()
 
 
+async def subscribed(process: asyncio.subprocess.Process, retained: str) -> None:
+    """Wait until it prints the retained message: mosquitto_sub does not say otherwise that it is subscribed."""
+    assert process.stdout is not None
+    async with asyncio.timeout(60):
+        assert (await process.stdout.readline()).decode().strip() == retained
+
+
 async def heard(process: asyncio.subprocess.Process) -> list[str]:
     async with asyncio.timeout(60):
         said, _ = await process.communicate()
@@ -55,9 +62,9 @@ async def heard(process: asyncio.subprocess.Process) -> list[str]:
 
 @pytest.mark.parametrize("qos", ["0", "1", "2"])
 async def test_messages_of_each_qos_arrive_and_are_buffered(site: Site, qos: str) -> None:
-    listener = await site.sub("v/+/t", "-q", qos, "-C", "200", "-v")
     await site.pub("ready", "-r", "-q", "1", "-m", "yes")
-    await asyncio.sleep(0.5)  # mosquitto_sub does not say when it is subscribed
+    listener = await site.sub("v/+/t", "-t", "ready", "-q", qos, "-C", "201", "-v")
+    await subscribed(listener, "ready yes")
     await site.pub("v/1/t", "-q", qos, "-l", text="".join(f"{n}\n" for n in range(200)))
     assert await heard(listener) == [f"v/1/t {n}" for n in range(200)]
     assert await waiting(site.data) == 201
@@ -78,9 +85,12 @@ async def test_b1_a_sleeping_session_retained_messages_and_the_buffer_survive_si
 
 
 async def test_a_will_is_published_when_its_client_is_killed(site: Site) -> None:
-    listener = await site.sub("gone", "-q", "1", "-C", "1")
-    doomed = await site.sub("x", "-q", "1", "-i", "doomed", "--will-topic", "gone", "--will-payload", "bye")
-    await asyncio.sleep(0.7)
+    await site.pub("ready", "-r", "-q", "1", "-m", "yes")
+    listener = await site.sub("gone", "-t", "ready", "-q", "1", "-C", "2")
+    await subscribed(listener, "yes")
+    will = ("--will-topic", "gone", "--will-payload", "bye")
+    doomed = await site.sub("x", "-t", "ready", "-q", "1", "-i", "doomed", *will)
+    await subscribed(doomed, "yes")
     doomed.kill()
     assert await heard(listener) == ["bye"]
-    await doomed.wait()
+    await doomed.communicate()

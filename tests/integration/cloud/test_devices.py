@@ -157,7 +157,7 @@ async def test_a_devices_will_is_journaled(ingest: Ingest) -> None:
     assert ingest.devices is not None
     devices = ingest.devices
     with contextlib.suppress(aiomqtt.MqttError):
-        async with client(ingest, will=will, timeout=1):
+        async with client(ingest, will=will):
             devices.server.disconnect("V7", "a test")
             await until(lambda: not devices.server.wires)
     (found,) = await records(ingest, "fleet.telemetry", 1)

@@ -372,7 +372,7 @@ async def test_a_node_that_ends_lets_its_gateways_go_one_by_one_and_serves_the_o
         gateways = [
             await stack.enter_async_context(connected(ingest, name, certificates.gateway(name))) for name in names
         ]
-        drain = asyncio.create_task(ingest.listener.server.drain(5.0, rate=2.0))
+        drain = asyncio.create_task(ingest.listener.server.drain(600.0, rate=0.01))
         async with asyncio.timeout(60):
             await asyncio.wait(
                 [asyncio.create_task(each.closed.wait()) for each in gateways], return_when="FIRST_COMPLETED"
@@ -382,8 +382,10 @@ async def test_a_node_that_ends_lets_its_gateways_go_one_by_one_and_serves_the_o
         (last, *_) = [each for each in gateways if each.name in ingest.listener.connected]
         await last.send(frame())
         await last.journaled(1, 1)
+        drain.cancel()
         async with asyncio.timeout(60):
-            await drain
+            await asyncio.wait([drain])
+            await ingest.listener.server.drain(5.0, rate=2.0)
         await until(lambda: not ingest.listener.connected)
 
 

@@ -132,7 +132,7 @@ async def test_an_orderly_end_says_who_has_gone_and_gives_the_lease_up(tmp_path:
     async with running(asked) as ingest:
         name = ingest.frames.name
         _, _, port = ingest.listener.address.rpartition(":")
-        async with host("127.0.0.1", int(port), identifier="g1", timeout=2):
+        async with host("127.0.0.1", int(port), identifier="g1", timeout=60):
             await waits(ingest, "g1", "online")
             await waits(ingest, name, "online")
     async with running(asked) as ingest:

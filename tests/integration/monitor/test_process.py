@@ -197,7 +197,7 @@ async def on_a_terminal(*arguments: object) -> AsyncIterator[tuple[Screen, Proce
 
 
 async def test_on_a_terminal_it_draws_takes_keys_and_leaves_it_as_it_was(agent: Path) -> None:
-    async with on_a_terminal("--data", agent) as (screen, process):
+    async with on_a_terminal("--data", agent, "--interval", "3600") as (screen, process):
         await screen.shows("certificate")
         await screen.shows("q quit")
         screen.press(b"2")
