@@ -29,7 +29,7 @@ from cloud_ingest.config import Route
 from cloud_ingest.journal.kafka import KafkaLog
 from cloud_ingest.journal.kafka_client import discard, started, translated
 from cloud_ingest.journal.kafka_growth import counts
-from cloud_ingest.journal.port import CaughtUp, JournalRecord, Loaded, PartitionLog, Step, TopicRecord
+from cloud_ingest.journal.port import CaughtUp, Cleared, JournalRecord, Loaded, PartitionLog, Step, TopicRecord
 from cloud_ingest.router.routes import Routes
 from cloud_ingest.router.worker import Router
 from waybill.errors import ConfigError, Unavailable, WaybillError
@@ -253,6 +253,9 @@ class _Partition(PartitionLog):
         elif self._end is not None and self._inner.position >= self._end and self._next >= self._returned:
             self.finished.set()  # its end may be a transaction's mark: no step ever goes past that
         return records, at_end
+
+    def cleared(self) -> Cleared:
+        return Cleared(self._inner.position)  # a job goes by what stands in the partition, and waits for no other one
 
     def rewind(self, offset: int) -> None:
         self._inner.rewind(offset)

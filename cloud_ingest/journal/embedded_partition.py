@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from cloud_ingest.journal import embedded_file as file
-from cloud_ingest.journal.port import JournalRecord, Loaded, Step
+from cloud_ingest.journal.port import Cleared, JournalRecord, Loaded, Step
 from waybill.errors import Fenced, RecordRefused, TopicRefused
 
 if TYPE_CHECKING:
@@ -105,3 +105,7 @@ class EmbeddedPartition:
     async def log_start(self) -> int:
         """Return the offset of the oldest frame. Raises Unavailable."""
         return await self._log.oldest(self._partition)
+
+    def cleared(self) -> Cleared:
+        """Say that a gateway's frames are in one partition for ever."""
+        return Cleared(self._position)

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -314,21 +314,24 @@ class KafkaLog:
             elif behind and time.monotonic() - moved > self.config.request:
                 raise Unavailable(f"no broker has answered for {self.config.request:g} s")
 
-    async def unrouted(self) -> AsyncGenerator[TopicRecord, None]:
-        """Yield the frames that the routers are not done with, as of now. Raises TopicRefused, Unavailable."""
+    async def unrouted(self, upto: Mapping[TopicPartition, int] | None = None) -> AsyncGenerator[TopicRecord, None]:
+        """Yield the frames that the routers are not done with, as of now. Raises TopicRefused, Unavailable.
+
+        ``upto``: of these partitions alone, up to these offsets, also where a transaction there is to end first.
+        """
         consumer = self.consumer(isolation_level="read_committed")
         admin = AIOKafkaAdminClient(**self.config.connection)
         try:
             await self._begin(consumer)
             await self._begin(admin)
             with translated(f"reading {self.frames}"):
-                places = await self._places(consumer, [self.frames], None)
+                places = await self._places(consumer, [self.frames], None) if upto is None else list(upto)
                 routed = {place: offset for place, (offset, _) in (await self._offsets(admin, places)).items()}
                 routed |= await self._placed(places)
                 consumer.assign(places)
                 async with asyncio.timeout(self.config.request):
                     starts = await consumer.beginning_offsets(places)
-                    ends = await consumer.end_offsets(places)
+                    ends = await consumer.end_offsets(places) if upto is None else upto
                 for place in places:
                     consumer.seek(place, min(max(routed[place], starts[place]), ends[place]))
             moved = time.monotonic()
@@ -354,7 +357,8 @@ class KafkaLog:
         """Return the offsets that are in the ledger."""
         keys = {place_key(self.group, place.partition): place for place in places}
         found: dict[TopicPartition, int] = {}
-        async with following(self, (self.ledger,), end=True) as records:
+        only = places[0].partition if len(places) == 1 else None
+        async with following(self, (self.ledger,), only=only, end=True) as records:
             async for record in records:
                 if not isinstance(record, CaughtUp) and record.key in keys:
                     if record.value is None:

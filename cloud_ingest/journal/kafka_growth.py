@@ -6,11 +6,13 @@ that the topic has grown, first routes all that is in p by then, however long th
 it hands over in one transaction of its own producer: the moved gateways' ledger entries and dictionaries, to the
 partitions with their new numbers, and what says that these may begin. Until then nobody routes a new partition, so
 nobody's memory is wrong; its frames wait in the journal. Frames of moved gateways that come into p still later, by
-nodes that do not know yet, are put into the journal again, for their new owner, in p's transactions.
+nodes that do not know yet, are put into the journal again, for their new owner, in p's transactions. That one gives no
+gap up before it has them (:mod:`cloud_ingest.journal.kafka_stragglers`).
 
-The ledger's key ``#{partition}/count`` says for how many partitions a partition's entries are, and from which offset
-on: ``{count}@{offset}``. Without it that is the configured count; a partition beyond that, and one whose count is 0,
-waits. Nodes' own frames (of devices without a gateway) stay where they are, and so do those that a running node makes.
+The ledger's key ``#{partition}/count`` says for how many partitions a partition's entries are, from which offset on,
+and where its gateways were before: ``{count}@{offset}<{parent}<{parent's parent}``. Without it the count is the
+configured one; a partition beyond that, and one whose count is 0, waits. Nodes' own frames (of devices without a
+gateway) stay where they are, and so do those that a running node makes.
 """
 
 from __future__ import annotations
@@ -37,14 +39,18 @@ LOOK: Final = 1.0
 
 
 class Count(NamedTuple):
-    """For how many partitions a partition's entries are (0: it waits for them), and from which offset on."""
+    """For how many partitions a partition's entries are (0: it waits for them), and from which offset on.
+
+    ``ancestors``: the partition that its gateways came from, then that one's, and so on; none where it never was new.
+    """
 
     partitions: int
     offset: int = 0
+    ancestors: tuple[int, ...] = ()
 
     def encode(self) -> bytes:
         """Return the value in the ledger."""
-        return b"%d@%d" % self
+        return b"<".join((b"%d@%d" % self[:2], *(b"%d" % each for each in self.ancestors)))
 
 
 def count_key(partition: int) -> bytes:
@@ -56,8 +62,9 @@ def count_of(value: bytes | None, partition: int, configured: int) -> Count:
     """Return the count that the ledger's ``value`` means, None where there is none."""
     if value is None:
         return Count(configured if partition < configured else 0)
-    partitions, _, offset = value.partition(b"@")
-    return Count(int(partitions), int(offset))
+    own, *ancestors = value.split(b"<")
+    partitions, _, offset = own.partition(b"@")
+    return Count(int(partitions), int(offset), tuple(map(int, ancestors)))
 
 
 Entries = dict[bytes, bytes | None]
@@ -68,11 +75,16 @@ def moved(table: Mapping[bytes, bytes], partition: int, count: int) -> dict[int,
     found: dict[int, Entries] = {}
     for key, value in table.items():
         gateway = key.partition(b"/")[0]
-        if not key.startswith(b"#") and not is_node(gateway.decode(errors="replace")):
+        if not key.startswith(b"#") and moves(gateway):
             target = partition_of(gateway, count)
             if target != partition:
                 found.setdefault(target, {})[key] = value
     return found
+
+
+def moves(gateway: bytes) -> bool:
+    """Tell whether its partition is that of its name however many there are; a node's frames are where it put them."""
+    return not is_node(gateway.decode(errors="replace"))
 
 
 def children(partition: int, before: int, after: int) -> range:
@@ -96,7 +108,8 @@ def handed_over(
         found[partition] = gone
     ledger = written[next(iter(tables))]
     for child in children(partition, before, made.partitions):
-        ledger.setdefault(child, {})[count_key(child)] = Count(made.partitions).encode()
+        theirs = Count(made.partitions, ancestors=(partition, *made.ancestors))
+        ledger.setdefault(child, {})[count_key(child)] = theirs.encode()
     ledger[partition][count_key(partition)] = made.encode()
     return written
 

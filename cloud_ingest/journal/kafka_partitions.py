@@ -18,7 +18,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, errors
@@ -33,7 +33,6 @@ from cloud_ingest.journal.kafka_client import (
     REFUSED_TOPIC,
     discard,
     forsake,
-    partitions_of,
     reason,
     seen,
     started,
@@ -41,8 +40,10 @@ from cloud_ingest.journal.kafka_client import (
 )
 from cloud_ingest.journal.kafka_config import KafkaConfig
 from cloud_ingest.journal.kafka_growth import Count, count_key, count_of, handed_over
+from cloud_ingest.journal.kafka_handover import Handover
+from cloud_ingest.journal.kafka_stragglers import Stragglers
 from cloud_ingest.journal.kafka_table import read_table
-from cloud_ingest.journal.port import JournalRecord, Loaded, Step
+from cloud_ingest.journal.port import Cleared, JournalRecord, Loaded, Step, TopicRecord
 from waybill.errors import Fenced, RecordRefused, TopicRefused, Unavailable
 
 log = logging.getLogger(__name__)
@@ -88,6 +89,9 @@ class Cluster(Protocol):
     def grown(self, partitions: int) -> None:
         """Note how many frames partitions there are."""
 
+    def unrouted(self, upto: Mapping[TopicPartition, int]) -> AsyncGenerator[TopicRecord, None]:
+        """Yield the frames of ``upto`` below its offsets that are not routed. Raises Unavailable."""
+
     async def shape(self, topic: str, producer: AIOKafkaProducer) -> Shape:
         """Return partitions and limit of ``topic``. Raises TopicRefused, Unavailable."""
 
@@ -113,16 +117,10 @@ class KafkaPartition:
         """What the group's offset bears if nobody else committed; None: load first."""
         self._count_key = count_key(partition)
         self._place = place_key(cluster.group, partition)
-        self._count = 0
-        """For how many frames partitions its entries are, as of the load."""
+        self._handover = Handover(cluster, self._frames)
+        self._stragglers = Stragglers(cluster, self._frames, Count(0))
         self.position = 0
         """How far was read."""
-        self._taken = True
-        """Whether there was a commit since frames were returned: then whoever reads on has routed or held them all."""
-        self._until: int | None = None
-        """Where the frames ended when it was seen that there are more partitions: first these are routed here."""
-        self._through = False
-        """Whether they are: the next load hands over."""
         self._placed = False
         """Whether the ledger holds the offset."""
         self._table_ends: dict[TopicPartition, int] = {}
@@ -184,38 +182,22 @@ class KafkaPartition:
         self._reader = reader
         self._answered = time.monotonic()
         self._token = token
-        self.position, self._taken = start, True
-        self._until = None
-        self._count = await self._grow(count, ledger, dictionaries, start, end)
-        self._cluster.grown(self._count)
+        self.position = start
+        if (made := await self._handover.due(count, self._producer.client, start, end)) is not None:
+            await self._hand_over(count, made, {self._ledger.topic: ledger, self._dictionaries.topic: dictionaries})
+            count = made
+        self._cluster.grown(count.partitions)
+        await self._stragglers.close()
+        self._stragglers = Stragglers(self._cluster, self._frames, count)
         ledger.pop(self._count_key, None)
-        return Loaded(ledger, start, log_start, lost, dictionaries, self._count)
+        return Loaded(ledger, start, log_start, lost, dictionaries, count.partitions)
 
-    async def _grow(
-        self, count: Count, ledger: dict[bytes, bytes], dictionaries: dict[bytes, bytes], start: int, end: int
-    ) -> int:
-        """Hand the gateways over that are another's by now, and return for how many partitions the entries are then.
+    async def _hand_over(self, count: Count, made: Count, tables: Mapping[str, dict[bytes, bytes]]) -> None:
+        """Write what is another's among ``made.partitions`` to them, and take it out of ``tables``, the ledger first.
 
-        Not before the frames up to ``end`` are routed: their gateways' next ones are elsewhere already, and wait.
         Raises Fenced, Unavailable.
         """
-        producer = self._producer
-        assert producer is not None  # noqa: S101 - fenced
-        through, self._through = self._through, False
-        with translated(f"{self!r}: partitions"):
-            there = await partitions_of(producer.client, self._frames.topic)
-        if there <= count.partitions or not self._cluster.hands_over:
-            return count.partitions
-        if there % count.partitions or not self._config.exactly_once:
-            raise Unavailable(
-                f"{self!r}: the topic has {there} partitions instead of {count.partitions}; "
-                "grow to a multiple, with transactions, by waybill cloud partitions"
-            )
-        if start < end and not through:
-            self._until = end
-            return count.partitions
-        tables = {self._ledger.topic: ledger, self._dictionaries.topic: dictionaries}
-        written = handed_over(tables, self._partition, count.partitions, Count(there, start))
+        written = handed_over(tables, self._partition, count.partitions, made)
 
         async def fill(producer: AIOKafkaProducer) -> list[Batch]:
             shapes = {table: await self._cluster.shape(table, producer) for table in tables}
@@ -226,9 +208,9 @@ class KafkaPartition:
                     await asyncio.sleep(0)
             return filling.batches()
 
-        await self._write(fill, start)
-        log.info("%r: its gateways are among %d partitions now, not %d", self, there, count.partitions)
-        return there
+        await self._write(fill, made.offset)
+        self._handover.partitions = made.partitions
+        log.info("%r: its gateways are among %d partitions now, not %d", self, made.partitions, count.partitions)
 
     async def _fence(self) -> AIOKafkaProducer:
         producer = self._cluster.producer(
@@ -272,7 +254,7 @@ class KafkaPartition:
             self._since_ms = found[-1].timestamp
         records = [_frame(record) for record in found]
         self.position = position
-        await self._look(records)
+        await self._handover.look(reader, records, position)
         spoken = (reader.last_poll_timestamp(self._frames) or 0) / 1000
         silent = time.time() - spoken
         if records or silent < FRESH:
@@ -281,21 +263,6 @@ class KafkaPartition:
             raise Unavailable(f"{self!r}: no broker has answered for {self._config.request:g} s")
         end = reader.highwater(self._frames)
         return records, end is not None and position >= end and silent < FRESH
-
-    async def _look(self, records: Sequence[JournalRecord]) -> None:
-        """See whether there are more partitions, and whether all is routed that was here then: Unavailable, load again.
-
-        ``records`` were just read. What comes later still, from nodes that do not know, goes into the
-        journal again; so does what is held for order.
-        """
-        there = len(self._reader.partitions_for_topic(self._frames.topic) or ()) if self._reader else 0
-        if self._until is None and there > self._count and self._cluster.hands_over:
-            _, self._until = await self._cluster.bounds(self._frames)
-        if records and (self._until is None or records[0].offset < self._until):
-            self._taken = False
-        if self._until is not None and self.position >= self._until and self._taken:
-            self._through = True
-            raise Unavailable(f"{self!r}: the topic has more partitions by now; load again")
 
     def rewind(self, offset: int) -> None:
         """Read again from ``offset``."""
@@ -309,6 +276,10 @@ class KafkaPartition:
             start, _ = await self._cluster.bounds(self._frames)
             self._log_start = (start, time.monotonic())
         return self._log_start[0]
+
+    def cleared(self) -> Cleared:
+        """Say up to which offset gaps may be given up: the port's."""
+        return self._stragglers.cleared(self.position)
 
     # --- write (R3, R5) ---
 
@@ -344,7 +315,7 @@ class KafkaPartition:
             await self._lose()
             raise
         self._placed = False
-        self._taken = True
+        self._handover.taken = True
         written = self._written
         for batch in batches:
             place = (batch.topic, batch.partition)
@@ -463,6 +434,7 @@ class KafkaPartition:
     async def close(self) -> None:
         """Let go of everything."""
         self._token = None
+        await self._stragglers.close()
         await self._drop(abort=False)
 
 

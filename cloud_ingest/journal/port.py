@@ -89,6 +89,17 @@ class Loaded:
     partitions: int = 0
 
 
+class Cleared(NamedTuple):
+    """Of frames below ``offset`` all that their gateways sent before them is in what was read of this partition.
+
+    As far as it is in the journal at all. ``waits``: what has to happen before there is more to say, empty where only
+    reading on has.
+    """
+
+    offset: int
+    waits: str = ""
+
+
 class TopicSeen(NamedTuple):
     """A topic as it is now. ``offsets``: of each partition its first offset and the next one, by its number."""
 
@@ -137,6 +148,13 @@ class PartitionLog(Protocol):
 
     async def log_start(self) -> int:
         """Return the oldest offset that the journal still has (E4)."""
+
+    def cleared(self) -> Cleared:
+        """Say up to which offset gaps may be given up (R7).
+
+        Where partitions were added, frames may be in the one that the gateway was in before. Asking makes it look
+        there; it is to be asked again, and to be read on meanwhile, until the answer is far enough.
+        """
 
 
 class Log(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, fields
 
 from cloud_ingest.config import Topics
@@ -98,6 +99,8 @@ class Partition:
         """How many frames partitions there are, where gateways may have moved to others; else 0."""
         self.refused: dict[str, str] = {}
         """Topics that the log refuses at present, and why: their records become dead letters (R5)."""
+        self.cleared = sys.maxsize
+        """From this offset on no gap is given up for the time that it took (R7)."""
         self.resume(Ledger(), Dictionaries(), 0, 0)
 
     def resume(self, ledger: Ledger, dictionaries: Dictionaries, start: int, lost: int) -> None:
@@ -110,6 +113,11 @@ class Partition:
         self.newest_ms = 0
         self.cut: dict[int, int] = {}
         self.lost: Interval | None = (start - lost + 1, start) if lost else None
+
+    def is_overdue(self, log_ms: int) -> bool:
+        """Tell whether a frame has waited so long that gaps before it may be given up (R7), by the log's clock."""
+        oldest = next(iter(self.held.frames.values()), None)
+        return oldest is not None and oldest.record.stamp_ms + self.limits.hold_ms <= log_ms
 
     def adopt(self, plan: Plan) -> None:
         """Make ``plan`` the truth: its commit has returned (R3)."""

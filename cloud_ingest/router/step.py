@@ -461,7 +461,7 @@ class _Planner:
         """Give up what frames wait for too long, or that take too much memory; the oldest first (R7, R10)."""
         limits = self.state.limits
         while not self.full and (oldest := self.held.oldest) is not None:
-            late = oldest.record.stamp_ms + limits.hold_ms <= time_ms
+            late = oldest.offset < self.state.cleared and oldest.record.stamp_ms + limits.hold_ms <= time_ms
             if not late and self.held.size <= limits.hold_bytes:
                 return
             key = Key(oldest.record.gateway, oldest.header.epoch, oldest.header.lane)

@@ -42,6 +42,7 @@ async def test_frames_are_read_in_order_in_the_partition_of_their_gateway(log: L
             assert all(before - 5_000 <= record.stamp_ms <= before + 60_000 for record in found)
             assert await partition.read(100, 0.1) == ([], True)
             assert await partition.log_start() == 0
+            assert partition.cleared() == (found[-1].offset + 1, "")
 
 
 async def test_r10_a_log_has_an_id_that_outlives_a_restart_and_no_other_log_has(

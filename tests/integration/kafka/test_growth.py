@@ -9,14 +9,14 @@ import pytest
 from cloud_ingest.audit import audit
 from cloud_ingest.config import Route, Topics
 from cloud_ingest.journal.kafka import KafkaLog
-from cloud_ingest.journal.kafka_growth import Count, children, count_key, counts, handed_over
+from cloud_ingest.journal.kafka_growth import Count, children, count_key, count_of, counts, handed_over
 from cloud_ingest.journal.keys import partition_of
 from cloud_ingest.node_frames import Item, NodeFrames
 from cloud_ingest.router.routes import Routes
 from cloud_ingest.router.state import Limits
 from cloud_ingest.router.worker import Router
 from tests.support.gateway import Epoch, control, trained
-from tests.support.kafka_log import OpenLog
+from tests.support.kafka_log import OpenLog, eventually
 from tests.support.logs import read_to_end
 from waybill.errors import ConfigError, Unavailable
 from waybill.wire import DICTIONARY_TOPIC
@@ -36,6 +36,30 @@ async def _routing(log: KafkaLog, unique: str, limits: Limits | None = None) -> 
     finally:
         task.cancel()
         await asyncio.wait({task})
+
+
+@contextlib.asynccontextmanager
+async def _owning(log: KafkaLog, unique: str, *numbers: int) -> AsyncIterator[Router]:
+    """Route these partitions while the context is open; what waits for order there has always waited long enough."""
+    routes = Routes([Route(topic=f"{unique}.fleet")])
+    router = Router(log, Topics(prefix=f"{unique}.", partitions=2), routes, limits=Limits(hold_ms=1))
+    opened = [log.open_partition(number) for number in numbers]
+    tasks = [asyncio.create_task(router.route(each)) for each in opened]
+    try:
+        yield router
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for each in opened:
+            await each.close()
+
+
+async def _say(router: Router, said: dict[int, tuple[str, str]]) -> None:
+    """Wait until partitions have these states and reasons."""
+    await eventually(
+        lambda: {n: (status.state, status.reason) for n, status in router.partitions.items()} == said, str(said)
+    )
 
 
 async def _ids(log: KafkaLog, unique: str) -> list[str]:
@@ -169,6 +193,58 @@ async def test_r7_what_the_old_partition_had_goes_before_what_comes_to_the_new_o
     assert {record.partition for record in frames if record.key == running.name.encode()} == {0, 1}
 
 
+def _behind(number: int) -> tuple[str, str]:
+    return "waiting", f"frames of its gateways are in partition {number}, which is behind"
+
+
+async def test_r7_no_gap_is_given_up_while_the_partitions_before_have_what_is_missing(
+    open_log: OpenLog, unique: str
+) -> None:
+    """Grown twice; nodes know of neither, of one, of both; the former partitions' routers are dead meanwhile."""
+    oldest, router = await open_log(), await open_log(**SOON)
+    for gateway in GATEWAYS:
+        await oldest.append_frame(gateway, EPOCH.frame(1, 2))
+    said: list[str] = []
+    async with _routing(router, unique), asyncio.timeout(120):
+        await (await open_log()).grow(4, said.append)
+        older = await open_log()
+        await (await open_log()).grow(8, said.append)
+        await _all_once(router, unique, 2)
+    newest = await open_log()
+    assert (oldest.partitions, older.partitions, newest.partitions) == (2, 4, 8)
+    assert (await counts(newest))[6].ancestors == (2, 0)
+    for first, node in ((3, oldest), (5, older), (7, oldest), (9, newest)):
+        for gateway in GATEWAYS:
+            await node.append_frame(gateway, EPOCH.frame(first, first + 1))
+    async with _owning(newest, unique, 4, 5, 6, 7) as young:
+        await _say(young, {4: _behind(0), 5: _behind(1), 6: _behind(0), 7: _behind(1)})
+        assert (await audit(newest, Topics(prefix=f"{unique}."))).missing == 0
+        async with _owning(newest, unique, 0, 1):
+            await _say(young, {4: ("ready", ""), 5: ("ready", ""), 6: _behind(2), 7: _behind(3)})
+            async with _owning(newest, unique, 2, 3):
+                await _all_once(newest, unique, 10)
+                await _say(young, dict.fromkeys(range(4, 8), ("ready", "")))
+                assert sum(status.counters.given_up for status in young.partitions.values()) == 0
+
+
+async def test_r7_a_gap_is_given_up_though_the_partition_before_is_not_routed_where_that_has_nothing_of_it(
+    open_log: OpenLog, unique: str
+) -> None:
+    oldest, router = await open_log(), await open_log(**SOON)
+    stays, moves = (next(g for g in GATEWAYS if partition_of(g.encode(), 4) == number) for number in (0, 2))
+    said: list[str] = []
+    async with _routing(router, unique), asyncio.timeout(120):
+        await (await open_log()).grow(4, said.append)
+    node = await open_log()
+    await oldest.append_frame(stays, EPOCH.frame(1, 2))
+    for first, last in ((1, 2), (5, 6)):
+        await node.append_frame(moves, EPOCH.frame(first, last))
+    async with _owning(node, unique, 2), asyncio.timeout(60):
+        while len(found := await _ids(node, unique)) < 4:  # noqa: ASYNC110 - it asks the log
+            await asyncio.sleep(0.2)
+    assert found == [f"{moves}/1/telemetry/{seq}" for seq in (1, 2, 5, 6)]
+
+
 def test_r4_each_entry_has_one_new_place_and_nodes_stay() -> None:
     ledger = {f"{gateway}/1/telemetry".encode(): b"1" for gateway in GATEWAYS if partition_of(gateway.encode(), 2) == 1}
     own = {b"#1": b"own", b"#reroute/x/gw/1/l": b"job", b"node:a/1/up": b"node"}
@@ -178,7 +254,11 @@ def test_r4_each_entry_has_one_new_place_and_nodes_stay() -> None:
     assert list(children(1, 2, 6)) == [3, 5]
     assert set(written["ledger"]) == {1, 3, 5}
     assert written["ledger"][1][count_key(1)] == b"6@40"
-    assert {written["ledger"][child][count_key(child)] for child in (3, 5)} == {b"6@0"}
+    assert {written["ledger"][child][count_key(child)] for child in (3, 5)} == {b"6@0<1"}
+    assert count_of(b"6@0<1", 3, 2) == Count(6, ancestors=(1,))
+    again = handed_over({"ledger": {}, "dictionaries": {}}, 3, 6, Count(12, 7, (1,)))
+    assert again["ledger"][3][count_key(3)] == b"12@7<1"
+    assert again["ledger"][9][count_key(9)] == b"12@0<3<1"
     for key in ledger:
         place = partition_of(key.partition(b"/")[0], 6)
         assert [number for number in (1, 3, 5) if written["ledger"][number].get(key)] == ([place] if place != 1 else [])

@@ -73,6 +73,19 @@ def test_r7_a_gap_is_given_up_at_the_end_of_the_partition_by_the_clock_and_not_b
     assert values(bench.step(at_end=True)) == expected(1, 4, 6)
 
 
+def test_r7_no_gap_is_given_up_before_it_is_known_that_nothing_is_elsewhere() -> None:
+    bench = Bench()
+    bench.state.cleared = 0
+    bench.feed(ONE.frame(4, 6), Epoch(1, lane="x", oldest=1).frame(2, 2))
+    bench.now += 60_000
+    assert bench.step(at_end=True) == []
+    bench.state.cleared = 1
+    assert values(bench.step(at_end=True)) == expected(1, 4, 6)
+    assert (bench.state.counters.given_up, bench.state.committed) == (3, 1)
+    bench.state.cleared = 2
+    assert values(bench.step(at_end=True)) == expected(1, 2, 2)
+
+
 def test_r7_the_bound_is_the_journals_time_not_the_devices() -> None:
     """A backlog of days, read at once, waits for nobody but has its own order."""
     bench = Bench()

@@ -15,7 +15,7 @@ from cloud_ingest.config import Route, Topics
 from cloud_ingest.journal.embedded import EmbeddedLog
 from cloud_ingest.journal.embedded_partition import EmbeddedPartition
 from cloud_ingest.journal.keys import partition_of
-from cloud_ingest.journal.port import OutRecord, PartitionLog, Step
+from cloud_ingest.journal.port import Cleared, OutRecord, PartitionLog, Step
 from cloud_ingest.router import worker
 from cloud_ingest.router.routes import Routes
 from cloud_ingest.router.state import Limits
@@ -46,6 +46,17 @@ class Faulty(EmbeddedPartition):
         await super().commit(step)
         if self.after is not None:
             await self.after(step)
+
+
+class Behind(EmbeddedPartition):
+    """A partition that gives ``answer`` while there is one, and counts how often it was ``asked``."""
+
+    answer: Cleared | None = Cleared(0, "another one is behind")
+    asked = 0
+
+    def cleared(self) -> Cleared:
+        self.asked += 1
+        return self.answer or super().cleared()
 
 
 @pytest.fixture
@@ -148,6 +159,30 @@ async def test_r7_a_node_whose_clock_is_behind_gives_a_gap_up_in_time(log: Embed
         await log.append_frame(GATEWAY, ONE.frame(3, 3))
         found = await written(log, "fleet.telemetry", 2)
         assert values(found) == [*expected(1, 1, 1), *expected(1, 3, 3)]
+
+
+async def test_r7_a_gap_that_may_not_be_given_up_yet_is_said_in_the_status(log: EmbeddedLog) -> None:
+    partition = Behind(log, 0)
+    async with routing(Router(log, TOPICS, ROUTES, limits=Limits(hold_ms=0)), partition) as partitions:
+
+        async def waits() -> bool:
+            return (partitions[0].state, partitions[0].reason) == ("waiting", "another one is behind")
+
+        await log.append_frame(GATEWAY, ONE.frame(1, 1))
+        assert values(await written(log, "fleet.telemetry", 1)) == expected(1, 1, 1)
+        assert (partitions[0].state, partition.asked) == ("ready", 0)
+        await log.append_frame(GATEWAY, ONE.frame(3, 3))
+        await until(waits)
+        await log.append_frame(OTHER, ONE.frame(1, 1), 0)
+        assert values(await written(log, "fleet.telemetry", 2)) == expected(1, 1, 1) * 2
+        assert await waits()
+        partition.answer = None
+        assert values(await written(log, "fleet.telemetry", 3)) == [*expected(1, 1, 1) * 2, *expected(1, 3, 3)]
+
+        async def is_ready() -> bool:
+            return (partitions[0].state, partitions[0].reason) == ("ready", "")
+
+        await until(is_ready)
 
 
 async def test_r3_an_unknown_outcome_is_found_out_by_loading_anew(log: EmbeddedLog) -> None:
