@@ -1,7 +1,8 @@
 """Agents and ingest as real processes: started, watched until ready, killed, paused and stopped, by their pid alone.
 
 Each process has a session of its own, so that Ctrl-C on a terminal reaches only whoever started it, who then stops them
-in order. Its output goes to a file, which never fills up and is there to be read after a failure.
+in order; where that one is killed, the kernel kills them. Its output goes to a file, which never fills up and is there
+to be read after a failure.
 """
 
 from __future__ import annotations
@@ -37,6 +38,24 @@ async def until(what: str, said: Callable[[], object], patience: float, poll: fl
 def waybill(*arguments: str) -> list[str]:
     """Return the command line of ``waybill ARGUMENTS`` in this Python."""
     return [sys.executable, "-m", "waybill", *arguments]
+
+
+_BOUND: Final = """\
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("whoever started this has ended")
+try:
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    sys.exit(f"{sys.argv[2]}: {error.strerror}")
+"""
+"""PR_SET_PDEATHSIG, prctl(2): of the thread that starts a process, here always the main one. It outlives execve."""
+
+
+def bound(command: Sequence[str]) -> list[str]:
+    """Return ``command`` so that it is killed by SIGKILL where this process ends before it, in whatever way."""
+    return [sys.executable, "-I", "-S", "-c", _BOUND, str(os.getpid()), *command]
 
 
 class Process:
@@ -92,7 +111,7 @@ class Process:
         with self.output.open("ab") as output:
             self._said_before = output.tell()
             self._process = await asyncio.create_subprocess_exec(
-                *self.command,
+                *bound(self.command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fleet_simulator.ledger import Counted, read
-from fleet_simulator.processes import waybill
+from fleet_simulator.processes import until, waybill
 from tests.integration.test_demo import processes_below
 
 STORY = """
@@ -112,8 +112,8 @@ async def test_everything_that_can_happen_happens_and_nothing_is_lost(tmp_path: 
     assert processes_below(tmp_path) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_interrupted_it_leaves_nothing_behind_but_its_ledger(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+async def test_however_it_ends_it_leaves_nothing_behind_but_its_ledger(tmp_path: Path, number: signal.Signals) -> None:
     kept = tmp_path / "run"
     process = await asyncio.create_subprocess_exec(
         *waybill("fleet", "run", "commute", "--keep", str(kept)),
@@ -128,7 +128,11 @@ async def test_interrupted_it_leaves_nothing_behind_but_its_ledger(tmp_path: Pat
         assert len(processes_below(tmp_path)) >= 5
         process.send_signal(number)
         _, words = await process.communicate()
-    assert process.returncode == 128 + number
+    if number in {signal.SIGINT, signal.SIGTERM}:
+        assert process.returncode == 128 + number
+    else:
+        assert process.returncode == -number
+        await until("all that it started has ended", lambda: not processes_below(tmp_path), 30)
     assert b"Traceback" not in words
     assert processes_below(tmp_path) == []
     assert list(read(kept / "ledger"))

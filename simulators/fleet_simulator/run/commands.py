@@ -14,6 +14,7 @@ import msgspec
 
 from fleet_simulator.deployment import Deployment
 from fleet_simulator.ledger import Ledger
+from fleet_simulator.processes import bound
 from fleet_simulator.readback import Record
 from fleet_simulator.scenarios import Command, span
 from waybill import snapshot
@@ -82,7 +83,7 @@ class Commands:
             topic = f"{self._deployment.prefix}waybill.command-status"
             words = self._deployment.tool("cloud", "tail", topic, "--json", "--from-beginning")
             process = await asyncio.create_subprocess_exec(
-                *words, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL, limit=_LONGEST_LINE
+                *bound(words), stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL, limit=_LONGEST_LINE
             )
             try:
                 if process.stdout is not None:
