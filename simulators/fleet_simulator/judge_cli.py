@@ -60,12 +60,12 @@ def verdict(
     where = [*_option("--config", config_file), *_option("--data", data), *_option("--bootstrap", bootstrap)]
     with or_exit_2(), busy("reading the topics back"):
         found = asyncio.run(judging.judge(run, _source(run, records, topic or [], where), drain=drain))
-    if run.is_dir():
-        keep(found, run)
     if as_json:
         print(to_json(found).decode())
     else:
         tell(found)
+    if run.is_dir():
+        keep(found, run)
     raise typer.Exit(EXIT_CODES[found.outcome])
 
 

@@ -48,6 +48,8 @@ def run(  # noqa: PLR0913, PLR0917 - the options of a command
     if target is not None:
         scenario = _aimed(scenario, target, kafka, topic)
         kafka = None
+    if report is not None:
+        _writable(report)
     with _directory(keep) as directory, judge_cli.or_exit_2():
         try:
             code = asyncio.run(_run(scenario, directory, kafka, report))
@@ -114,10 +116,10 @@ async def _run(scenario: Scenario, directory: Path, kafka: str | None, report: P
             return 0 if driven.acked == driven.published else 1
         with busy("reading the topics back"):
             found = await judging.judge(directory, drain=span(scenario.drain, "drain"))
+    judge_cli.tell(found)
     for where in (directory, report):
         if where is not None:
             judge_cli.keep(found, where)
-    judge_cli.tell(found)
     return EXIT_CODES[found.outcome]
 
 
@@ -182,6 +184,15 @@ def _directory(keep: Path | None) -> Iterator[Path]:
     except OSError as error:
         raise ConfigError(f"--keep {keep}: has to be a new directory: {error.strerror}") from error
     yield keep.resolve()
+
+
+def _writable(report: Path) -> None:
+    """Make the directory of a report, before anybody drives. Raises ConfigError where nothing can be put there."""
+    try:
+        report.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=report).close()
+    except OSError as error:
+        raise ConfigError(f"--report {report}: nothing can be written there: {error.strerror}") from error
 
 
 def _note(text: str) -> None:

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fleet_simulator.run.runner import GatewayView, View
+from waybill.printable import printable
 
 ROWS: Final = 12
 """Gateways that are drawn, the worst first."""
@@ -59,7 +60,8 @@ def picture(view: View, rates: Rates) -> RenderableType:
     if view.routed is not None:
         numbers.add_row("in the topic", Text(f"{view.routed:,}", justify="right"), "", "")
     silent = f", {view.silent:,} messages not made" if view.silent else ""
-    return Group(head, numbers, Text(f"{view.online} of {view.vehicles} vehicles online{silent}"), _gateways(view))
+    online = Text(f"{view.online} of {view.vehicles} vehicles online{_why(view)}{silent}")
+    return Group(head, numbers, online, _gateways(view))
 
 
 def line(view: View, rates: Rates) -> str:
@@ -68,7 +70,7 @@ def line(view: View, rates: Rates) -> str:
     backlog = sum(one.backlog or 0 for one in view.gateways)
     rate = f" ({rates.published[-1]:.0f}/s)" if rates.published else ""
     text = (
-        f"{view.elapsed:6.1f} s  {view.stage:8}  {view.online}/{view.vehicles} vehicles online, "
+        f"{view.elapsed:6.1f} s  {view.stage:8}  {view.online}/{view.vehicles} vehicles online{_why(view)}, "
         f"{view.published} published{rate}, {view.acked} acked, {backlog} in gateways"
     )
     more = f" and {len(away) - 5} more" if len(away) > 5 else ""  # noqa: PLR2004
@@ -124,6 +126,10 @@ def _gateways(view: View) -> RenderableType:
         backlog = sum(one.backlog or 0 for one in ranked[ROWS:])
         table.add_row(Text(f"and {len(ranked) - ROWS} more", style="dim"), "", "", f"{backlog:,}")
     return table
+
+
+def _why(view: View) -> str:
+    return f" ({printable(view.trouble)})" if view.trouble else ""
 
 
 def _badness(one: GatewayView) -> tuple[bool, bool, int]:

@@ -45,7 +45,10 @@ class GatewayView:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One moment of a run. ``at``: scenario seconds of ``length``. ``stage``: starting, driving, draining, drained."""
+    """One moment of a run. ``at``: scenario seconds of ``length``. ``stage``: starting, driving, draining, drained.
+
+    ``trouble``: why no vehicle is online, where none is.
+    """
 
     name: str
     stage: str
@@ -59,6 +62,7 @@ class View:
     silent: int
     routed: int | None
     gateways: tuple[GatewayView, ...]
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +155,7 @@ class Run:
             await stack.enter_async_context(traffic.connected())
             watching = asyncio.create_task(self._watch(ledger, world, story, traffic), name="run watch")
             stack.push_async_callback(_ended, watching)
-            await self._online(world)
+            await self._online(world, traffic)
             self._began = time.monotonic()
             self._pace = Pace(scenario.pace, asyncio.get_running_loop().time())
             self._say(ledger, "driving")
@@ -173,14 +177,17 @@ class Run:
                 tuple(story.failures),
             )
 
-    async def _online(self, world: World) -> None:
-        """Wait until all uplinks are online: a link that was never whole cannot be cut. Raises Unavailable."""
+    async def _online(self, world: World, traffic: Traffic) -> None:
+        """Wait until all uplinks are online, and a vehicle: what was never whole cannot be cut. Raises Unavailable."""
+        trouble = ""
         try:
             async with asyncio.timeout(_ONLINE):
-                while not await world.online():  # noqa: ASYNC110 - other processes
+                while not traffic.online or not await world.online():
+                    trouble = traffic.trouble or trouble
                     await asyncio.sleep(_LOOK)
         except TimeoutError as error:
-            raise Unavailable(f"not all uplinks were online within {_ONLINE:.0f} s") from error
+            why = "not all uplinks are online" if traffic.online else f"no vehicle is connected: {trouble}"
+            raise Unavailable(f"{why}, after {_ONLINE:.0f} s") from error
 
     async def _drain(self, world: World, traffic: Traffic, commands: Commands | None) -> None:
         """Wait until nothing waits for anything any more, at most as long as the scenario gives it."""
@@ -240,6 +247,7 @@ class Run:
                 )
                 for name in world.links
             ),
+            trouble=traffic.trouble,
         )
 
 

@@ -188,6 +188,13 @@ class Traffic:
         return sum(car.client.connected for car in self.cars.values())
 
     @property
+    def trouble(self) -> str:
+        """Why no vehicle is connected, as one that tries to be was told; empty where one is."""
+        if self.online:
+            return ""
+        return next((car.client.error for car in self.cars.values() if car.reachable.is_set() and car.client.error), "")
+
+    @property
     def waiting(self) -> int:
         """Messages that await their PUBACK."""
         return sum(car.client.waiting for car in self.cars.values())

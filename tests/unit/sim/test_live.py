@@ -47,6 +47,12 @@ def test_a_line_names_who_is_away() -> None:
     assert line(VIEW, Rates()) == f"  15.0 s  driving   {text}"
 
 
+def test_why_no_vehicle_is_online_is_said_in_both() -> None:
+    view = View(**{name: getattr(VIEW, name) for name in View.__dataclass_fields__} | {"online": 0, "trouble": "no\n"})
+    assert "0/40 vehicles online (no\\n), 30000 published" in line(view, Rates())
+    assert "0 of 40 vehicles online (no\\n)" in drawn(view, Rates())
+
+
 def test_many_gateways_are_a_table_that_ends() -> None:
     many = tuple(GatewayView(f"G{n}", "", running=True, backlog=1) for n in range(500))
     view = View(**{name: getattr(VIEW, name) for name in View.__dataclass_fields__} | {"gateways": many})

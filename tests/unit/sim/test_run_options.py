@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socketserver
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,39 @@ def test_what_is_not_there_is_told_before_anybody_drives_and_is_no_fail(
     assert f"{what}" in said
     assert f"nothing answers at 127.0.0.1:{free_port}" in said
     assert "Traceback" not in said
+
+
+def test_a_report_that_cannot_be_written_is_told_before_anybody_drives(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["fleet", "run", "commute", "--report", str(tmp_path / "file" / "report")]) == 2
+    said = capfd.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert f"--report {tmp_path}/file/report: nothing can be written there: Not a directory" in said.err
+
+
+class Refusing(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        self.connection.recv(1)
+        self.wfile.write(bytes.fromhex("20020005"))
+
+
+def test_why_a_broker_takes_no_vehicle_is_told(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fleet_simulator.run.runner._ONLINE", 1.0)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            where = f"127.0.0.1:{server.socket.getsockname()[1]}"
+            assert main(["fleet", "run", "commute", "--target", where]) == 2
+        finally:
+            server.shutdown()
+            thread.join()
+    said = capfd.readouterr().err
+    assert f"no vehicle is connected: {where} refused the connection: code 0x05, after 1 s" in said
 
 
 async def test_a_program_that_never_answers_is_not_waited_for_for_ever(
