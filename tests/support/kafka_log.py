@@ -27,7 +27,14 @@ def make_log(bootstrap: str, name: str, *, partitions: int = 2, **settings: Any)
     route = settings.pop("route", Route(topic=f"{name}.fleet"))
     allow_unsafe = settings.pop("allow_unsafe", False)
     return KafkaLog(
-        {"bootstrap.servers": bootstrap, "session.timeout.ms": 6000, **settings},
+        # One answer of a Kafka that has a core with others may take longer than one that is well needs.
+        {
+            "bootstrap.servers": bootstrap,
+            "session.timeout.ms": 6000,
+            "request.timeout.ms": 30_000,
+            "delivery.timeout.ms": 30_000,
+            **settings,
+        },
         deployment=name,
         topics=Topics(prefix=f"{name}.", partitions=partitions),
         routes=[route],

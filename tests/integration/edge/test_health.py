@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime as dt
 import logging
@@ -50,6 +51,9 @@ async def test_it_tells_the_cloud_while_the_link_is_up_and_says_all_on_its_socke
         assert {lane.lane for lane in first.lanes} == {"control", "telemetry"}
 
         found = await detail(tmp_path)
+        async with asyncio.timeout(60):  # until V7 is known to have gone, and its last frame is counted
+            while found.row.devices != 1 or not found.health or found.health.talkers.topics_by_bytes[0].count < 50:
+                found = await detail(tmp_path)
         assert found.row.gateway == "gw1"
         assert (found.row.state, found.row.devices) == ("online", 1)
         health = found.health

@@ -68,7 +68,7 @@ async def _ids(log: KafkaLog, unique: str) -> list[str]:
 
 async def _all_once(log: KafkaLog, unique: str, last: int) -> None:
     """Wait for messages 1 to ``last`` of each gateway; each is there once and in order, and the audit is clean."""
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(300):
         while len(await _ids(log, unique)) < last * len(GATEWAYS):  # noqa: ASYNC110 - it asks the log
             await asyncio.sleep(0.2)
         report = await audit(log, Topics(prefix=f"{unique}."))
@@ -96,7 +96,7 @@ async def test_r4_partitions_grow_while_messages_flow(open_log: OpenLog, unique:
         for first in range(11, 61, 10):  # by a node that does not know yet
             for gateway in GATEWAYS:
                 await old_node.append_frame(gateway, EPOCH.frame(first, first + 9, dictionary=known))
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(300):
             await growing
         assert said[-1] == "6 of 6 partitions are ready"
         assert (old_node.partitions, router.partitions) == (2, 6)
@@ -113,7 +113,7 @@ async def test_r4_partitions_grow_while_messages_flow(open_log: OpenLog, unique:
             await restarted.append_frame(gateway, EPOCH.frame(71, 72, dictionary=known))
             await old_node.append_frame(gateway, EPOCH.frame(73, 74))  # again in the journal: by a transaction
         await _all_once(restarted, unique, 74)
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(300):
             await (await open_log()).grow(12, said.append)  # of partitions that end with its mark
         await _all_once(restarted, unique, 74)
 
@@ -126,7 +126,7 @@ async def test_r4_a_growth_that_is_stopped_midway_goes_on(open_log: OpenLog, uni
         await _all_once(log, unique, 5)
     said: asyncio.Queue[str] = asyncio.Queue()
     growing = asyncio.create_task(tool.grow(4, said.put_nowait))  # nobody routes: it cannot end
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         while await said.get() != "0 of 4 partitions are ready":
             pass
     growing.cancel()
@@ -144,7 +144,7 @@ async def test_r4_a_growth_that_is_stopped_midway_goes_on(open_log: OpenLog, uni
         await again.grow(8, said.put_nowait)
     with pytest.raises(ConfigError, match="multiple"):
         await again.grow(6, said.put_nowait)
-    async with _routing(node, unique), asyncio.timeout(90):
+    async with _routing(node, unique), asyncio.timeout(300):
         await again.grow(4, said.put_nowait)
         await _all_once(node, unique, 9)
 
@@ -161,7 +161,7 @@ async def test_r7_what_the_old_partition_had_goes_before_what_comes_to_the_new_o
         await running.write([Item(device, f"{device}/moves", device, seq, 1, b"%d" % seq) for device in devices])
     said: asyncio.Queue[str] = asyncio.Queue()
     growing = asyncio.create_task(tool.grow(4, said.put_nowait))  # nobody routes
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(300):
         while await said.get() != "0 of 4 partitions are ready":
             pass
     node = await open_log(**SOON)
@@ -175,7 +175,7 @@ async def test_r7_what_the_old_partition_had_goes_before_what_comes_to_the_new_o
     new = {partition_of(device.encode(), 4) for device in devices}
     assert new == {0, 1, 2, 3}
     async with _routing(node, unique, Limits(hold_ms=1)):  # what is held is given up at once
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(300):
             await growing
             records = await read_to_end(node, [f"{unique}.fleet"])
             while len(records) < last * len(GATEWAYS) + (last + 2) * len(devices):

@@ -59,7 +59,7 @@ async def _ids(log: KafkaLog, topic: str) -> list[str]:
 
 
 async def _routed(log: KafkaLog, topic: str, count: int) -> None:
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(300):
         while len(await read_to_end(log, [topic])) < count:  # noqa: ASYNC110 - it asks the log
             await asyncio.sleep(0.1)
 
@@ -130,7 +130,7 @@ async def test_r9_a_job_that_is_killed_goes_on_and_writes_each_message_once(
         with _started(command) as job:
             try:
                 grown = await _ends(log, again)
-                async with asyncio.timeout(120):
+                async with asyncio.timeout(300):
                     while job.poll() is None and not (kill and await _ends(log, again) > grown):  # noqa: ASYNC110 - a process
                         await asyncio.sleep(0.01)
             finally:
