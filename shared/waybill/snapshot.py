@@ -27,7 +27,8 @@ A WaybillError becomes the answer's ``error``.
 """
 
 MAX_REQUEST = 1 << 20
-TIMEOUT = 5.0
+TIMEOUT = 20.0
+"""Seconds that the other side may take: a gateway with much to do takes some, and is not dead."""
 
 
 @contextlib.contextmanager

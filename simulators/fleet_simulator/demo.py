@@ -30,7 +30,7 @@ DOWN: Final = 2.0
 DRAIN: Final = 120.0
 """Seconds that draining may take at the end."""
 
-PATIENCE: Final = 30.0
+PATIENCE: Final = 120.0
 """Seconds beyond the time given that the command may take."""
 
 _LOOK: Final = 0.5
@@ -196,7 +196,7 @@ class Demo:
         device = "V1"
         arguments = ("command", "send", "--gateway", site.name, "--device", device, "--name", "honk")
         more = ("--payload", '{"times":2}', "--expires", "10m", "--id", self._command_id)
-        code, said = await _run(self._deployment.tool(*arguments, *more), 30)
+        code, said = await _run(self._deployment.tool(*arguments, *more), PATIENCE)
         if code != 0:
             self._command_state = "not-sent"
             self._tell(f"the command could not be sent: {said}")

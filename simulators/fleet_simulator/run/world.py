@@ -23,7 +23,7 @@ from waybill.errors import Unavailable
 _ANSWERS: Final = 10.0
 """Seconds that a Kafka or broker which others run may take to answer."""
 
-_SERVES: Final = 60.0
+_SERVES: Final = 120.0
 """Seconds that a program of a target may take until it answers at its address."""
 
 _ATTEMPT: Final = 3.0
