@@ -116,10 +116,11 @@ async def quick(ends: Site, wanted: int, seconds: float) -> None:
 async def test_a_backlog_drains_over_one_connection_and_commands_pass_it(
     values: dict[str, float], count: int, tmp_path: Path
 ) -> None:
-    async with draining(tmp_path, count, keepalive=20, **values) as (ends, _):
+    async with draining(tmp_path, count, keepalive=20, **values) as (ends, link):
         await until_sent(ends, 10)
         trip = 2 * (values["delay"] + values.get("jitter", 0.0))
         await quick(ends, 3, 2 * trip + FRAME + OURS)
+        await link.set("both", rate=1e6)
         counters = await all_routed(ends, count, 600)
         assert counters["uplink_connects"] == 1
         # A probe, where a process at an end had to wait for a processor.
