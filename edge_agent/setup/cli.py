@@ -34,7 +34,7 @@ def init(  # noqa: PLR0913 - each is a flag
     gateway: Annotated[str | None, typer.Option(metavar="ID", help="Its id; by default as in its certificate.")] = None,
     listen: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where devices connect.")] = None,
     passwords: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Who may, beyond loopback; empty: anybody.")
+        str | None, typer.Option(metavar="FILE", help="Who may, beyond loopback; none: anybody.")
     ] = None,
     devices: Annotated[str | None, typer.Option(metavar="COUNT", help="How many at most: sets the limits.")] = None,
     data: Annotated[str | None, typer.Option(metavar="DIR", help="Where messages are kept.")] = None,
@@ -68,6 +68,9 @@ def init(  # noqa: PLR0913 - each is a flag
         answers = asking.asked(ask, given)
     except EOFError as error:
         raise ConfigError("no more answers; nothing was written") from error
+    except KeyboardInterrupt:
+        print("\nnothing was written", file=sys.stderr)
+        raise
     asking.write(file, answers)
     print(f"wrote {file}; waybill edge check --config {file} tries it out")
 
@@ -187,7 +190,7 @@ def install(
     """
     from edge_agent.setup import install as setting_up
 
-    _do(setting_up.install(root, config_file, program or setting_up.program()), root, dry_run=dry_run)
+    _do(setting_up.install(_image(root), config_file, program or setting_up.program()), root, dry_run=dry_run)
 
 
 def uninstall(
@@ -204,7 +207,13 @@ def uninstall(
     """
     from edge_agent.setup import install as setting_up
 
-    _do(setting_up.uninstall(root, purge=purge), root, dry_run=dry_run)
+    _do(setting_up.uninstall(_image(root), purge=purge), root, dry_run=dry_run)
+
+
+def _image(root: Path) -> Path:
+    if not root.is_dir():
+        raise ConfigError(f"--root {root}: no such directory; name the one where the card's image is mounted")
+    return root
 
 
 def _do(steps: Sequence[Step], root: Path, *, dry_run: bool) -> None:

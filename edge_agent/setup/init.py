@@ -20,7 +20,7 @@ from waybill.errors import ConfigError, Refused, WaybillError
 from waybill.pki import check_gateway_id, gateway_of
 
 NONE: Final = "none"
-"""The answer for no uplink."""
+"""The answer for no uplink, and for no password file."""
 
 BUNDLE: Final = ("ca.pem", "gateway.pem", "gateway.key")
 """What ``waybill cloud gateway issue`` makes."""
@@ -63,13 +63,14 @@ def asked(ask: Ask, given: Collection[str]) -> Answers:
     if uplink.startswith(("mqtts:", "wss:")) or "--certificates" in given:
         text = ask("--certificates", "directory of this gateway's ca.pem, gateway.pem, gateway.key", "", _bundle)
     certificates = Path(text).expanduser() if text else None
-    gateway = ask("--gateway", "this gateway's id", default_gateway(certificates), check_gateway_id)
+    named = default_gateway(certificates)
+    gateway = ask("--gateway", "this gateway's id", named, lambda said: _id(said, named if certificates else ""))
     listen = ask(
         "--listen", "address at which devices connect", "127.0.0.1:1883", lambda said: address(said, "--listen")
     )
     passwords: str | None = None
     if not ListenerSettings(*address(listen)).inside or "--passwords" in given:
-        passwords = ask("--passwords", "password file of devices; empty lets in anybody who gets there", "users", str)
+        passwords = ask("--passwords", f"password file of devices; {NONE} lets in anybody", "users", _passwords)
     devices = ask("--devices", "how many devices at most", "200", lambda said: _within(said, 1, 100_000))
     data = Path(ask("--data", "where messages are kept", "/var/lib/waybill", _directory)).expanduser()
     room = f"{default_buffer_gb(data):g}"
@@ -80,14 +81,26 @@ def asked(ask: Ask, given: Collection[str]) -> Answers:
     if uplink != NONE:
         budget = ask("--budget-mb", "MB a month that the uplink may carry; 0: it is not metered", "0", _budget)
     return Answers(
-        gateway, uplink, certificates, listen, passwords or None, int(devices), data, float(buffer), int(budget)
+        gateway,
+        uplink,
+        certificates,
+        listen,
+        None if passwords == NONE else passwords,
+        int(devices),
+        data,
+        float(buffer),
+        int(budget),
     )
 
 
 def check_uplink(text: str) -> None:
     """Raise ConfigError where ``text`` is no URL of an ingest, and not ``none`` either."""
-    if text != NONE:
-        check_uplinks((UplinkSettings(text),), "--uplink")
+    if text == NONE:
+        return
+    try:
+        check_uplinks((UplinkSettings(text),), "")
+    except ConfigError as error:
+        raise ConfigError(f"{str(error).removeprefix(': [[uplink]] 1 url: ')}; or {NONE}") from error
 
 
 def default_gateway(certificates: Path | None) -> str:
@@ -279,10 +292,24 @@ def _bundle(said: str) -> None:
         )
 
 
+def _id(said: str, named: str) -> None:
+    check_gateway_id(said)
+    if named and said != named:
+        raise ConfigError(f"the certificate is of {named!r}: take that id, or bring the certificate of {said!r}")
+
+
+def _passwords(said: str) -> None:
+    if not said:
+        raise ConfigError(f"write the name of a file, or {NONE}: then anybody is let in")
+
+
 def _directory(said: str) -> None:
     path = Path(said).expanduser()
     if not path.is_absolute():
         raise ConfigError(f"{said}: write the whole path, such as /var/lib/waybill")
+    there = next(each for each in (path, *path.parents) if each.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{there} is there and no directory: name another")
 
 
 def _within(said: str, least: float, most: float) -> None:
@@ -290,8 +317,9 @@ def _within(said: str, least: float, most: float) -> None:
         number = float(said)
     except ValueError as error:
         raise ConfigError(f"{said!r} is no number") from error
-    if not least <= number <= most or (isinstance(least, int) and not number.is_integer()):
-        raise ConfigError(f"{said}: write a number from {least:g} to {most:g}")
+    whole = isinstance(least, int)
+    if not least <= number <= most or (whole and not number.is_integer()):
+        raise ConfigError(f"{said}: write a {'whole ' if whole else ''}number from {least:g} to {most:,}")
 
 
 def _budget(said: str) -> None:
@@ -309,7 +337,7 @@ def terminal(given: dict[str, str], read: Callable[[str], str], say: Callable[[s
             try:
                 check(said)
             except (WaybillError, ValueError) as error:
-                say(f"  {error}")
+                say(f"  {str(error).removeprefix(flag).lstrip(': ')}")
                 continue
             return said
 

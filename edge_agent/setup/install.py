@@ -91,6 +91,8 @@ def install(root: Path, given: Path | None, command: Path) -> list[Step]:
     Raises ConfigError.
     """
     placed = _below(root, CONFIG)
+    if given is not None and not given.is_file():
+        raise ConfigError(f"--config {given}: no such file")
     source = placed if placed.exists() else given
     if source is None:
         raise ConfigError(f"{placed}: no such file; write one (waybill edge init FILE) and give it with --config FILE")
@@ -98,7 +100,8 @@ def install(root: Path, given: Path | None, command: Path) -> list[Step]:
     _check(settings, source, command)
     steps = [_written(root, SYSUSERS, _SYSUSERS), _written(root, TMPFILES, _TMPFILES)]
     if source == placed:
-        steps.append(Step(f"kept       {CONFIG}"))
+        another = given is not None and given.read_bytes() != placed.read_bytes()
+        steps.append(Step(f"kept       {CONFIG}{f': {given} is another one, and is not copied' if another else ''}"))
     else:
         steps += _copied(root, source)
     if settings.data != DATA:

@@ -7,9 +7,11 @@ something first (arguments, configuration, a missing extra), 130 interrupted.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import importlib
 import importlib.metadata
+import io
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
@@ -44,6 +46,9 @@ _OWN_PACKAGES = {"waybill", "edge_agent", "cloud_ingest", "fleet_simulator"}
 
 def main(arguments: Sequence[str] | None = None, parts: Mapping[str, Part] = PARTS) -> int:
     """Run ``waybill ARGUMENTS`` (default: those of the process) and return its exit code; nothing is raised."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors="replace")  # a terminal or pipe of Latin-1 gets a ? for each mark, no traceback
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in {"--help", "-h"}:
         print(usage(parts))

@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import os
 import pty
+import signal
 import stat
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def test_the_comment_says_what_the_limits_allow(tmp_path: Path, devices: str) ->
 
 
 def test_anybody_beyond_loopback_has_to_be_said_and_none_is_no_uplink(tmp_path: Path) -> None:
-    path = written(tmp_path, "--uplink", "none", "--gateway", "g", "--listen", "0.0.0.0:1883", "--passwords", "")
+    path = written(tmp_path, "--uplink", "none", "--gateway", "g", "--listen", "0.0.0.0:1883", "--passwords", "none")
     made = config.load(path)
     assert made.uplinks == ()
     assert made.listeners[0].lets_anybody
@@ -93,14 +94,16 @@ def test_anybody_beyond_loopback_has_to_be_said_and_none_is_no_uplink(tmp_path: 
     ("arguments", "text"),
     [
         ((), "--uplink: "),
-        (("--uplink", "ingest.example"), "write mqtts://HOST"),
+        (("--uplink", "ingest.example"), "waybill edge: --uplink: 'ingest.example': write mqtts://HOST"),
         ((*BASIC, "--gateway", "a/b"), "cannot name a gateway"),
         ((*BASIC, "--listen", "1883"), "write HOST:PORT"),
         ((*BASIC, "--devices", "many"), "--devices: 'many' is no number"),
-        ((*BASIC, "--devices", "1.5"), "a number from 1"),
+        ((*BASIC, "--devices", "1.5"), "a whole number from 1 to 100,000"),
+        ((*BASIC, "--passwords", ""), "--passwords: write the name of a file, or none"),
+        ((*BASIC, "--data", "/etc/passwd/x"), "--data: /etc/passwd is there and no directory"),
         ((*BASIC, "--data", "here"), "write the whole path"),
         ((*BASIC, "--buffer-gb", "0"), "a number from 0.1"),
-        ((*BASIC, "--budget-mb", "-1"), "a number from 0"),
+        ((*BASIC, "--budget-mb", "-1"), "a whole number from 0"),
         ((*BASIC, "--certificates", "."), "ca.pem, gateway.pem, gateway.key not there"),
         (("--uplink", "none", "--gateway", "g", "--budget-mb", "5"), "--budget-mb: there is no uplink"),
         (("--uplink", "mqtts://h", "--certificates", "/none"), "ca.pem, gateway.pem, gateway.key not there"),
@@ -112,6 +115,17 @@ def test_a_bad_answer_is_named_and_nothing_is_written(
     assert main(["edge", "init", str(tmp_path / "agent.toml"), *arguments]) == 2
     assert text in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_gateway_is_who_its_certificate_says(
+    tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "agent.toml"
+    flags = ("--uplink", "mqtts://h", "--certificates", str(bundle), "--gateway")
+    assert main(["edge", "init", str(path), *flags, "plant-8"]) == 2
+    assert "--gateway: the certificate is of 'plant-7': take that id" in capsys.readouterr().err
+    assert not path.exists()
+    assert config.load(written(tmp_path, *flags, "plant-7")).gateway == "plant-7"
 
 
 def test_a_file_that_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,16 +148,39 @@ def test_in_a_terminal_it_asks_and_asks_again(tmp_path: Path) -> None:
     said = ""
     with subprocess.Popen(command, stdin=there, stdout=there, stderr=there) as asking:
         os.close(there)
-        os.write(here, b"nonsense\nmqtt://127.0.0.1:1\nmy gateway\ngw9\n\n/var/lib/waybill\n1.5\n0\n")
+        os.write(
+            here,
+            b"nonsense\nmqtt://127.0.0.1:1\nmy gateway\ngw9\n0.0.0.0\n0.0.0.0:1883\nnone\n/var/lib/waybill\n1.5\n0\n",
+        )
         with contextlib.suppress(OSError):  # EIO: the other side is closed
             while part := os.read(here, 4096):
                 said += part.decode()
         assert asking.wait(60) == 0
     os.close(here)
-    assert "write mqtts://HOST" in said
+    assert "  'nonsense': write mqtts://HOST" in said
+    assert "  '0.0.0.0': write HOST:PORT" in said
     assert "'my gateway' cannot name a gateway" in said
     made = config.load(path)
     assert (made.gateway, made.buffer.max_bytes, made.limits.max_connections) == ("gw9", 1_500_000_000, 50)
+    assert made.listeners[0].lets_anybody
+
+
+def test_ctrl_c_while_it_asks_writes_nothing_and_says_so(tmp_path: Path) -> None:
+    here, there = pty.openpty()
+    command = [sys.executable, "-m", "waybill", "edge", "init", str(tmp_path / "agent.toml")]
+    with subprocess.Popen(command, stdin=there, stdout=there, stderr=there) as asking:
+        os.close(there)
+        said = ""
+        while "keep everything here" not in said:
+            said += os.read(here, 4096).decode()
+        asking.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # EIO: the other side is closed
+            while part := os.read(here, 4096):
+                said += part.decode()
+        assert asking.wait(30) == 130
+    os.close(here)
+    assert said.endswith("\r\nnothing was written\r\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_default_of_the_buffer_is_half_of_what_is_free(tmp_path: Path) -> None:
@@ -194,12 +231,24 @@ def test_an_image_gets_user_configuration_and_unit_and_the_second_time_nothing(
     assert "kept       /etc/waybill/agent.toml" in said
 
 
-def test_a_configuration_that_is_there_is_never_overwritten_and_the_unit_is_ours(tmp_path: Path, root: Path) -> None:
+def test_an_image_that_is_not_there_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path, *BASIC)
+    assert install(tmp_path / "typo", "--config", str(path)) == 2
+    assert main(["edge", "uninstall", "--root", str(tmp_path / "typo")]) == 2
+    assert capsys.readouterr().err.count(f"--root {tmp_path}/typo: no such directory") == 2
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_configuration_that_is_there_is_never_overwritten_and_the_unit_is_ours(
+    tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert install(root, "--config", str(written(tmp_path, *BASIC))) == 0
     mine = (root / "etc/waybill/agent.toml").read_text() + "# mine\n"
     (root / "etc/waybill/agent.toml").write_text(mine)
     (root / UNIT).write_text("[Service]\n")
+    capsys.readouterr()
     assert install(root, "--config", str(tmp_path / "agent.toml")) == 0
+    assert f"kept       /etc/waybill/agent.toml: {tmp_path}/agent.toml is another one" in capsys.readouterr().out
     assert (root / "etc/waybill/agent.toml").read_text() == mine
     assert "Type=notify" in (root / UNIT).read_text()
 
@@ -296,6 +345,7 @@ def test_where_systemd_runs_the_agent_is_started_and_anew_only_for_a_reason(
 ) -> None:
     """By what would be done: ``/`` is looked at as if it were the image."""
     root = tmp_path / "image"
+    root.mkdir()
     path = written(tmp_path, *BASIC)
     monkeypatch.setattr(setting_up, "RUNNING", tmp_path)
     monkeypatch.setattr(setting_up, "_below", lambda _root, path: root / path.relative_to("/"))

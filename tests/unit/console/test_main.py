@@ -1,6 +1,7 @@
 """The command `waybill`: what it imports, what it says, how it ends."""
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,3 +111,18 @@ def test_the_command_itself_imports_no_part() -> None:
     ).stderr
     heavy = {"aiokafka", "asyncio", "cryptography", "edge_agent", "cloud_ingest", "fleet_simulator", "typer", "rich"}
     assert heavy.isdisjoint(loaded.split())
+
+
+def test_what_an_encoding_does_not_have_is_a_question_mark(tmp_path: Path) -> None:
+    (tmp_path / "console_marks.py").write_text(
+        "import typer\napp = typer.Typer()\n@app.command()\ndef main() -> None:\n    print('● online')\n"
+    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from waybill.console.main import Part, main\n"
+    code += "sys.exit(main(['p'], {'p': Part('console_marks:app', 'edge', 'x')}))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"? online\n", b"")
