@@ -32,6 +32,8 @@ from waybill.errors import ConfigError, Refused, WaybillError
 if TYPE_CHECKING:
     from cryptography import x509
 
+MOUNTS: Final = Path("/proc/self/mountinfo")
+
 SYNCS: Final = 16
 """Blocks of 4 KiB that are written and synced: 64 KiB of a card's life."""
 
@@ -71,8 +73,7 @@ async def agent(settings: EdgeConfig) -> tuple[Finding, EdgeStatus | None]:
         status = msgspec.convert(await snapshot.request(path, "snapshot"), EdgeStatus)
     except (PermissionError, WaybillError) as error:
         if isinstance(error, PermissionError) or not os.access(path, os.W_OK):
-            mend = "run this as root (sudo), or as the agent's user"
-            return Finding("agent", "failed", f"{settings.data} is not open to this user", mend=mend), None
+            return Finding("agent", "failed", f"{settings.data} is not open to this user", mend=_AS_ROOT), None
         return Finding("agent", "warning", "was killed, or does not answer", mend="journalctl -u waybill-edge"), None
     except msgspec.ValidationError:
         return Finding("agent", "warning", "runs, in another version than this command's", mend="restart it"), None
@@ -94,7 +95,10 @@ def disk(settings: EdgeConfig) -> Iterator[Finding]:
     note = "" if there == data else f"; {data} is not there yet, its agent makes it"
     kind, device = file_system(there)
     unfit = VOLATILE.get(kind) or UNFIT.get(kind)
-    if unfit:
+    if not kind:
+        text = f"{there}: what it is on is not to be seen from here, as in a chroot{note}"
+        yield Finding("file system", "skipped", text)
+    elif unfit:
         yield Finding("file system", "warning", f"{there} is {unfit}{note}", mend="data = … on a local disk, ext4 say")
     else:
         yield Finding("file system", "ok", f"{there}: {kind} on {device}{note}")
@@ -104,15 +108,29 @@ def disk(settings: EdgeConfig) -> Iterator[Finding]:
 
 
 def file_system(path: Path) -> tuple[str, str]:
-    """Return type and device of the file system of ``path`` (proc(5), mountinfo)."""
-    real, found = path.resolve(), ("", "unknown", "")
-    for each in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+    """Return type and device of the file system of ``path`` (proc(5), mountinfo), empty where they are not known."""
+    real, found = path.resolve(), ("", "", "")
+    try:
+        mounts = MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # nobody has mounted /proc
+        mounts = []
+    for each in mounts:
         before, _, after = each.partition(" - ")
         point = before.split()[4].encode().decode("unicode_escape")
         if real.is_relative_to(point) and len(point) >= len(found[0]):  # the last of equals hides those before
             kind, device = after.split()[:2]
             found = point, kind, device
     return found[1], found[2]
+
+
+_AS_ROOT: Final = "run this as root (sudo), or as the agent's user"
+_MENDS: Final = {
+    errno.ENOSPC: "make room, or name another disk with data = …",
+    errno.EROFS: "mount it for writing; a card that turns read-only by itself is at its end: see dmesg",
+    errno.EACCES: _AS_ROOT,
+    errno.EPERM: _AS_ROOT,
+    errno.EIO: "the disk fails: see dmesg, and take another",
+}
 
 
 def _synced(there: Path) -> Finding:
@@ -126,7 +144,7 @@ def _synced(there: Path) -> Finding:
                 os.fsync(file.fileno())
                 taken.append((time.perf_counter() - began) * 1000)
     except OSError as error:
-        mend = "make room, or name another disk with data = …" if error.errno == errno.ENOSPC else "see its permissions"
+        mend = _MENDS.get(error.errno or 0, "name another disk with data = …")
         return Finding("disk", "failed", f"{there}: cannot be written and synced: {error.strerror}", mend=mend)
     middle, longest = statistics.median(taken), max(taken)
     text = f"{SYNCS} syncs of 4 KiB: {middle:.1f} ms, at most {longest:.1f}; {1000 / middle:,.0f} commits a second"
@@ -223,7 +241,7 @@ def files(settings: EdgeConfig) -> Iterator[Finding]:
             found = path.stat()
         except OSError as error:
             troubled = True
-            mend = "waybill edge passwd makes it" if key == "passwords" else "put it there"
+            mend = f"waybill edge passwd {path} USER makes it" if key == "passwords" else "put it there"
             yield Finding("permissions", "failed", f"{key}: {error.strerror}", str(path), mend)
             continue
         secret = key in {"key", "passwords", "password_file", "proxy_password_file"}
@@ -254,9 +272,9 @@ def certificate(path: Path, key: Path, ca: Path | None, gateway: str, now: dt.da
         chain = _pem(path)
         named = pki.gateway_of(chain[0].public_bytes(_der())) if gateway else ""
     except ConfigError as error:
-        return Finding(
-            "certificate", "failed", str(error), about, "bring certificate and key anew, both from one directory"
-        )
+        hidden = isinstance(error.__cause__, PermissionError)
+        mend = _AS_ROOT if hidden else "bring certificate and key anew, both from one directory"
+        return Finding("certificate", "failed", str(error), about, mend)
     except (Refused, ValueError) as error:
         return Finding("certificate", "failed", f"{path}: {error}", about, f"waybill cloud gateway issue {gateway}")
     leaf = chain[0]
@@ -273,7 +291,7 @@ def certificate(path: Path, key: Path, ca: Path | None, gateway: str, now: dt.da
         return Finding("certificate", "warning", text, about, "issue it anew before that")
     if ca is not None and gateway and not _signed(leaf, [*chain[1:], *_pem(ca)]):
         return Finding(
-            "certificate", "warning", f"{text}; {ca} has not signed it", about, "does the ingest know its CA?"
+            "certificate", "warning", f"{text}; {ca} has not signed it", about, "bring the three files of one directory"
         )
     return Finding("certificate", "ok", text, about)
 

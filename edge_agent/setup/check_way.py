@@ -18,7 +18,7 @@ from edge_agent.config import EdgeConfig
 from edge_agent.setup.check_machine import SOON_DAYS, certificate
 from edge_agent.setup.finding import Finding
 from edge_agent.uplink.config import UplinkSettings, labels, with_certificates
-from edge_agent.uplink.dial import PATIENCE, Address, Dialer, LinkLost
+from edge_agent.uplink.dial import PATIENCE, REFUSED, Address, Dialer, LinkLost
 from edge_agent.uplink.link import Link, Uplink
 from waybill.errors import ConfigError
 from waybill.pki import FloorMs
@@ -32,19 +32,25 @@ async def ways(settings: EdgeConfig, version: str, floor_ms: FloorMs, now: dt.da
     if not settings.uplinks:
         yield Finding("uplink", "warning", "none is configured: messages stay here", mend="add [[uplink]]")
     for uplink, label in zip(with_certificates(settings.uplinks), labels(settings.uplinks), strict=True):
+        told = ""
         if uplink.certificate is not None and uplink.key is not None:
-            yield certificate(uplink.certificate, uplink.key, uplink.ca, settings.gateway, now, label)
+            found = certificate(uplink.certificate, uplink.key, uplink.ca, settings.gateway, now, label)
+            told = found.text
+            yield found
         elif uplink.tls and uplink.broker == "cloud":
             text = "has no certificate, and the ingest lets nobody in without one"
             yield Finding("certificate", "warning", text, label, f"waybill cloud gateway issue {settings.gateway}")
         elif not uplink.tls:
             yield Finding(
-                "certificate", "warning", "no TLS: everybody on the way can read and write", label, "mqtts://"
+                "certificate", "warning", "no TLS: everybody on the way can read and write", label, "url with mqtts://"
             )
         try:
             trial = Uplink(uplink, label, settings.gateway, version, floor_ms=floor_ms, trial=True)
         except ConfigError as error:
-            yield Finding("uplink", "failed", str(error), label)
+            if str(error) != told:
+                yield Finding("uplink", "failed", str(error), label)
+            for finding in _skipped(uplink, label, ("tcp", "proxy", "tls", "websocket", "mqtt", "credit")):
+                yield finding
             continue
         async for finding in _way(trial, label, settings.gateway):
             yield finding
@@ -169,12 +175,32 @@ def _lost(step: str, why: str, uplink: UplinkSettings, label: str, gateway: str)
         return Finding("credit", "skipped", text, label)
     mend = {
         "proxy": "see [[uplink]] proxy and its password; the proxy's rules must allow CONNECT to that host and port",
-        "tls": "is something in between that opens TLS? see ca and the host in url, and this machine's clock",
+        "tls": _tls_mend(why, uplink),
         "websocket": "the ingest needs its [websocket] table, and what stands before it must pass WebSockets",
-        "mqtt": "does an ingest of Waybill listen there? see the ingest's log",
+        "mqtt": _mqtt_mend(why, uplink, gateway),
         "credit": "see the ingest's log",
     }[step]
     return Finding(step, "failed", why, label, mend)
+
+
+def _tls_mend(why: str, uplink: UplinkSettings) -> str:
+    if "expired" in why or "not yet valid" in why:
+        return "where the clock is right the ingest needs another certificate: waybill cloud server issue"
+    if "mismatch" in why:
+        return f"a name in url that its certificate has, or one that has {uplink.host}: waybill cloud server issue"
+    if "not trusted" in why:
+        return "ca is the ca.pem that came with this gateway's certificate; if it is, something in between opens TLS"
+    return "something else than an ingest listens there, or what is in between does not let TLS pass"
+
+
+def _mqtt_mend(why: str, uplink: UplinkSettings, gateway: str) -> str:
+    if why == REFUSED:
+        return f"the ingest takes those of its [listener] ca, within their dates: waybill cloud gateway issue {gateway}"
+    if "keepalive" in why or "within" in why:
+        return "something else than an ingest listens there, or it is overloaded: see its log"
+    if not uplink.tls:
+        return "does an ingest of Waybill listen there? where it has a certificate, url begins with mqtts://"
+    return "does an ingest of Waybill listen there? see the ingest's log"
 
 
 async def _credit(link: Link, label: str, uplink: UplinkSettings) -> Finding:

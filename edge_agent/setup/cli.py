@@ -103,7 +103,8 @@ def check(
                 console.print(row(finding) if console.is_terminal else line(finding), soft_wrap=not console.is_terminal)
         return found
 
-    done = report(asyncio.run(run()))
+    with console.status("trying it out") if console.is_terminal and not as_json else busy("trying it out"):
+        done = report(asyncio.run(run()))
     if as_json:
         print(msgspec.json.encode(done).decode())
     raise typer.Exit(int(done.verdict == "failed"))

@@ -278,7 +278,7 @@ async def _step(who: str, does_not: str, *, judged: bool = False) -> AsyncIterat
     except TimeoutError as error:
         raise LinkLost(f"{who} does not {does_not} within {PATIENCE:.0f} s") from error
     except ssl.SSLCertVerificationError as error:
-        why = str(error).rpartition("certificate verify failed: ")[2].partition(" (_ssl.c")[0]
+        why = str(error).rpartition("certificate verify failed: ")[2].partition(" (_ssl.c")[0].rstrip(".")
         raise LinkLost(f"the cloud's certificate is not trusted: {why}; {_mend(why)}") from error
     except (ssl.SSLError, ConnectionError) as error:
         if judged:

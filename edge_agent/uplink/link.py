@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiomqtt
 import msgspec
+from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_agent.uplink import interface, traffic
 from edge_agent.uplink.config import UplinkSettings
@@ -58,6 +59,9 @@ LOOK: Final = 1.0
 """Seconds between two looks at the interface: one that is gone for a moment costs no connection."""
 
 SIOCOUTQ: Final = 0x5411
+
+KEEP_ALIVE_TIMEOUT: Final = 0x8D
+"""What paho calls it where nothing comes, also before the CONNACK."""
 
 
 class Link:
@@ -296,8 +300,11 @@ class _Client(aiomqtt.Client):
     def _on_disconnect(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - passed on
         # aiomqtt would wait for the CONNACK until its time-out, although the connection is closed.
         if not self._connected.done():
-            self._closed_early = True
-            self._connected.set_exception(aiomqtt.MqttError("the connection was closed before it was accepted"))
+            reason = args[3] if len(args) > 3 else None  # noqa: PLR2004 - client, userdata, flags, reason
+            mute = isinstance(reason, ReasonCode) and reason.value == KEEP_ALIVE_TIMEOUT
+            self._closed_early = not mute
+            why = str(reason) if mute else "the connection was closed before it was accepted"
+            self._connected.set_exception(aiomqtt.MqttError(why))
             return
         super()._on_disconnect(*args, **kwargs)
 

@@ -28,6 +28,7 @@ from waybill.console.main import main
 from waybill.mqtt.server import MqttServer
 from waybill.mqtt.testing import MemorySink
 
+FILES = (("certificate", "pem"), ("key", "key"))
 WAY = ["certificate", "dns", "tcp", "tls", "mqtt", "credit"]
 
 
@@ -56,7 +57,7 @@ async def one(path: Path, step: str, verdict: str, text: str) -> None:
     """Run it; the step has this verdict, a text with ``text`` in it, and where it failed a mend."""
     found = (await steps(path))[step]
     assert (found.verdict, text in found.text) == (verdict, True), found
-    assert found.mend or verdict == "ok" or step == "config"
+    assert found.mend or verdict in {"ok", "skipped"} or step == "config"
 
 
 @pytest.fixture
@@ -130,26 +131,58 @@ async def test_what_is_wrong_on_the_way_is_named_at_its_step(
         url = make("mqtts").url
         port = url.rpartition(":")[2]
         pki.ca_init(tmp_path / "other", now=certificates.now)
-        for way, step, text in (
-            (uplink("mqtts://nowhere.invalid", bundle), "dns", "'nowhere.invalid' is not known"),
-            (uplink(f"mqtts://127.0.0.1:{unused_tcp_port}", bundle), "tcp", "refuses the connection"),
-            (uplink(url, bundle, ca=str(tmp_path / "other" / "ca.pem")), "tls", "is not trusted"),
-            (uplink(f"mqtts://localhost:{port}", bundle), "tls", "is not trusted"),
-            (uplink(url, bundle, interface="none0"), "tcp", "'none0' is not there"),
-            (uplink(url, bundle, proxy=f"http://127.0.0.1:{port}"), "proxy", "the proxy"),
-            (uplink(url.replace("mqtts", "wss"), bundle), "websocket", ""),
-            (uplink(url.replace("mqtts", "mqtt")), "mqtt", ""),
+        pki.issue_gateway(tmp_path / "other", tmp_path / "stranger", GATEWAY, now=certificates.now)
+        stranger = {name: str(tmp_path / "stranger" / f"gateway.{end}") for name, end in FILES}
+        for way, step, text, mend in (
+            (uplink("mqtts://nowhere.invalid", bundle), "dns", "'nowhere.invalid' is not known", "resolv.conf"),
+            (
+                uplink(f"mqtts://127.0.0.1:{unused_tcp_port}", bundle),
+                "tcp",
+                "refuses the connection",
+                "nothing listens",
+            ),
+            (uplink(url, bundle, ca=str(tmp_path / "other" / "ca.pem")), "tls", "is not trusted", "ca is the ca.pem"),
+            (uplink(f"mqtts://localhost:{port}", bundle), "tls", "'localhost'; check", "one that has localhost"),
+            (uplink(url, bundle, interface="none0"), "tcp", "'none0' is not there", "nothing listens"),
+            (uplink(url, bundle, proxy=f"http://127.0.0.1:{port}"), "proxy", "the proxy", "[[uplink]] proxy"),
+            (uplink(url.replace("mqtts", "wss"), bundle), "websocket", "", "[websocket]"),
+            (uplink(url.replace("mqtts", "mqtt")), "mqtt", "", "url begins with mqtts://"),
+            (uplink(url, bundle, **stranger), "mqtt", "refused by the cloud", "of its [listener] ca"),
         ):
             found = await steps(written(tmp_path, way))
             assert found[step].verdict == "failed", found
             assert text in found[step].text
-            assert found[step].mend
+            assert mend in found[step].mend
             later = [each.verdict for each in list(found.values())[list(found).index(step) + 1 :]]
             assert set(later) <= {"skipped"}
         certificates.gateway("gw2")
         other = uplink(url, certificates.directory / "gw2")
         await one(written(tmp_path, other), "certificate", "failed", "is of gateway 'gw2', and this is 'gw1'")
         await one(written(tmp_path, other), "mqtt", "warning", "refuses this gateway")
+
+
+@pytest.mark.parametrize(("ago", "said"), [(3000, "has expired"), (-30, "not yet valid")])
+async def test_an_ingest_whose_certificate_is_of_another_time(
+    tmp_path: Path, certificates: Pki, ago: int, said: str
+) -> None:
+    when = certificates.now - dt.timedelta(days=ago)
+    pki.issue_server(certificates.directory / "ca", tmp_path / "of-then", ["127.0.0.1"], now=when)
+    context = pki.server_context(tmp_path / "of-then" / "server.pem", tmp_path / "of-then" / "server.key")
+    server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        certificates.gateway(GATEWAY)
+        found = await steps(written(tmp_path, uplink(f"mqtts://127.0.0.1:{port}", certificates.directory / GATEWAY)))
+    assert said in found["tls"].text
+    assert "waybill cloud server issue" in found["tls"].mend
+
+
+async def test_one_that_takes_the_connection_and_says_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        way = uplink(f"mqtt://127.0.0.1:{mute.getsockname()[1]}", keepalive=5)
+        found = (await steps(written(tmp_path, way)))["mqtt"]
+    assert (found.verdict, found.text) == ("failed", "no answer from the cloud within the keepalive")
+    assert "something else than an ingest" in found.mend
 
 
 async def test_behind_a_broker_of_others_connect_is_answered_and_no_credit_waited_for(tmp_path: Path) -> None:
@@ -185,7 +218,7 @@ def test_a_certificate_without_its_key_or_its_ca(tmp_path: Path) -> None:
     files = tmp_path / "a" / "gateway.pem", tmp_path / "a" / "gateway.key"
     other = tmp_path / "b"
     found = check_machine.certificate(files[0], other / "gateway.key", None, "gw1", now, "x")
-    assert found.verdict == "failed"
+    assert (found.verdict, "from one directory" in found.mend) == ("failed", True)
     found = check_machine.certificate(*files, other / "ca.pem", "gw1", now, "x")
     assert (found.verdict, "has not signed it" in found.text) == ("warning", True)
     found = check_machine.certificate(*files, tmp_path / "a" / "ca.pem", "gw1", now, "x")
@@ -196,6 +229,8 @@ async def test_the_disk(tmp_path: Path) -> None:
     await one(written(tmp_path), "disk", "ok", "syncs of 4 KiB")
     await one(written(tmp_path), "file system", "ok", "is not there yet")
     await one(written(tmp_path, data="/proc/waybill"), "disk", "failed", "cannot be written and synced")
+    closed = (await steps(written(tmp_path, data="/sys/waybill")))["disk"]
+    assert "as root" in closed.mend if "Permission" in closed.text else "dmesg" in closed.mend, closed
     (tmp_path / "file").touch()
     await one(written(tmp_path, data="file"), "disk", "failed", "is no directory")
     much = f"[buffer]\nmax_bytes = {1 << 50}"
@@ -206,6 +241,13 @@ async def test_the_disk(tmp_path: Path) -> None:
     assert list((tmp_path / "data").iterdir()) == []
     await one(written(tmp_path, data="/dev/shm/waybill"), "file system", "warning", "in memory")
     assert check_machine.file_system(Path("/proc/self"))[0] == "proc"
+
+
+async def test_in_a_chroot_no_name_of_a_file_system_is_made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_machine, "MOUNTS", tmp_path / "mountinfo")  # /proc is not mounted
+    await one(written(tmp_path), "file system", "skipped", f"{tmp_path}: what it is on is not to be seen from here")
+    (tmp_path / "mountinfo").write_text("24 1 0:22 / /proc rw - proc proc rw\n")  # and / is no mount's root
+    await one(written(tmp_path), "file system", "skipped", f"{tmp_path}: what it is on is not to be seen from here")
 
 
 async def test_files_and_listeners(tmp_path: Path, certificates: Pki) -> None:
