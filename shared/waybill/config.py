@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import json
 import re
 import tomllib
+import typing
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -26,6 +28,7 @@ Table = TypeVar("Table", bound=msgspec.Struct)
 
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<field>[^`]*)`")
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
+_WORD = re.compile(r"Invalid enum value (?P<word>.*)")
 _PATH = re.compile(r" - at `\$(?P<path>[^`]*)`$")
 
 
@@ -126,8 +129,27 @@ def _explain(text: str, kind: type[Any], where: str) -> str:
         return f"{where}: {key}unknown key {unknown['field']!r}; {mend}"
     if missing := _MISSING.search(text):
         return f"{where}: {key}the key {missing['field']!r} is missing; add it"
+    if wrong := _WORD.fullmatch(text):
+        words = " or ".join(json.dumps(word) for word in _words(kind, path))
+        return f"{where}: {path}: {wrong['word']}: write {words}"
     mend = f"; write [[{path}]], once for each" if text == "Expected `array`, got `object`" else ""
     return f"{where}: {path or 'top level'}: {text[:1].lower()}{text[1:]}{mend}"
+
+
+def _words(kind: type[Any], path: str) -> list[Any]:
+    """Return the words that the key at ``path`` takes."""
+    at: list[Any] = [kind]
+    for name in re.sub(r"\[[^]]*\]", "", path).split("."):
+        inner = [struct for annotation in at for struct in _structs(annotation)]
+        at = [item.type for struct in inner for item in msgspec.structs.fields(struct) if item.encode_name == name]
+    return [word for annotation in at for word in _literals(annotation)]
+
+
+def _literals(annotation: Any) -> list[Any]:  # noqa: ANN401 - any annotation can be asked
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Literal:
+        return [*arguments]
+    return [word for argument in arguments for word in _literals(argument)]
 
 
 def _tables(kind: type[Any], path: str = "", seen: frozenset[type[Any]] = frozenset()) -> dict[str, set[str]]:

@@ -40,11 +40,13 @@ def run(  # noqa: PLR0913, PLR0917 - the options of a command
 
     Exit code 0 PASS, 1 FAIL, 2 something has to be changed first, 3 INCONCLUSIVE.
     """
-    from fleet_simulator.scenarios import load
+    from fleet_simulator.scenarios import late, load
 
     scenario = _overridden(load(what), seconds, pace, scale, seed)
     if topic is not None and target is None:
         raise ConfigError("--topic goes with --target: a run of its own gateways has topics of its own")
+    for text in late(scenario):
+        _note(text)
     if target is not None:
         scenario = _aimed(scenario, target, kafka, topic)
         kafka = None

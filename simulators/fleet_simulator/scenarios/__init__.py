@@ -1,6 +1,6 @@
 """Scenarios: what a run of the fleet is made of. The ready ones are the TOML files beside this module."""
 
-from fleet_simulator.scenarios.checks import checked
+from fleet_simulator.scenarios.checks import checked, late
 from fleet_simulator.scenarios.files import load, parse, shipped, template
 from fleet_simulator.scenarios.tables import (
     Command,
@@ -34,6 +34,7 @@ __all__ = [
     "Zone",
     "checked",
     "jump",
+    "late",
     "load",
     "parse",
     "shipped",

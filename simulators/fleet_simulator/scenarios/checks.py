@@ -69,11 +69,24 @@ def checked(scenario: Scenario, where: str) -> Scenario:
     return scenario
 
 
+def late(scenario: Scenario) -> list[str]:
+    """Return what would begin only when the run has ended, each with its place and its mend."""
+    tables = (("link", scenario.link), ("fault", scenario.fault), ("command", scenario.command))
+    return [
+        f"[[{name}]] number {number} at: {when.at!r} is not before the end, {scenario.length:g} s: it never happens"
+        for name, those in tables
+        for number, when in enumerate(those, 1)
+        if scenario.time(when.at) >= scenario.length
+    ]
+
+
 def _check_run(scenario: Scenario) -> None:
     if scenario.length <= 0:
         raise ConfigError("seconds: the run has to last; write for example 60")
     if scenario.pace != "max" and not 0 < scenario.pace <= MOST_PACE:
         raise ConfigError(f'pace: {scenario.pace:g}: write 1 for real time, 60 for an hour a minute, or "max"')
+    if abs(scenario.seed) >= 1 << 63:
+        raise ConfigError(f"seed: {scenario.seed}: write a number of 18 digits at most")
     span(scenario.drain, "drain")
     around = scenario.topic.replace("{vehicle}", "", 1).replace("{stream}", "", 1)
     if len(around) != len(scenario.topic) - len("{vehicle}{stream}") or any(sign in around for sign in "{}+#\0"):

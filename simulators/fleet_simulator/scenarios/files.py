@@ -6,7 +6,7 @@ import tomllib
 from importlib import resources
 from pathlib import Path
 
-from fleet_simulator.scenarios.checks import checked
+from fleet_simulator.scenarios.checks import checked, late
 from fleet_simulator.scenarios.tables import Scenario
 from waybill import config
 from waybill.errors import ConfigError
@@ -43,7 +43,10 @@ def parse(text: str, where: str, name: str = "") -> Scenario:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where}: not valid TOML: {error}") from error
-    return checked(config.convert({"name": name, **table}, Scenario, where), where)
+    scenario = checked(config.convert({"name": name, **table}, Scenario, where), where)
+    if never := late(scenario):
+        raise ConfigError(f"{where}: {never[0]}")
+    return scenario
 
 
 def template() -> str:

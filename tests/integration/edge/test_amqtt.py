@@ -143,7 +143,7 @@ def test_a_table_with_a_plugin(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('engine = "mosquitto"', "engine: invalid enum value 'mosquitto'"),
+        ('engine = "mosquitto"', "engine: 'mosquitto': write "),
         ("[amqtt]\nsession_expiry_interval = 60", '[amqtt] is for another engine: write engine = "amqtt", or leave'),
         ('engine = "amqtt"\n[amqtt]\nlisteners = {}', "[amqtt] unknown key 'listeners'"),
         ('engine = "amqtt"\n[amqtt.plugins."no.such.Plugin"]', '[amqtt.plugins."no.such.Plugin"]: '),

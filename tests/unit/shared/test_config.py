@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -13,12 +14,14 @@ from waybill.errors import ConfigError
 
 class Inner(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     port: int = 1883
+    kind: Literal["tcp", "unix"] | None = None
 
 
 class Outer(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     gateway: str
     inner: Inner = Inner()
     many: tuple[Inner, ...] = ()
+    pace: float | Literal["max"] = 1.0
 
 
 def error_of(path: Path, text: str) -> str:
@@ -50,11 +53,14 @@ def test_each_mistake_is_named_with_its_place_and_mend(tmp_path: Path) -> None:
     assert "did you mean 'port'" in text
     text = error_of(path, 'gateway = "g"\nport = 1\n')
     assert "unknown key 'port'; it belongs below [inner] or [many]" in text
-    assert error_of(path, 'gateway = "g"\nzzz = 1\n').endswith("known keys are: gateway, inner, many")
+    assert error_of(path, 'gateway = "g"\nzzz = 1\n').endswith("known keys are: gateway, inner, many, pace")
     assert error_of(path, 'gateway = "g"\n[[many]]\nzzz = 1\n').endswith(
-        "[many[0]] unknown key 'zzz'; known keys are: port"
+        "[many[0]] unknown key 'zzz'; known keys are: kind, port"
     )
     assert error_of(path, 'gateway = "g"\n[many]\nport = 1\n').endswith("write [[many]], once for each")
+    text = error_of(path, 'gateway = "g"\n[[many]]\n[[many]]\nkind = "udp"\n')
+    assert text == f'{path}: many[1].kind: \'udp\': write "tcp" or "unix"'
+    assert error_of(path, 'gateway = "g"\npace = "fast"\n') == f"{path}: pace: 'fast': write \"max\""
 
 
 def test_a_file_that_cannot_be_read_as_text(tmp_path: Path) -> None:
