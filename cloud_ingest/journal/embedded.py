@@ -3,8 +3,9 @@
 One writer task commits everything that waits in one transaction (``synchronous=FULL``), so many gateways share an
 fsync, and a router step is one transaction like all else. Readers in this process and in others read only.
 
-Limits: at ``max_bytes`` nothing more is written (R8): frames are answered ``retry`` and gateways keep them. What is
-deleted before: :mod:`cloud_ingest.journal.embedded_retention`; on a full disk: ``embedded_room`` beside it. At most
+Limits: at ``max_bytes`` nothing more is written (R8): frames are answered ``retry`` and gateways keep them; a little
+before it, only what the router writes. What is deleted before: :mod:`cloud_ingest.journal.embedded_retention`; what is
+left to routing, and on a full disk: ``embedded_room`` beside it. At most
 ``MAX_JOBS`` writes wait for the disk; more wait for their turn.
 """
 
@@ -206,7 +207,7 @@ class EmbeddedLog:
                 size += job.size if job else 0
             jobs = [job for job in taken if job is not None]
             if live := [job for job in jobs if not job.done.cancelled() and not _is_fenced(job)]:
-                steps = [job for job in live if job.routed is not None] if self._room.short else []
+                steps = [job for job in live if job.routed is not None] if self._room.tight else []
                 rest = [job for job in live if job.routed is None] if steps else live
                 for part in (steps, rest):  # what makes room, then all else
                     if part:
@@ -236,7 +237,7 @@ class EmbeddedLog:
             self._fail(jobs, f"{self.path}: {error!r}")
             return
         self._known, self._heads = known, heads
-        if self.fault and not self._room.short:
+        if self.fault and not self._room.tight:
             log.warning("%s: written again", self.path)
             self.fault = ""
         for job in jobs:
@@ -278,11 +279,10 @@ class EmbeddedLog:
     ) -> None:
         """Write ``jobs`` in one transaction (in the writer's thread); ``known`` and ``heads`` change with it."""
         self._check_there()
-        used = file.used_bytes(db, self.path)
-        if used >= self._max_bytes:
-            raise Unavailable(f"at its cap, {used} of {self._max_bytes} bytes; raise [log] max_bytes")
         if need := sum(job.size for job in jobs):
-            self._room.check(db, need, steps=all(job.routed is not None for job in jobs if job.rows))
+            steps = all(job.routed is not None for job in jobs if job.rows)
+            self._room.check_cap(db, need, self._max_bytes, steps=steps)
+            self._room.check_disk(db, need, steps=steps)
         stamp = self._clock_ms()
         db.execute("BEGIN IMMEDIATE")
         try:

@@ -48,8 +48,8 @@ async def opened(
         await log.close()
 
 
-async def fill(log: EmbeddedLog) -> None:
-    for _ in range(20):
+async def fill(log: EmbeddedLog, frames: int = 20) -> None:
+    for _ in range(frames):
         await log.append_frame("gw", bytes(100_000))
 
 
@@ -129,6 +129,26 @@ async def test_r8_at_its_cap_nothing_is_written_and_the_error_says_what_to_do(pa
     async with opened(path, max_bytes=1 << 30) as log:
         assert len(await read_to_end(log, [TOPICS.frames])) == kept
         await log.append_frame("gw", bytes(100_000))
+        assert log.fault == ""
+
+
+async def test_r8_frames_that_fill_the_log_before_they_are_routed_are_routed_and_make_room(path: Path) -> None:
+    async with opened(path, max_bytes=24 << 20, retention=Retention(size=16 << 20)) as log:
+        with pytest.raises(Unavailable, match="left to routing"):
+            await fill(log, 1_000)
+        frames = log.head(TOPICS.frames, 0)
+        partition = EmbeddedPartition(log, 0)
+        await partition.load()
+        end = False
+        while not end:
+            got, end = await partition.read(10, 0)
+            step = Step([OutRecord("fleet", b"V1", record.frame, []) for record in got], {}, got[-1].offset + 1)
+            late = asyncio.create_task(log.append_frame("gw", b"late"))  # waits with the step
+            await partition.commit(step)
+            with contextlib.suppress(Unavailable):
+                await late
+        assert log.head("fleet", 0) >= frames
+        await fill(log)
         assert log.fault == ""
 
 
