@@ -8,7 +8,8 @@ Nodes write what comes and goes at them, follow the topic, and hold a lease in i
   compacted topic: it is said again.
 - An ``online`` of another node after this node's own: the connection here is not the current one, and is closed.
 - A lease that was not renewed: one of the others says ``offline`` for all connections of that node. If it goes on after
-  all, it reads so, and closes them: gateways connect anew.
+  all, it reads so, and closes them: gateways connect anew. A node that did not read its own lease either, since it was
+  paused or the log was away, knows nothing of the others': they count anew from when it reads its own again.
 
 :mod:`cloud_ingest.presence_keeper` follows and writes. While the log is away only the newest state of each is kept, and
 written when it is back.
@@ -26,6 +27,9 @@ from waybill.wire import NODE
 
 LEASE: Final = 30.0
 """Seconds after which a node that has not renewed its lease counts as gone; it renews three times as often."""
+
+BLIND: Final = LEASE * 2 / 3
+"""Seconds without its own lease after which a node does not judge the others'."""
 
 Key = str
 
@@ -79,6 +83,7 @@ class Presence:
     _mine: dict[Key, _Mine] = field(default_factory=dict)
     _online: dict[Key, tuple[str, str]] = field(default_factory=dict)  # as the topic says: node and connection
     _leases: dict[str, float] = field(default_factory=dict)  # other nodes, and when each was heard of
+    _seen: float = -LEASE  # when this node read its own lease
     _due: dict[Key, Here | None] = field(default_factory=dict)
     _told: dict[Key, str] = field(default_factory=dict)  # connections that were written to be there, and not to be gone
 
@@ -122,6 +127,8 @@ class Presence:
         if key.startswith(NODE):
             if key != self.node:
                 self._leases[key] = now if found is not None else -LEASE
+            elif found is not None:
+                self._read_lease(now)
             return ""
         if found is None or (found.gateway and found.device):
             return ""  # of a device behind a gateway: that is the gateway's to say
@@ -138,6 +145,13 @@ class Presence:
             return ""
         return "it has connected to another node" if mine.read else ""
 
+    def _read_lease(self, now: float) -> None:
+        """Take this node's own lease."""
+        if now - self._seen > BLIND:
+            for node, heard in self._leases.items():
+                self._leases[node] = now if heard > -LEASE else heard
+        self._seen = now
+
     def _read_offline(self, key: Key, found: Here, mine: _Mine | None) -> str:
         if self._online.get(key, ("", ""))[1] == found.connection:
             del self._online[key]
@@ -152,6 +166,8 @@ class Presence:
 
     def lapse(self, now: float, at_ms: int) -> None:
         """Say ``offline`` for the connections of nodes that are gone, where this node is the one to do it."""
+        if now - self._seen > BLIND:
+            return
         gone = {node for node, heard in self._leases.items() if now - heard > LEASE}
         if min([self.node, *(self._leases.keys() - gone)]) != self.node:
             return

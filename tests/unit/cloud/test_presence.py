@@ -73,6 +73,12 @@ class Topic:
                     found = ""
         return found
 
+    def stay(self, name: str, since: int, until: float) -> None:
+        """Let a node renew its lease and read that, every ten seconds, and nothing else; then judge the others."""
+        for now in (*range(since, int(until), 10), until):
+            self.nodes[name].read(name, Here("online", 3, node=name), now)
+        self.nodes[name].lapse(until, 5)
+
 
 def two() -> Topic:
     topic = Topic()
@@ -152,8 +158,9 @@ def test_c3_the_connections_of_a_node_whose_lease_has_expired_are_ended_by_one_o
     topic.settle()
     later = LEASE + 1
     for name in ("node:b", "node:c"):
-        topic.nodes[name].read("node:b", Here("online", 3, node="node:b"), later)
-        topic.nodes[name].read("node:c", Here("online", 3, node="node:c"), later)
+        for now in range(0, int(later), 10):
+            for other in ("node:b", "node:c"):
+                topic.nodes[name].read(other, Here("online", 3, node=other), now)
         topic.nodes[name].lapse(later, 5)
     due = {name: topic.nodes[name].take(9) for name in ("node:b", "node:c")}
     assert due["node:c"] == {}
@@ -166,12 +173,25 @@ def test_c3_a_node_that_goes_on_after_its_lease_closes_what_was_ended() -> None:
     topic = two()
     topic.connect("node:a", "1")
     topic.settle()
-    topic.nodes["node:b"].lapse(LEASE + 1, 5)
+    topic.stay("node:b", 0, LEASE + 1)
     topic.write("node:b")
     topic.read("node:a")
     assert topic.closed == [("node:a", "this node's lease had expired")]
     topic.settle()
     assert topic.current == ""
+
+
+def test_c3_a_node_that_was_paused_or_had_no_log_ends_nobody_elses_connections() -> None:
+    topic = two()
+    topic.connect("node:a", "1")
+    topic.settle()
+    blind = topic.nodes["node:b"]
+    blind.lapse(900.0, 5)
+    assert blind.due == 0
+    topic.stay("node:b", 900, 900.0)  # what the other wrote meanwhile is read after its own
+    assert blind.due == 0
+    topic.stay("node:b", 910, 900.0 + LEASE + 1)
+    assert state(blind.take(9)["g"]) == (OFF, "node:a", "1")
 
 
 def test_c3_a_node_that_left_in_order_leaves_nothing() -> None:
@@ -183,7 +203,7 @@ def test_c3_a_node_that_left_in_order_leaves_nothing() -> None:
     topic.write("node:a")
     del topic.nodes["node:a"]
     topic.settle()
-    topic.nodes["node:b"].lapse(1.0, 5)
+    topic.stay("node:b", 0, 1.0)
     assert topic.nodes["node:b"].due == 0
     assert dict(topic.records)["node:a"] is None
 
@@ -194,9 +214,9 @@ def test_c3_what_a_dead_node_left_is_found_by_one_that_starts_later() -> None:
     topic.settle()
     late = topic.node("node:0")
     topic.read("node:0", now=0.0)
-    late.lapse(1.0, 5)
+    topic.stay("node:0", 0, 1.0)
     assert "g" not in late.take(9)
-    late.lapse(LEASE + 1, 5)
+    topic.stay("node:0", 10, LEASE + 1)
     assert state(late.take(9)["g"]) == (OFF, "node:a", "1")
 
 
