@@ -83,6 +83,9 @@ def load(path: Path, kind: type[T]) -> T:
     except FileNotFoundError as error:
         msg = f"{path}: no such file; give the path of the configuration file with --config"
         raise ConfigError(msg) from error
+    except PermissionError as error:
+        msg = f"{path}: not for this user; run it as root (sudo), or as who owns that"
+        raise ConfigError(msg) from error
     except (OSError, UnicodeDecodeError) as error:
         msg = f"{path}: cannot be read: {error}"
         raise ConfigError(msg) from error

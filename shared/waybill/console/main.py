@@ -72,6 +72,11 @@ def main(arguments: Sequence[str] | None = None, parts: Mapping[str, Part] = PAR
     except WaybillError as error:
         _complain(f"waybill {name}", str(error))
         return 2 if isinstance(error, ConfigError) else 1
+    except PermissionError as error:  # what is installed, and its data, is open to its user and to root
+        if error.filename is None:
+            raise
+        _complain(f"waybill {name}", f"{error.filename}: not for this user; run it as root (sudo), or as who owns that")
+        return 2
     except KeyboardInterrupt:
         return 130
 

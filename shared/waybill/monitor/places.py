@@ -54,6 +54,8 @@ def _data(config: Path | None) -> Path:
         )
     try:
         data = tomllib.loads(config.read_text(encoding="utf-8")).get("data")
+    except PermissionError:
+        raise  # told like any other file that is not for this user
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"--config {config}: cannot be read: {error}") from error
     if not isinstance(data, str):

@@ -12,12 +12,13 @@ import struct
 import sys
 import termios
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from tests.support.nobody import nobody
 from tests.support.pictures import HOSTILE, commands, gateway, log
 from waybill import snapshot
 from waybill.errors import ConfigError, Unavailable
@@ -97,18 +98,6 @@ async def test_wrong_arguments_end_with_2_and_say_the_mend(agent: Path, tmp_path
     ):
         assert (code, out) == (2, ""), arguments
         assert said in err, (arguments, err)
-
-
-@contextlib.contextmanager
-def nobody() -> Iterator[None]:
-    """Be a user who may do nothing here."""
-    me = os.geteuid()
-    if me == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(me)
 
 
 async def test_another_user_is_told_so(agent: Path) -> None:
