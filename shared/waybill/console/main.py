@@ -46,9 +46,7 @@ _OWN_PACKAGES = {"waybill", "edge_agent", "cloud_ingest", "fleet_simulator"}
 
 def main(arguments: Sequence[str] | None = None, parts: Mapping[str, Part] = PARTS) -> int:
     """Run ``waybill ARGUMENTS`` (default: those of the process) and return its exit code; nothing is raised."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
-            stream.reconfigure(errors="replace")  # a terminal or pipe of Latin-1 gets a ? for each mark, no traceback
+    _bear_any_encoding()
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in {"--help", "-h"}:
         print(usage(parts))
@@ -99,6 +97,13 @@ def usage(parts: Mapping[str, Part] = PARTS) -> str:
             "waybill PART --help says more. NO_COLOR=1 takes colours away.",
         ]
     )
+
+
+def _bear_any_encoding() -> None:
+    """Let a terminal or pipe of Latin-1 show a ? for each mark that it lacks, instead of a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors="replace")
 
 
 def _complain(who: str, text: str) -> None:
