@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from fleet_simulator.devices import Broker, Device
-from fleet_simulator.ledger import Ledger
+from fleet_simulator.ledger import Ledger, digest
 from fleet_simulator.processes import until
 from fleet_simulator.vehicles import TELEMETRY, Vehicle
 from fleet_simulator.verdict import Comparison
@@ -100,7 +100,8 @@ class Fleet:
             for said in vehicle.step(time.time_ns() // 1_000_000, self._interval):
                 if said.stream == TELEMETRY:
                     if self._ledger is not None:
-                        self._ledger.published(device.name, TELEMETRY, said.seq, said.seq, time.time_ns())
+                        now, content = time.time_ns(), digest(said.payload)
+                        self._ledger.published(device.name, TELEMETRY, said.seq, said.seq, now, content)
                     await device.publish(topic, said.payload, said.seq)
             due = max(due + self._interval, loop.time())
 

@@ -19,6 +19,7 @@ from fleet_simulator.ledger import (
     Asked,
     Behind,
     Command,
+    Content,
     Counted,
     End,
     Item,
@@ -157,11 +158,14 @@ def load(path: Path) -> tuple[Run, Comparison]:
                 streams.append((item.vehicle, item.stream))
             elif isinstance(item, Behind):
                 comparison.behind(item.vehicle, item.gateway)
-            else:
+            elif not isinstance(item, Content):
                 run.take(item)
         for tag, count, first, _ in block.spans():
             mark = comparison.acked if tag & 1 == ACKED else comparison.published
             mark(*streams[tag >> 1], first, first + count - 1)
+        for item in block.items:
+            if isinstance(item, Content):
+                comparison.content(*streams[item.number], item.first, item.digests)
     return run, comparison
 
 

@@ -3,7 +3,7 @@
 One file, written by one process, only ever appended to, outside of all that faults touch. A process that is killed
 leaves what it had written (a block each 0.2 s, and where 64 KiB are together); half a block at the end is told, and
 not read. Memory grows with vehicles and streams, not with messages. On the disk a call takes 24 bytes at most; calls
-that go on where the one before of the same vehicle and stream ended share them.
+that go on where the one before of the same vehicle and stream ended share them. A message's content takes 2 more.
 
 The file is a sequence of blocks::
 
@@ -49,6 +49,14 @@ class Stream(msgspec.Struct, frozen=True, array_like=True, tag="stream"):
     number: int
     vehicle: str
     stream: str
+
+
+class Content(msgspec.Struct, frozen=True, array_like=True, tag="content"):
+    """Digests (:func:`digest`) of the messages of a stream from ``first`` on, one after the other."""
+
+    number: int
+    first: int
+    digests: bytes
 
 
 class Behind(msgspec.Struct, frozen=True, array_like=True, tag="behind"):
@@ -119,10 +127,15 @@ class Torn(msgspec.Struct, frozen=True, array_like=True, tag="torn"):
     size: int
 
 
-Item = Stream | Behind | About | Note | Sample | Asked | Counted | Command | End | Torn
+Item = Stream | Content | Behind | About | Note | Sample | Asked | Counted | Command | End | Torn
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Item]).decode
+
+
+def digest(payload: bytes) -> bytes:
+    """Return the 2 bytes by which a message's content is known again: of CRC-32, and never zero."""
+    return (zlib.crc32(payload) & 0xFFFF or 1).to_bytes(2, "little")
 
 
 class Ledger:
@@ -142,17 +155,30 @@ class Ledger:
             ) from error
         self._streams: dict[tuple[str, str], int] = {}
         self._open: dict[int, tuple[int, int, int]] = {}  # by tag: a range that may grow: first, next, at_ns
+        self._content: dict[int, tuple[int, bytearray]] = {}  # by stream: digests that may grow
         self._ranges = bytearray()
         self._items: list[Item] = []
         self._written_at = 0
 
     # -- messages --
 
-    def published(self, vehicle: str, stream: str, first: int, last: int, at_ns: int) -> None:
+    def published(
+        self, vehicle: str, stream: str, first: int, last: int, at_ns: int, content: bytes | bytearray = b""
+    ) -> None:
         """Note that ``vehicle`` has given its messages ``first`` to ``last`` of ``stream`` to its MQTT client.
 
-        Before they can be acknowledged. Raises ValueError where these are no numbers from 1 on.
+        Before they can be acknowledged. ``content``: their digests, or nothing, and then it is not compared. Raises
+        ValueError where these are no numbers from 1 on.
         """
+        if content:
+            number = self._tag(vehicle, stream) >> 1
+            run = self._content.get(number)
+            if run is not None and run[0] + len(run[1]) // 2 == first:
+                run[1].extend(content)
+            else:
+                if run is not None:
+                    self._items.append(Content(number, run[0], bytes(run[1])))
+                self._content[number] = first, bytearray(content)
         self._range(PUBLISHED, vehicle, stream, first, last, at_ns)
 
     def acked(self, vehicle: str, stream: str, first: int, last: int, at_ns: int) -> None:
@@ -223,6 +249,8 @@ class Ledger:
         for tag, (first, after, at_ns) in self._open.items():
             self._put(tag, first, after, at_ns)
         self._open.clear()
+        self._items += [Content(number, first, bytes(those)) for number, (first, those) in self._content.items()]
+        self._content.clear()
         if not (self._ranges or self._items):
             return
         items = _encode(self._items) if self._items else b""
@@ -255,10 +283,7 @@ class Ledger:
         self.close(ended=kind is None)
 
     def _range(self, kind: int, vehicle: str, stream: str, first: int, last: int, at_ns: int) -> None:
-        tag = self._streams.get((vehicle, stream))
-        if tag is None:
-            tag = self._stream(vehicle, stream)
-        tag |= kind
+        tag = self._tag(vehicle, stream) | kind
         if not 0 < first <= last <= HIGHEST:
             raise ValueError(f"{vehicle} {stream}: {first} to {last} are no numbers from 1 on")
         run = self._open.get(tag)
@@ -277,6 +302,10 @@ class Ledger:
             count = min(after - first, _MOST)
             self._ranges += _RANGE.pack(tag, count, first, at_ns)
             first += count
+
+    def _tag(self, vehicle: str, stream: str) -> int:
+        tag = self._streams.get((vehicle, stream))
+        return self._stream(vehicle, stream) if tag is None else tag
 
     def _stream(self, vehicle: str, stream: str) -> int:
         number = len(self._streams)

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from fleet_simulator.accounts import LaneAudit
+from fleet_simulator.ledger import digest
 from fleet_simulator.vehicles import TELEMETRY
 from fleet_simulator.verdict import Comparison
 from waybill.errors import Unavailable
@@ -72,7 +73,10 @@ def read_line(comparison: Comparison, line: bytes | bytearray | str, seen: Seen 
         comparison.unreadable(f"{record.topic} partition {record.partition} offset {record.offset}: {error}")
         return
     place = record.topic, record.partition
-    comparison.read(said.vehicle, said.stream, said.seq, key=record.key, place=place, ce_id=record.headers.ce_id)
+    content = digest((record.value or "").encode())
+    comparison.read(
+        said.vehicle, said.stream, said.seq, key=record.key, place=place, ce_id=record.headers.ce_id, content=content
+    )
     if seen is not None:
         seen(said.ts, record.timestamp)
 

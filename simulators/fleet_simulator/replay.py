@@ -18,7 +18,7 @@ import msgspec
 
 from fleet_simulator.devices import Broker, Device
 from fleet_simulator.fleet import TOPIC, recorder
-from fleet_simulator.ledger import Ledger
+from fleet_simulator.ledger import Ledger, digest
 from fleet_simulator.vehicles import TELEMETRY
 from fleet_simulator.vehicles.drives import TIME_COLUMNS, Row, json_value, rows, seconds
 from waybill.errors import ConfigError
@@ -235,7 +235,8 @@ async def _send(replay: Replay, path: Path, start: float, progress: Progress, le
             await asyncio.sleep(start + message.at / replay.speed - loop.time())
         device = progress.devices[message.vehicle]
         if ledger is not None:
-            ledger.published(message.vehicle, TELEMETRY, message.seq, message.seq, time.time_ns())
+            content = digest(message.payload)
+            ledger.published(message.vehicle, TELEMETRY, message.seq, message.seq, time.time_ns(), content)
         progress.busy += 1
         try:
             await device.publish(replay.topic.format(vehicle=message.vehicle), message.payload, message.seq)

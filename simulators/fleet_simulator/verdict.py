@@ -3,7 +3,7 @@
 Sequence numbers are the vehicles' own, counted from 1 for each vehicle and stream and carried in the payload, so
 nothing that carries the messages can make up for one that is missing, doubled or out of place.
 
-Of each message a byte is kept, whatever is missing and in whatever order they come: 100 million take 100 MB.
+Of each message three bytes are kept, whatever is missing and in whatever order they come: 100 million take 300 MB.
 
 What makes it FAIL
     lost          acknowledged to the vehicle, not in the topic, and not declared
@@ -11,7 +11,7 @@ What makes it FAIL
     out_of_order  a number lower than one of the same stream before it in the topic, or, by ``ce_id``, than one of the
                   same lane of its gateway before it in the partition
     misplaced     the key is not the vehicle, or the stream is in two partitions (where nothing orders it)
-    unknown       a record of a message that no vehicle has published, or of no vehicle at all
+    unknown       a record of a message that no vehicle has published so (by a digest of 2 bytes), or of no vehicle
     reused        one ``ce_id`` on two different messages, or none
     disagreeing   what the cloud's own ledger says was routed, declared or is missing is not what is there
 
@@ -35,7 +35,7 @@ EXAMPLES: Final = 20
 """How many findings are told in words; all are counted."""
 
 MOST: Final = 1 << 31
-"""Messages that a verdict takes: a byte of memory each."""
+"""Messages that a verdict takes: three bytes of memory each."""
 
 _GAPS: Final = 100_000
 """Gaps whose neighbours are remembered; beyond that the declared losses are matched by their counts alone."""
@@ -138,10 +138,14 @@ class _Ids:
 
 
 class _Stream:
-    """One vehicle's stream. ``state``: a byte a number; ``gaps``: what was skipped, and between which ids."""
+    """One vehicle's stream. ``state``: a byte a number; ``gaps``: what was skipped, and between which ids.
+
+    ``content``: two bytes a number, zero where nobody noted it.
+    """
 
     __slots__ = (
         "at",
+        "content",
         "duplicated",
         "gaps",
         "highest",
@@ -158,6 +162,7 @@ class _Stream:
         self.vehicle = vehicle
         self.name = name
         self.state = bytearray(1)
+        self.content = bytearray()
         self.begin()
 
     def begin(self) -> None:
@@ -210,6 +215,17 @@ class Comparison:
         """Note that ``vehicle`` saw these messages acknowledged (so they were published, too). Raises Refused."""
         self._mark(vehicle, stream, first, last, _ACKED)
 
+    def content(self, vehicle: str, stream: str, first: int, digests: bytes) -> None:
+        """Note what was in messages that were published: their digests, from ``first`` on."""
+        one = self._streams.get((vehicle, stream))
+        if one is None or first < 1:
+            return
+        digests = digests[: max(0, 2 * (len(one.state) - first))]  # of those that were published, and no others
+        more = 2 * first + len(digests) - len(one.content)
+        if more > 0:
+            one.content.extend(bytes(more))
+        one.content[2 * first : 2 * first + len(digests)] = digests
+
     def behind(self, vehicle: str, gateway: str) -> None:
         """Note which gateway ``vehicle`` speaks to."""
         self._gateways[vehicle] = gateway
@@ -227,13 +243,31 @@ class Comparison:
 
     # -- what is read back --
 
-    def read(self, vehicle: str, stream: str, seq: int, *, key: str | None, place: tuple[str, int], ce_id: str) -> None:
-        """Note a record. ``place``: topic and partition. ``ce_id``: ``gateway/epoch/lane/seq``, or empty."""
+    def read(
+        self,
+        vehicle: str,
+        stream: str,
+        seq: int,
+        *,
+        key: str | None,
+        place: tuple[str, int],
+        ce_id: str,
+        content: bytes = b"",
+    ) -> None:
+        """Note a record. ``place``: topic and partition. ``ce_id``: ``gateway/epoch/lane/seq``, or empty.
+
+        ``content``: the digest of its value, which is compared where the vehicle's is known.
+        """
         ids, number, new_id = self._numbered(ce_id) if self._waybill else (None, 0, True)
         one = self._streams.get((vehicle, stream))
         if one is None or not 0 < seq < len(one.state) or not one.state[seq]:
             self._unknown += 1
             self._tell("unknown", vehicle, stream, seq, ce_id, place, ": nobody published it")
+            return
+        noted = one.content[2 * seq : 2 * seq + 2]
+        if content and noted not in (b"", b"\0\0", content):
+            self._unknown += 1
+            self._tell("unknown", vehicle, stream, seq, ce_id, place, ": its content is not what was published")
             return
         if one.place is None:
             one.place = place

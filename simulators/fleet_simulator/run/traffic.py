@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from fleet_simulator.client import Client
 from fleet_simulator.devices import Broker
-from fleet_simulator.ledger import Ledger
+from fleet_simulator.ledger import Ledger, digest
 from fleet_simulator.network.zones import here
 from fleet_simulator.run.pace import Pace
 from fleet_simulator.scenarios import Scenario, Vehicles, Zone
@@ -258,6 +258,7 @@ class Traffic:
         """
         client, vehicle = car.client, car.vehicle
         first: dict[str, int] = {}
+        content: dict[str, bytearray] = {}
         for _ in range(BURST):
             now_ms = self._epoch_ms + int(1000 * due)
             for said in vehicle.step(now_ms, min(due - car.said_at, LONGEST), mute=mute):
@@ -266,6 +267,7 @@ class Traffic:
                     topic = self._scenario.topic.format(vehicle=vehicle.name, stream=stream).encode()
                     car.topics[stream] = topic
                 first.setdefault(stream, said.seq)
+                content.setdefault(stream, bytearray()).extend(digest(said.payload))
                 car.last[stream] = said.seq
                 client.offer(topic, said.payload, stream, said.seq)
             car.silent += mute
@@ -275,7 +277,7 @@ class Traffic:
                 break
         for stream, seq in first.items():  # before anything is sent
             last = car.last[stream]
-            self._ledger.published(vehicle.name, stream, seq, last, at_ns)
+            self._ledger.published(vehicle.name, stream, seq, last, at_ns, content[stream])
             self.published += last - seq + 1
         return due
 

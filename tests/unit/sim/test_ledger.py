@@ -16,6 +16,7 @@ from fleet_simulator.ledger import (
     Asked,
     Behind,
     Command,
+    Content,
     Counted,
     End,
     Item,
@@ -24,6 +25,7 @@ from fleet_simulator.ledger import (
     Sample,
     Stream,
     Torn,
+    digest,
     read,
 )
 from waybill.errors import ConfigError, Corrupt, Unavailable
@@ -39,6 +41,22 @@ def spans(path: Path) -> list[tuple[int, int, int]]:
 
 def items(path: Path) -> list[Item]:
     return [item for block in read(path) for item in block.items]
+
+
+def test_digests_that_go_on_are_one_item_and_none_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    said = [digest(b"%d" % number) for number in range(10)]
+    with Ledger(path) as ledger:
+        ledger.published("V1", "telemetry", 1, 2, S, said[1] + said[2])
+        ledger.published("V1", "telemetry", 3, 3, S + 1, said[3])  # a block of its own ended before
+        ledger.published("V1", "telemetry", 4, 4, S + 2, said[4])
+        ledger.published("V1", "telemetry", 6, 6, S + 3, said[6])
+    found = [(item.first, item.digests) for item in items(path) if isinstance(item, Content)]
+    assert found == [(1, said[1] + said[2]), (3, said[3] + said[4]), (6, said[6])]
+
+
+def test_a_digest_is_never_the_one_of_nothing_known() -> None:
+    assert all(digest(b"%d" % number) != b"\0\0" for number in range(200_000))
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from fleet_simulator.ledger import digest
 from fleet_simulator.verdict import Comparison, Verdict
 
 
@@ -42,6 +43,30 @@ def test_everything_once_and_in_order_passes() -> None:
     assert verdict.line() == "verdict: PASS delivered=30 lost=0 duplicated=0 out_of_order=0"
     assert verdict.line("ok") == "verdict: PASS delivered=30 lost=0 duplicated=0 out_of_order=0 command=ok"
     assert verdict.examples == ()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_content_that_was_changed_or_changed_places_is_not_what_was_published(*, known: bool) -> None:
+    comparison = Comparison()
+    for record in TOPIC:
+        comparison.acked(record.vehicle, "telemetry", record.seq, record.seq)
+        if known:
+            said = digest(f"{record.vehicle} {record.seq}".encode())
+            comparison.content(record.vehicle, "telemetry", record.seq, said)
+    for record in TOPIC:
+        about = {3: 6, 6: 3}.get(record.number, record.number)  # two of V2 with the content of each other
+        said = digest(f"{record.vehicle} {(about - 1) // 3 + 1}".encode())
+        ce_id, place = f"gw/7/telemetry/{record.number}", ("t", record.partition)
+        comparison.read(
+            record.vehicle, "telemetry", record.seq, key=record.vehicle, place=place, ce_id=ce_id, content=said
+        )
+    verdict = comparison.verdict()
+    assert verdict.passed is not known
+    if known:
+        assert (verdict.unknown, verdict.lost) == (2, 2)
+        assert verdict.findings["unknown"][0] == (
+            "V2 telemetry seq 1 (ce_id gw/7/telemetry/3, t partition 2): its content is not what was published"
+        )
 
 
 @pytest.mark.parametrize("at", [0, 14, 29])
