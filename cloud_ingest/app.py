@@ -397,7 +397,8 @@ class Ingest:
         front = self.listener
         if isinstance(front, Listener):
             return None
-        return PlainSnapshot(front.own.plain, front.plain_waiting, front.own.nameless, front.plain_fault)
+        own = front.own
+        return PlainSnapshot(own.plain, front.plain_waiting, own.nameless, own.too_large, front.plain_fault)
 
     def _devices(self) -> DevicesSnapshot | None:
         devices, frames = self.devices, self.frames

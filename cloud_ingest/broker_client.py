@@ -1,8 +1,8 @@
 """One connection to an MQTT broker that others run, by paho in a thread of its own: received by hand, acked by hand.
 
-What was received is acknowledged when its handler says so, and never before. How much may be received and not
-acknowledged is told to the broker (Receive Maximum); messages of QoS 0 know no such limit and are dropped beyond
-``memory`` bytes.
+What was received is acknowledged when its handler says so, and never before, and on the connection that it came on. How
+much may be received and not acknowledged is told to the broker (Receive Maximum); messages of QoS 0 know no such limit
+and are dropped beyond ``memory`` bytes. What was to be sent dies with its connection (U1).
 """
 
 from __future__ import annotations
@@ -33,6 +33,12 @@ PAUSES: Final = (1, 30)
 """Seconds between two attempts to connect: at first, and at most."""
 
 ASK_AGAIN: Final = 10.0
+
+LARGEST: Final = (1 << 28) + 4
+"""Bytes of the largest packet that there is (OASIS MQTT 5.0, 2.1.4), where a broker names no smaller one."""
+
+AROUND: Final = 10
+"""Bytes of a PUBLISH of QoS 1 without properties beside its topic and payload, at most."""
 
 WAITING: Final = 10_000
 """Messages that wait to be sent; more are dropped."""
@@ -69,6 +75,7 @@ class BrokerClient:
         """
         self.fault = "not connected yet"
         self.connects = 0
+        self.disconnects = 0
         self.dropped = 0
         self._broker = broker
         self._filters = filters
@@ -76,10 +83,13 @@ class BrokerClient:
         self._memory = memory
         self._waiting = 0
         self._refused = 0.0  # when a subscription was; 0: none
+        self._turned_away = False
+        self._largest = LARGEST
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop
         self._properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         self._properties.ReceiveMaximum = window
+        self._properties.MaximumPacketSize = min(memory, LARGEST)
         self._properties.SessionExpiryInterval = SESSION if name else 0
         self._clean = not name
         self._client = client = paho.Client(
@@ -108,8 +118,14 @@ class BrokerClient:
         self._client.loop_start()
 
     def publish(self, topic: str, payload: bytes) -> None:
-        """Send with QoS 1; while there is no connection, or too much waits, it is dropped."""
-        if self._client.is_connected():
+        """Send with QoS 1; while there is no connection, or too much waits, it is dropped.
+
+        So is what the broker would not take: it would end the connection.
+        """
+        size = len(topic.encode()) + len(payload) + AROUND
+        if size > self._largest:
+            log.warning("the broker takes packets of %d bytes, no %d for %s: not sent", self._largest, size, topic)
+        elif self._client.is_connected():
             self._client.publish(topic, payload, 1)
 
     def ask_again(self) -> None:
@@ -125,10 +141,15 @@ class BrokerClient:
 
     # --- in paho's thread ---
 
-    def _on_connect(self, client: paho.Client, _u: object, _f: object, code: Any, _p: object) -> None:  # noqa: ANN401
+    def _on_connect(self, client: paho.Client, _u: object, _f: object, code: Any, told: Properties | None) -> None:  # noqa: ANN401
+        self._turned_away = code.is_failure
         if code.is_failure:
             self._say(f"refuses this node: {code}; look at user, password and certificate in [listener.broker]")
             return
+        self._largest = getattr(told, "MaximumPacketSize", LARGEST)
+        with client._out_message_mutex:  # noqa: SLF001 - else paho sends it now (U1), were it what ended the connection
+            client._out_messages.clear()  # noqa: SLF001
+            client._inflight_messages = 0  # noqa: SLF001
         self._subscribe(client)
 
     def _subscribe(self, client: paho.Client) -> None:
@@ -145,7 +166,9 @@ class BrokerClient:
             self._say("")
 
     def _on_disconnect(self, _c: object, _u: object, _f: object, code: Any, _p: object) -> None:  # noqa: ANN401
-        self._say(f"connection lost: {code}")
+        self.disconnects += 1
+        if not self._turned_away:  # else that was said, and why
+            self._say(f"connection lost: {code}")
 
     def _on_message(self, client: paho.Client, _: object, message: paho.MQTTMessage) -> None:
         size = len(message.payload)
@@ -154,6 +177,7 @@ class BrokerClient:
                 self.dropped += 1
                 return
             self._waiting += size
+        connection = self.disconnects
         self._loop.call_soon_threadsafe(
             self._hand,
             Received(
@@ -163,7 +187,7 @@ class BrokerClient:
                 message.retain,
                 message.dup,
                 _block(message.properties),
-                lambda: self._ack(client, message.mid, message.qos, size),
+                lambda: self._ack(client, message.mid, message.qos, size, connection),
             ),
         )
 
@@ -184,10 +208,10 @@ class BrokerClient:
         except Exception:
             log.exception("a message on %r could not be handled", message.topic)
 
-    def _ack(self, client: paho.Client, mid: int, qos: int, size: int) -> None:
+    def _ack(self, client: paho.Client, mid: int, qos: int, size: int, connection: int) -> None:
         with self._lock:
             self._waiting -= size
-        if qos:
+        if qos and connection == self.disconnects:  # on another one the id may be another message's
             client.ack(mid, qos)
 
 

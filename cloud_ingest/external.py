@@ -47,15 +47,19 @@ PLAIN_WINDOW: Final = 1_000
 BATCH: Final = 1_000
 """Plain messages that are journaled at once."""
 
+MAX_PLAIN: Final = 3 << 20
+"""Bytes of topic, payload and properties of a plain message: what every journal takes in one frame."""
+
 _decode_state = msgspec.json.Decoder(State).decode
 
 
 @dataclass(slots=True)
 class ExternalCounters:
-    """Since the start. ``nameless``: frames on topics that name no gateway; ``dropped``: of QoS 0, for want of room."""
+    """Since the start. ``nameless``: frames on topics that name no gateway; ``too_large``: plain messages left out."""
 
     nameless: int = 0
     plain: int = 0
+    too_large: int = 0
 
 
 class External:
@@ -88,6 +92,8 @@ class External:
         self._serving: set[str] = set()
         self._heard: dict[str, float] = {}
         self._plain: list[Received] = []
+        self.plain_waiting = 0
+        """Messages of plain topics that are not journaled yet."""
         self._something = asyncio.Event()
         self.connected: dict[str, Connected] = {}
         self.counters = Counters()
@@ -134,11 +140,6 @@ class External:
     def plain_fault(self) -> str:
         """Why no plain topics come, or empty."""
         return self.bridge.fault if self.bridge is not None else ""
-
-    @property
-    def plain_waiting(self) -> int:
-        """Messages of plain topics that are not journaled yet."""
-        return len(self._plain)
 
     async def start(self) -> None:
         """Connect, in the background; a broker that is away holds nobody up."""
@@ -228,6 +229,13 @@ class External:
     # --- plain topics ---
 
     def _received_plain(self, message: Received) -> None:
+        size = len(message.topic.encode()) + len(message.payload) + len(message.properties)
+        if size > MAX_PLAIN:  # no journal takes it, ever: all others would wait behind it
+            log.warning("a message of %d bytes on %r is left out; the journal takes %d", size, message.topic, MAX_PLAIN)
+            self.own.too_large += 1
+            message.ack()
+            return
+        self.plain_waiting += 1
         self._plain.append(message)
         self._something.set()
 
@@ -246,6 +254,7 @@ class External:
                 for message in batch:
                     message.ack()
                 self.own.plain += len(batch)
+                self.plain_waiting -= len(batch)
 
 
 def _item(message: Received, wall_ms: int) -> Item:

@@ -92,12 +92,14 @@ class DevicesSnapshot(msgspec.Struct, frozen=True):
 class PlainSnapshot(msgspec.Struct, frozen=True):
     """Plain topics of the broker in front. ``messages``: journaled since the start. ``waiting``: not journaled yet.
 
-    ``nameless``: messages on topics of gateways that name none. ``fault``: why nothing comes, or empty.
+    ``nameless``: messages on topics of gateways that name none. ``too_large``: left out, because no journal takes them.
+    ``fault``: why nothing comes, or empty.
     """
 
     messages: int = 0
     waiting: int = 0
     nameless: int = 0
+    too_large: int = 0
     fault: str = ""
 
 
@@ -213,8 +215,8 @@ def _devices(one: DevicesSnapshot) -> Text:
 def _plain(one: PlainSnapshot) -> Text:
     fault = f"; {one.fault}" if one.fault else ""
     return Text(
-        f"plain topics {one.messages:,} messages journaled, {one.waiting:,} waiting; {one.nameless:,} without a "
-        f"gateway's name{fault}",
+        f"plain topics {one.messages:,} messages journaled, {one.waiting:,} waiting, {one.too_large:,} too large; "
+        f"{one.nameless:,} without a gateway's name{fault}",
         style="yellow" if one.fault else "",
     )
 

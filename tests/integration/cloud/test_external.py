@@ -20,7 +20,7 @@ from tests.support.external import V5, behind, external, gateway, settings
 from waybill import wire
 from waybill.errors import Unavailable
 from waybill.mqtt.server import MqttServer
-from waybill.mqtt.settings import Client, Hooks
+from waybill.mqtt.settings import Client, Hooks, Settings
 from waybill.mqtt.testing import MemorySink
 from waybill.wire import CommandStatus
 
@@ -125,7 +125,7 @@ async def test_plain_topics_become_records_and_are_acked_when_they_are_journaled
             found = await records(ingest, "fleet.telemetry", 3)
             assert {one.key for one in found} == {b"V7"}
             assert dict(found[0].headers)["ce_source"] == b"/devices/V7"
-            assert ingest.snapshot().plain == PlainSnapshot(3, 0, 0, "")
+            assert ingest.snapshot().plain == PlainSnapshot(3, 0, 0, 0, "")
         async with behind(asked) as ingest:
 
             async def append_frame(*_: object) -> None:
@@ -139,6 +139,33 @@ async def test_plain_topics_become_records_and_are_acked_when_they_are_journaled
         await device.publish("vehicles/V7/t", b"while away", qos=1)
         async with behind(asked) as ingest:
             assert set(await values(ingest, 5)) == {b"0", b"1", b"2", b"kept", b"while away"}
+
+
+async def test_a_plain_message_that_no_journal_takes_is_left_out_and_holds_up_no_other(
+    front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloud_ingest.external.MAX_PLAIN", 1000)
+    asked = settings(tmp_path, front.port, plain=["vehicles/#"])
+    async with behind(asked) as ingest, aiomqtt.Client("127.0.0.1", front.port) as device:
+        await device.publish("vehicles/V7/t", bytes(1000), qos=1)
+        await device.publish("vehicles/V7/t", b"next", qos=1)
+        assert await values(ingest, 1) == [b"next"]
+        await until(lambda: ingest.snapshot().plain == PlainSnapshot(1, 0, 0, 1, ""))
+
+
+async def test_a_command_that_the_broker_would_not_take_is_not_sent_and_ends_no_connection(tmp_path: Path) -> None:
+    server = MqttServer(MemorySink(), Settings(max_packet=10_000))
+    await server.start()
+    _, port = await server.listen("127.0.0.1", 0)
+    async with behind(settings(tmp_path, port)) as ingest, gateway(port) as one:
+        expires = time.time_ns() // 1_000_000 + 60_000
+        for name, size in (("c1", 20_000), ("c2", 10)):
+            value = {"id": name, "gateway": "g1", "device": "V1", "name": "x", "expires_at": expires}
+            value["payload"] = "x" * size
+            await ingest.log.append(OutRecord("waybill.commands", b"g1", json.dumps(value).encode(), []))
+        assert (await one.envelope()).id == "c2"
+        assert external(ingest).client.connects == 1
+    await server.close()
 
 
 async def test_a_broker_that_is_away_or_refuses_is_said_and_asked_again(

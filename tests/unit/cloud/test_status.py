@@ -74,11 +74,11 @@ def test_rates_are_over_the_last_samples() -> None:
 
 def test_why_presence_waits_is_said_and_so_are_plain_topics() -> None:
     shot = msgspec.structs.replace(
-        SHOT, presence="waybill.presence: Write is not allowed", plain=PlainSnapshot(1_234, 5, 6, "no such user")
+        SHOT, presence="waybill.presence: Write is not allowed", plain=PlainSnapshot(1_234, 5, 6, 7, "no such user")
     )
     shown = text(shot)
     assert "presence waits: waybill.presence: Write is not allowed" in shown
-    assert "1,234 messages journaled, 5 waiting; 6 without a gateway's name; no such user" in shown
+    assert "1,234 messages journaled, 5 waiting, 7 too large; 6 without a gateway's name; no such user" in shown
     assert "presence waits" not in text(msgspec.structs.replace(shot, presence=shot.fault))
     assert "plain" not in text(SHOT)
 
