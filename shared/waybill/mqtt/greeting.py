@@ -10,7 +10,7 @@ import socket
 import struct
 from typing import Final
 
-from waybill.mqtt.proxy import MAX_BODY, MAX_LINE, SIGNATURE, ProxyError, version_1, version_2
+from waybill.mqtt.proxy import LINE, MAX_BODY, MAX_LINE, SIGNATURE, ProxyError, version_1, version_2
 
 _HEAD: Final = struct.Struct(">BBH")
 
@@ -24,14 +24,12 @@ async def client_of(sock: socket.socket, name: object) -> object:
 
     Raises NoByteError, ProxyError, OSError.
     """
-    head = await _exactly(sock, len(SIGNATURE))
+    head = await _begin(sock)
     if head == SIGNATURE:
         command, kind, size = _HEAD.unpack(await _exactly(sock, _HEAD.size))
         if size > MAX_BODY:
             raise ProxyError(f"a PROXY header of {size} bytes; at most {MAX_BODY}")
         return version_2(command, kind, await _exactly(sock, size) if size else b"", name)
-    if not head.startswith(b"PROXY "):
-        raise ProxyError("no PROXY header; switch it on at the balancer, or take its address out of proxies")
     while not head.endswith(b"\n"):
         if len(head) >= MAX_LINE:
             raise ProxyError("a PROXY header without an end")
@@ -52,14 +50,27 @@ async def first_byte(sock: socket.socket) -> None:
         raise NoByteError
 
 
+async def _begin(sock: socket.socket) -> bytes:
+    """Read what tells the two versions apart. What can be neither is an error at once: no more of it may come."""
+    data = await _some(sock, len(SIGNATURE))
+    if not data:
+        raise NoByteError
+    while any(known.startswith(data[: len(known)]) for known in (SIGNATURE, LINE)):
+        if len(data) == len(SIGNATURE):
+            return data
+        data += await _exactly(sock, 1)
+    raise ProxyError("no PROXY header; switch it on at the balancer, or take its address out of proxies")
+
+
 async def _exactly(sock: socket.socket, size: int) -> bytes:
-    loop = asyncio.get_running_loop()
     data = b""
     while len(data) < size:
-        more = await loop.sock_recv(sock, size - len(data))
+        more = await _some(sock, size - len(data))
         if not more:
-            if size == len(SIGNATURE) and not data:
-                raise NoByteError
             raise ProxyError("the connection ended within its PROXY header")
         data += more
     return data
+
+
+async def _some(sock: socket.socket, size: int) -> bytes:
+    return await asyncio.get_running_loop().sock_recv(sock, size)

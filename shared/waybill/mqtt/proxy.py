@@ -16,8 +16,13 @@ from waybill.errors import ConfigError
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
+LINE: Final = b"PROXY "
+"""How a header of version 1 begins."""
+
 MAX_LINE: Final = 107
 """Bytes of a header of version 1 at most."""
+
+MAX_PORT: Final = 65_535
 
 MAX_BODY: Final = 4096
 """Bytes of a header of version 2 at most, behind its first 16: addresses and what else the balancer adds."""
@@ -58,8 +63,10 @@ def version_1(line: bytes, name: object) -> object:
     try:
         _, kind, host, _, port, _ = words
         address = ipaddress.ip_address(host)
-        if kind != f"TCP{address.version}" or not line.endswith(b"\r\n"):
+        if kind != f"TCP{address.version}" or "%" in host or not line.endswith(b"\r\n"):
             raise ValueError(kind)
+        if not port.isdigit() or int(port) > MAX_PORT:
+            raise ValueError(port)
         return str(address), int(port)
     except ValueError as error:
         raise ProxyError(f"a PROXY header that cannot be read: {line!r}") from error

@@ -125,6 +125,8 @@ class Reader(Connection):
         start = -1  # of the run of PUBLISH packets
         run = Run()
         publishes, pubacks = run.publishes, run.pubacks
+        if self.session is None and n and data[0] != codec.CONNECT:
+            self.packet(data[0], b"")  # at once: what speaks another protocol may never send what looks like its rest
         try:
             while n - i >= 2:
                 h = data[i]
