@@ -28,13 +28,13 @@ class Figures(NamedTuple):
     memory: float
 
 
-async def publish(host: str, port: int, number: int, topics: int) -> None:
-    """Publish one client's part of MESSAGES with QoS 1, WINDOW in flight, through its part of ``topics`` by turns."""
+async def publish(host: str, port: int, number: int, topics: int, messages: int = MESSAGES) -> None:
+    """Publish one client's part of ``messages`` with QoS 1, WINDOW in flight, its part of ``topics`` by turns."""
     reader, writer = await asyncio.open_connection(host, port)
     writer.write(rig.connect(f"c{number}", keepalive=0))
     await reader.readexactly(4)
-    for first in range(number, MESSAGES, CLIENTS * WINDOW):
-        some = range(first, min(first + CLIENTS * WINDOW, MESSAGES), CLIENTS)
+    for first in range(number, messages, CLIENTS * WINDOW):
+        some = range(first, min(first + CLIENTS * WINDOW, messages), CLIENTS)
         packets = [
             rig.publish(
                 f"vehicles/V{message % topics:07d}/telemetry",
