@@ -222,7 +222,8 @@ async def judge(
     """Judge the run whose ledger or directory ``path`` is.
 
     ``source``: where the records are, by default where the ledger says. ``drain``: seconds in which it is read again
-    while something is missing, or more comes. ``silence``: seconds that a reader may say nothing.
+    while something is missing, or more comes; the last time begins when they are over. ``silence``: seconds that a
+    reader may say nothing.
     Raises ConfigError, Corrupt, Refused, Unavailable.
     """
     run, comparison = await asyncio.to_thread(load, ledger_of(path))
@@ -235,18 +236,20 @@ async def judge(
     end = time.monotonic() + drain
     before = -1
     while True:
+        # Reading takes its time. A look that began before the end has not seen what came while it lasted.
+        last = time.monotonic() >= end
         latencies = Latencies(real_time=run.facts.real_time)
         try:
             count = await source.read(comparison, latencies, silence)
             audits = await source.audit(silence)
         except Unavailable:
-            if time.monotonic() >= end:
+            if last:
                 raise
         else:
             verdict = comparison.verdict(audits, whole=run.ended and run.torn is None)
             waiting = verdict.lost or verdict.disagreeing or any(one.pending for one in audits or ())
             # The cloud's ledger knows of all that is there; elsewhere only a second look tells that nothing more comes.
-            if time.monotonic() >= end or (not waiting and (audits is not None or count == before)):
+            if last or (not waiting and (audits is not None or count == before)):
                 return report(run, verdict, audits, latencies, count)
             before = count
         await asyncio.sleep(_PAUSE)

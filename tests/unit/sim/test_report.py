@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,6 +24,7 @@ from waybill.errors import ConfigError, Unavailable, UnknownVersion
 
 S = 1_000_000_000
 T0 = 1_763_740_000 * S
+PATIENCE = 1.0
 EVIL = "<script>alert('&\"')</script>\x01"
 
 
@@ -339,6 +341,24 @@ class Growing:
         if self.reads == 1:
             raise Unavailable("nobody answers")
         return iter(self.lines[: len(self.lines) - 5 + self.reads])
+
+
+class Slow(Growing):
+    """Lines whose last ones come while they are read for the first time, which takes longer than one wants to wait."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.reads += 1
+        if self.reads > 1:
+            return iter(self.lines)
+        time.sleep(1.5 * PATIENCE)
+        return iter(self.lines[:-5])
+
+
+async def test_what_comes_while_the_topic_is_read_is_not_lost(made: Made) -> None:
+    made.ledger.close()
+    slow = Slow(made.records.read_bytes().splitlines())
+    report = await judge(made.directory, Lines(slow), drain=PATIENCE)
+    assert (report.outcome, report.counts.lost, slow.reads) == ("PASS", 0, 2)
 
 
 async def test_what_comes_late_is_waited_for_and_counted_once(made: Made) -> None:
