@@ -4,8 +4,8 @@
 
     vehicles ──▶ edge ──bridge, QoS 1──▶ relay ──▶ cloud ──QoS 1──▶ collector ──acks=all──▶ Kafka
 
-The collector is Telegraf, or a program of ours with the same order of acks. Every queue that has a limit by default has
-none here, every session stays, every acknowledgement waits for the next one's. The same stories happen to Waybill.
+The collector is Telegraf, or a program of ours with the same order of acks. The brokers' queues have no limit, and
+every session stays. The same stories can happen to Waybill, in a scenario with a ``[[gateway]]``.
 """
 
 from __future__ import annotations
