@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
@@ -238,7 +239,7 @@ class _Partition(PartitionLog):
             self.finished.set()
         entries.pop(_DONE, None)
         self._next = self._returned = start
-        return dataclasses.replace(loaded, ledger=entries, start=start, lost=0)
+        return dataclasses.replace(loaded, ledger=entries, start=start, lost=0, cleared=sys.maxsize)
 
     def _entries(self, loaded: Loaded) -> dict[bytes, bytes]:
         prefix = self._job.prefix

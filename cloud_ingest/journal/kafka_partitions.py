@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Protocol
@@ -190,7 +191,8 @@ class KafkaPartition:
         await self._stragglers.close()
         self._stragglers = Stragglers(self._cluster, self._frames, count)
         ledger.pop(self._count_key, None)
-        return Loaded(ledger, start, log_start, lost, dictionaries, count.partitions)
+        cleared = 0 if count.ancestors else sys.maxsize
+        return Loaded(ledger, start, log_start, lost, dictionaries, count.partitions, cleared)
 
     async def _hand_over(self, count: Count, made: Count, tables: Mapping[str, dict[bytes, bytes]]) -> None:
         """Write what is another's among ``made.partitions`` to them, and take it out of ``tables``, the ledger first.

@@ -7,6 +7,7 @@ transaction).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -78,7 +79,8 @@ class Loaded:
     ``log_start``: the oldest offset that the journal still has; frames between the committed offset and it were deleted
     unrouted (R8) where ``lost`` > 0. ``ledger``, ``dictionaries``: key -> the newest value in these topics.
     ``partitions``: how many frames partitions there are now; frames of gateways that are another's by that are put into
-    the journal again. 0: as many as ever, and all frames are this one's.
+    the journal again. 0: as many as ever, and all frames are this one's. ``cleared``: below this offset frames of its
+    gateways have all before them in this partition; beyond, ``PartitionLog.cleared`` says.
     """
 
     ledger: Mapping[bytes, bytes]
@@ -87,6 +89,7 @@ class Loaded:
     lost: int = 0
     dictionaries: Mapping[bytes, bytes] = field(default_factory=dict)
     partitions: int = 0
+    cleared: int = sys.maxsize
 
 
 class Cleared(NamedTuple):

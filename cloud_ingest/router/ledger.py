@@ -137,12 +137,15 @@ class Draft:
 
     # --- what frames and receipts say of epochs ---
 
-    def admit(self, span: Span, offset: int, *, relaxed: bool = False, oldest: int = 0) -> None:
+    def admit(
+        self, span: Span, offset: int, *, relaxed: bool = False, oldest: int = 0, elsewhere: bool = False
+    ) -> None:
         """Learn what a frame's header or a receipt says of its epoch and of the one before (E2, E3, E5).
 
         ``offset``: of the frame in the journal. ``relaxed``: the lane may lose its end in a power cut, so E3 is only
         noted.
         ``oldest``: the lane's oldest unsettled epoch (E4), 0 in a receipt. Saying the same again changes nothing.
+        ``elsewhere``: what is settled may be in the journal and still come to this partition: it is waited for (R7).
         """
         entry = self.edit(span.key)
         entry.last_offset = max(entry.last_offset, offset)
@@ -157,7 +160,7 @@ class Draft:
             text = f"seq {span.last} is past the epoch's declared last, {entry.end}"
             self._notice(span.key, Alarm.PAST_END, text, relaxed=relaxed)
         if oldest:
-            self._settle(span.key.at(oldest))
+            self._settle(span.key.at(oldest), elsewhere=elsewhere)
         if entry.prev_epoch and not entry.begins:
             before = span.key.at(entry.prev_epoch)
             if self.get(before) is None:
@@ -180,18 +183,22 @@ class Draft:
             text = f"seq {entry.covered.last} is past the epoch's declared last, {span.prev_last}"
             self._notice(before, Alarm.PAST_END, text, relaxed=relaxed)
 
-    def _settle(self, key: Key) -> None:
+    def _settle(self, key: Key, *, elsewhere: bool) -> None:
         """Note that all before ``key`` is settled at the gateway: in the journal before this frame, or declared (E4).
 
-        What is settled never holds a lane up, and may be forgotten once the journal is past it.
+        What is settled never holds a lane up, and may be forgotten once the journal is past it. Where it may be
+        ``elsewhere`` in the journal, only what has an entry counts.
         """
         while True:
             entry = self.get(key)
             if entry is None or not entry.known or entry.begins:
                 return
-            self.edit(key).begins = True
             before = key.at(entry.prev_epoch)
-            if not entry.prev_epoch or self.get(before) is None:
+            found = self.get(before)
+            if elsewhere and entry.prev_epoch and (found is None or found.reach < entry.prev_last):
+                return
+            self.edit(key).begins = True
+            if not entry.prev_epoch or found is None:
                 return
             earlier = self.edit(before)
             earlier.floor = max(earlier.floor, entry.prev_last)

@@ -100,7 +100,7 @@ class Partition:
         self.refused: dict[str, str] = {}
         """Topics that the log refuses at present, and why: their records become dead letters (R5)."""
         self.cleared = sys.maxsize
-        """From this offset on no gap is given up for the time that it took (R7)."""
+        """From this offset on earlier frames of a gateway may be elsewhere: no gap is given up for its time (R7)."""
         self.resume(Ledger(), Dictionaries(), 0, 0)
 
     def resume(self, ledger: Ledger, dictionaries: Dictionaries, start: int, lost: int) -> None:
@@ -115,9 +115,11 @@ class Partition:
         self.lost: Interval | None = (start - lost + 1, start) if lost else None
 
     def is_overdue(self, log_ms: int) -> bool:
-        """Tell whether a frame has waited so long that gaps before it may be given up (R7), by the log's clock."""
+        """Tell whether by the log's clock, but not yet by ``cleared``, a gap is to be given up (R7)."""
         oldest = next(iter(self.held.frames.values()), None)
-        return oldest is not None and oldest.record.stamp_ms + self.limits.hold_ms <= log_ms
+        if oldest is None or oldest.offset < self.cleared:
+            return False
+        return oldest.record.stamp_ms + self.limits.hold_ms <= log_ms
 
     def adopt(self, plan: Plan) -> None:
         """Make ``plan`` the truth: its commit has returned (R3)."""

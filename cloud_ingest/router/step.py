@@ -155,7 +155,8 @@ class _Planner:
         key = Key(record.gateway, header.epoch, header.lane)
         span = Span(key, header.prev_epoch, header.prev_last, header.first, header.last)
         relaxed = header.durability == "relaxed"
-        self.ledger.admit(span, record.offset, relaxed=relaxed, oldest=header.oldest_epoch)
+        elsewhere = header.order == "fifo" and record.offset >= self.state.cleared
+        self.ledger.admit(span, record.offset, relaxed=relaxed, oldest=header.oldest_epoch, elsewhere=elsewhere)
         lane = (record.gateway, header.lane)
         if self.held.queues(lane):
             self.unfinished[lane] = None  # what it says of epochs may let others go, and these go first

@@ -23,7 +23,7 @@ from typing import Final, Protocol
 from cloud_ingest.config import Topics
 from cloud_ingest.following import Readable, following
 from cloud_ingest.journal.keys import partition_of
-from cloud_ingest.journal.port import CaughtUp, Cleared, JournalRecord, PartitionLog
+from cloud_ingest.journal.port import CaughtUp, JournalRecord, PartitionLog
 from cloud_ingest.router.commands import Commands
 from cloud_ingest.router.dictionaries import Dictionaries
 from cloud_ingest.router.ledger import Ledger
@@ -177,7 +177,7 @@ class _Worker:
         commands = Commands(lambda gateway: partition_of(gateway.encode(), partitions) == number)
         state = Partition(number, self._topics, self._routes, commands, self._limits)
         state.counters = self._status.counters
-        state.partitions = loaded.partitions
+        state.partitions, state.cleared = loaded.partitions, loaded.cleared
         state.resume(
             Ledger.load(loaded.ledger, number), Dictionaries.load(loaded.dictionaries), loaded.start, loaded.lost
         )
@@ -236,22 +236,22 @@ class _Worker:
                 read_at = time.monotonic()
             # The log's clock goes on from its newest stamp: this node's own may be wrong.
             log_ms = state.newest_ms + int((time.monotonic() - read_at) * 1000)
-            state.cleared = self._cleared(state, log_ms)
+            self._clear(state, log_ms)
             await self._advance(state, records, at_end=at_end, log_start=log_start, log_ms=log_ms)
             if at_end:
                 status.behind_ms = 0
 
-    def _cleared(self, state: Partition, log_ms: int) -> int:
-        """Return up to which offset gaps may be given up (R7); the log is asked only when there is one to give up.
+    def _clear(self, state: Partition, log_ms: int) -> None:
+        """Learn up to which offset gaps may be given up (R7); the log is asked only when there is one to give up.
 
         While it has to wait, frames of this partition are not routed, and may be deleted: R8 counts that time.
         """
-        cleared, waits = self._log.cleared() if state.is_overdue(log_ms) else Cleared(0)
-        status = self._status
+        status, waits = self._status, ""
+        if state.is_overdue(log_ms):
+            state.cleared, waits = self._log.cleared()
         if waits and status.reason != waits:
             log.warning("router: partition %d: a gap waits: %s", self._log.partition, waits)
         status.state, status.reason = ("waiting", waits) if waits else ("ready", "")
-        return cleared
 
     async def _read(self) -> tuple[Sequence[JournalRecord], bool]:
         """Read frames; at the journal's end the first one waits for others as long as the routes allow."""

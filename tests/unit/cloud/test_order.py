@@ -3,6 +3,7 @@
 from itertools import permutations
 
 from cloud_ingest.journal.port import JournalRecord
+from cloud_ingest.router.entry import Key
 from cloud_ingest.router.state import Limits
 from tests.support.gateway import BASE_MS, Bench, Epoch, control, expected, receipt, values
 
@@ -84,6 +85,25 @@ def test_r7_no_gap_is_given_up_before_it_is_known_that_nothing_is_elsewhere() ->
     assert (bench.state.counters.given_up, bench.state.committed) == (3, 1)
     bench.state.cleared = 2
     assert values(bench.step(at_end=True)) == expected(1, 2, 2)
+
+
+def test_r7_a_new_epoch_waits_for_what_is_settled_where_that_may_be_elsewhere_in_the_journal() -> None:
+    bench = Bench()
+    bench.state.cleared = 0
+    two, three = Epoch(2, prev=1, prev_last=4, oldest=2), Epoch(3, prev=2, prev_last=2, oldest=3)
+    bench.feed(ONE.frame(1, 2))
+    assert values(bench.feed(three.frame(1, 1), two.frame(1, 2))) == []
+    assert values(bench.feed(ONE.frame(3, 4))) == [*expected(1, 3, 4), *expected(2, 1, 2), *expected(3, 1, 1)]
+    bench.feed(three.frame(2, 2))
+    assert [bench.state.ledger.entries[Key("gw", epoch, "telemetry")].begins for epoch in (2, 3)] == [True, True]
+    unknown = Epoch(5, prev=4, prev_last=4, oldest=5)
+    assert bench.feed(unknown.frame(1, 1)) == []
+    bench.now += 60_000
+    assert bench.step(at_end=True) == []
+    bench.state.cleared = bench.state.position
+    assert values(bench.step(at_end=True)) == expected(5, 1, 1)
+    bench.feed(unknown.frame(2, 2))
+    assert bench.state.ledger.entries[Key("gw", 5, "telemetry")].begins
 
 
 def test_r7_the_bound_is_the_journals_time_not_the_devices() -> None:
