@@ -112,9 +112,9 @@ name = "gateway"
 @functools.cache
 def telegraf() -> str:
     """Return the path of Telegraf; the first call builds it. Raises RuntimeError, which says what is missing."""
-    made = subprocess.run(
-        ["make", "telegraf"], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
-    )
+    # Below another make, this one would say last which directory it leaves.
+    command = ["make", "--no-print-directory", "telegraf"]
+    made = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     if made.returncode:
         raise RuntimeError(made.stderr)
     return made.stdout.splitlines()[-1]
