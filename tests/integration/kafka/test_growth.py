@@ -16,7 +16,7 @@ from cloud_ingest.router.routes import Routes
 from cloud_ingest.router.state import Limits
 from cloud_ingest.router.worker import Router
 from tests.support.gateway import Epoch, control, trained
-from tests.support.kafka_log import OpenLog, eventually
+from tests.support.kafka_log import OpenLog
 from tests.support.logs import read_to_end
 from waybill.errors import ConfigError, Unavailable
 from waybill.wire import DICTIONARY_TOPIC
@@ -57,9 +57,9 @@ async def _owning(log: KafkaLog, unique: str, *numbers: int) -> AsyncIterator[Ro
 
 async def _say(router: Router, said: dict[int, tuple[str, str]]) -> None:
     """Wait until partitions have these states and reasons."""
-    await eventually(
-        lambda: {n: (status.state, status.reason) for n, status in router.partitions.items()} == said, str(said)
-    )
+    async with asyncio.timeout(300):
+        while {n: (status.state, status.reason) for n, status in router.partitions.items()} != said:  # noqa: ASYNC110 - it asks the routers
+            await asyncio.sleep(0.05)
 
 
 async def _ids(log: KafkaLog, unique: str) -> list[str]:
