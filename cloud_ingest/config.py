@@ -306,6 +306,8 @@ def check(config: CloudConfig, base: Path, where: str) -> Settings:
     if config.websocket is not None:
         _check_websocket(config.websocket, config.listener, where)
     check_topics(config, where)
+    if config.metrics is not None:
+        address(config.metrics.listen, f"{where}: [metrics] listen")
     data = base / config.data
     listener, websocket = config.listener, config.websocket
     if websocket is not None and websocket.certificate:

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from waybill.config import Server, relative_to
+from waybill.config import Server, check_files, relative_to
 from waybill.errors import ConfigError
 from waybill.mqtt.topics import valid_filter
 
@@ -74,7 +74,9 @@ def check_broker(broker: Broker | None, plain: tuple[str, ...], base: Path, wher
             f"{here}: plain needs client_id, a name of this node alone: under it the broker keeps what the node "
             "had not acknowledged when it was cut off"
         )
-    return relative_to(broker, base)
+    broker = relative_to(broker, base)
+    check_files(broker, here)
+    return broker
 
 
 def _is_url(text: str) -> bool:

@@ -143,7 +143,8 @@ async def probe(config: KafkaConfig) -> None:
         except FAILURES as error:
             if mend := _mend(error, server, options.get("sasl_plain_username")):
                 raise ConfigError(f"{config.where} {mend}") from error
-            reasons.append(f"{server}: {str(error) or 'no answer'}")
+            protocol = config.connection.get("security_protocol", "PLAINTEXT")
+            reasons.append(f"{server}: {str(error) or f'no answer; does it speak {protocol}?'}")
         else:
             return
         finally:
@@ -155,7 +156,8 @@ async def probe(config: KafkaConfig) -> None:
 def _mend(error: Exception, server: str, user: str | None) -> str | None:
     """Say what a person must do about ``error``; None where waiting may help."""
     if isinstance(error, _BAD_LOGIN):
-        return f"{server} refused the login of {user!r}: check sasl.username, sasl.password, sasl.mechanism ({error})"
+        keys = "sasl.username, sasl.password, sasl.mechanism, security.protocol"
+        return f"{server} refused the login of {user!r}: check {keys} ({error})"
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
             f'the certificate of {server} is not accepted: {error.verify_message}; check "ssl.ca.location" '

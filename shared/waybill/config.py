@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import json
+import math
 import re
 import tomllib
 import typing
@@ -90,11 +91,19 @@ def load(path: Path, kind: type[T]) -> T:
         msg = f"{path}: cannot be read: {error}"
         raise ConfigError(msg) from error
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(text, parse_float=_finite)
+    except ValueError as error:  # a TOMLDecodeError, and of numbers
         msg = f"{path}: not valid TOML: {error}"
         raise ConfigError(msg) from error
     return convert(table, kind, str(path))
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        msg = f"{text}: no key takes that; give a number"
+        raise ValueError(msg)
+    return number
 
 
 def convert(table: dict[str, Any], kind: type[T], where: str) -> T:

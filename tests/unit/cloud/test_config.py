@@ -107,6 +107,11 @@ def test_kafka_settings_are_handed_on_under_kafkas_own_names(tmp_path: Path) -> 
         (f'{EXTERNAL}[listener.broker]\nurl = "mqtt://x"\nshare = "a/b"\n', ("share 'a/b'",)),
         (f'{EXTERNAL}[listener.broker]\nurl = "mqtt://x"\nca = "c"\n', ("ca and certificate are for mqtts://",)),
         (f'{EXTERNAL}[listener.broker]\nurl = "mqtts://x"\nkey = "c"\n', ("certificate and key go together",)),
+        (
+            f'{EXTERNAL}[listener.broker]\nurl = "mqtt://x"\npassword_file = "p"\n',
+            ("[listener.broker] password_file", "p: no"),
+        ),
+        (f'data = "d"\n{PLAIN}[metrics]\nlisten = "9464"\n', ("[metrics] listen '9464'", "HOST:PORT")),
         (f'{EXTERNAL}plain = ["#"]\n[listener.broker]\nurl = "mqtt://x"\n', ("plain '#'", "first level")),
         (f'{EXTERNAL}plain = ["a/#"]\n[listener.broker]\nurl = "mqtt://x"\n', ("plain needs client_id",)),
         (f'data = "d"\n{PLAIN}plain = ["a"]\n', ('broker and plain are for mode = "external"',)),

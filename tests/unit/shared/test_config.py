@@ -42,6 +42,10 @@ def test_each_mistake_is_named_with_its_place_and_mend(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load(path, Outer)
     assert "line 2" in error_of(path, 'gateway = "g"\ninner = = 3\n')
+    for number in ("nan", "-inf", "1e999"):
+        assert error_of(path, f'gateway = "g"\npace = {number}\n').endswith(
+            f"{number}: no key takes that; give a number"
+        )
     assert "did you mean 'gateway'" in error_of(path, 'gatway = "g"\n')
     assert "'gateway' is missing" in error_of(path, "")
     text = error_of(path, 'gateway = "g"\n[inner]\nport = "x"\n')
