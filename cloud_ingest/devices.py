@@ -195,8 +195,14 @@ class Devices:
             del self._known[next(iter(self._known))]
         self._known[command] = None
 
-    def _on_subscribed(self, client: Client, pattern: str, _: int) -> None:
+    def _on_subscribed(self, client: Client, pattern: str, qos: int) -> None:
         device = _device_of(pattern)
+        if not qos:  # nothing comes back for what it is sent
+            log.warning(
+                "device %r subscribes to %r with QoS 0: commands that it does not answer count as expired; use QoS 1",
+                client.client_id,
+                pattern,
+            )
         self._listening.setdefault(device, set()).add(client.client_id)
         self._asked.setdefault(client.client_id, set()).add(device)
         self._attached(f"{DIRECT}{device}")

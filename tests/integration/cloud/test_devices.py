@@ -215,6 +215,20 @@ async def test_c1_a_command_reaches_a_device_without_a_gateway_and_its_states_co
     assert await records(ingest, "fleet.telemetry", 0) == []
 
 
+async def test_c1_a_device_that_subscribes_with_qos_0_is_warned_of_and_its_answer_counts(
+    ingest: Ingest, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with client(ingest) as one:
+        await one.subscribe("cmd/V7/+/req", qos=0)
+        await until(lambda: "use QoS 1" in caplog.text)
+        await command(ingest, "c1", "V7")
+        async with asyncio.timeout(60):
+            message = await anext(aiter(one.messages))
+        assert (str(message.topic), message.qos) == ("cmd/V7/c1/req", 0)
+        await one.publish("cmd/V7/c1/res", b"ok", qos=1)
+    assert [one.state for one in await states(ingest, 1)] == ["done"]
+
+
 async def test_c1_a_command_for_a_device_that_never_comes_expires(ingest: Ingest) -> None:
     await command(ingest, "late", "V8", 0.5)
     (only,) = await states(ingest, 1)
