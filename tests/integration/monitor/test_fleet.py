@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from pathlib import Path
 
 from tests.integration.edge.agents import publish
@@ -58,3 +59,24 @@ async def test_a_gateway_comes_tells_of_itself_and_is_red_when_its_link_is_reset
 
             ingest.kill()
             await screen.shows("LOST", "offline")
+
+
+async def test_a_gateway_that_is_killed_or_falls_silent_is_red_and_green_again_when_it_is_back(tmp_path: Path) -> None:
+    """How soon the ingest knows is tested with its API (test_fleet_state.py); here, that a person sees it."""
+    file = cloud_file(tmp_path / "cloud", 'kind = "embedded"')
+    (tmp_path / "token").write_text(TOKEN)
+    async with contextlib.AsyncExitStack() as stack:
+        _, (front, api) = await stack.enter_async_context(process("cloud", "run", "--config", file))
+        gateway = agent_file(tmp_path / "edge", int(front.rpartition(":")[2]), keepalive=3)
+        source = places.cloud(f"http://{api}", tmp_path / "token", None)
+        screen = await stack.enter_async_context(terminal(Monitor(source, interval=0.2), 160, 24))
+        async with process("edge", "run", "--config", gateway) as (agent, _):
+            await screen.shows("gw1", "● 1 online")
+            agent.kill()
+            await screen.shows("✖ 1 offline", "✖ gw1 offline since", "connection lost")
+        async with process("edge", "run", "--config", gateway) as (agent, _):
+            await screen.shows("● 1 online")
+            agent.send_signal(signal.SIGSTOP)
+            await screen.shows("✖ 1 offline", "✖ gw1 offline since", "keepalive")
+            agent.send_signal(signal.SIGCONT)
+            await screen.shows("● 1 online")
