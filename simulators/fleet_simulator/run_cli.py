@@ -55,8 +55,9 @@ def run(  # noqa: PLR0913, PLR0917 - the options of a command
     with _directory(keep) as directory, judge_cli.or_exit_2():
         try:
             code = asyncio.run(_run(scenario, directory, kafka, report))
-        except asyncio.CancelledError:
-            code = 128 + signal.SIGTERM
+        except (asyncio.CancelledError, KeyboardInterrupt) as ended:
+            code = 128 + (signal.SIGINT if isinstance(ended, KeyboardInterrupt) else signal.SIGTERM)
+            _note(f"ended early{f': waybill fleet verdict {keep} judges what was driven' if keep else ''}")
     kept = report or keep
     if kept is not None and (kept / "report.html").is_file():
         _note(f"report: {kept / 'report.html'}")

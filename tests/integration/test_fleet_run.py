@@ -130,6 +130,7 @@ async def test_however_it_ends_it_leaves_nothing_behind_but_its_ledger(tmp_path:
         _, words = await process.communicate()
     if number in {signal.SIGINT, signal.SIGTERM}:
         assert process.returncode == 128 + number
+        assert f"waybill fleet verdict {kept} judges what was driven".encode() in words
     else:
         assert process.returncode == -number
         await until("all that it started has ended", lambda: not processes_below(tmp_path), 30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -73,6 +74,8 @@ def monitor(  # noqa: PLR0913 - each an option
 
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):  # textual draws on stderr
         raise ConfigError("there is no terminal to draw on; --once and --json print it once")
+    if os.environ.get("TERM") == "dumb":
+        raise ConfigError("TERM=dumb: this terminal cannot be drawn on; --once and --json print it once")
     # Keys alone: a terminal that tells of the mouse sends for each of its moves, and takes selecting text away.
     terminal = Monitor(source, sender=sender, interval=interval, begin=(kind, gateway or "", words))
     terminal.run(mouse=False)

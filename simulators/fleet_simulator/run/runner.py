@@ -104,6 +104,7 @@ class Run:
         self._began = time.monotonic()
         self._backlogs: dict[str, int] = {}
         self._routed: int | None = None
+        self._trouble = ""
 
     @contextlib.asynccontextmanager
     async def driven(self) -> AsyncIterator[Driven]:
@@ -179,15 +180,19 @@ class Run:
 
     async def _online(self, world: World, traffic: Traffic) -> None:
         """Wait until all uplinks are online, and a vehicle: what was never whole cannot be cut. Raises Unavailable."""
-        trouble = ""
         try:
             async with asyncio.timeout(_ONLINE):
-                while not traffic.online or not await world.online():
-                    trouble = traffic.trouble or trouble
+                while not traffic.online or not await world.online():  # noqa: ASYNC110 - other processes
                     await asyncio.sleep(_LOOK)
         except TimeoutError as error:
-            why = "not all uplinks are online" if traffic.online else f"no vehicle is connected: {trouble}"
-            raise Unavailable(f"{why}, after {_ONLINE:.0f} s") from error
+            why = await self._why(world, traffic)
+            what = "not all uplinks are online" if traffic.online else f"no vehicle is connected: {why}"
+            raise Unavailable(f"{what}, after {_ONLINE:.0f} s") from error
+
+    @staticmethod
+    async def _why(world: World, traffic: Traffic) -> str:
+        """Say why no vehicle is online; nothing where one is."""
+        return "" if traffic.online else "; ".join(filter(None, (traffic.trouble, await world.fault())))
 
     async def _drain(self, world: World, traffic: Traffic, commands: Commands | None) -> None:
         """Wait until nothing waits for anything any more, at most as long as the scenario gives it."""
@@ -212,6 +217,7 @@ class Run:
     async def _sample(self, ledger: Ledger, world: World, story: Story, traffic: Traffic) -> None:
         self._backlogs = await world.backlogs()
         self._routed = await world.routed() or self._routed
+        self._trouble = await self._why(world, traffic)
         now = time.time_ns()
         ledger.sample(now, "published", "", traffic.published)
         ledger.sample(now, "acked", "", traffic.acked)
@@ -247,7 +253,7 @@ class Run:
                 )
                 for name in world.links
             ),
-            trouble=traffic.trouble,
+            trouble=self._trouble,
         )
 
 

@@ -42,7 +42,10 @@ _CONNECTING: Final = 256
 
 @dataclass(slots=True, eq=False)
 class Car:
-    """One vehicle. ``said_at``: scenario seconds up to which it drove. ``zone``: the one that it is in."""
+    """One vehicle. ``said_at``: scenario seconds up to which it drove. ``zone``: the one that it is in.
+
+    ``trouble``: why its last connection failed or ended, until the next one is there.
+    """
 
     vehicle: Vehicle
     client: Client
@@ -55,6 +58,7 @@ class Car:
     last: dict[str, int] = field(default_factory=dict)
     zone: Zone | None = None
     silent: int = 0
+    trouble: str = ""
 
 
 class Timed(Protocol):
@@ -166,12 +170,14 @@ class Traffic:
             try:
                 async with self._room:
                     await car.client.connect()
-            except OSError:
-                pass
+            except OSError as error:
+                car.trouble = str(error)
             else:
+                car.trouble = ""
                 pause = _FIRST_PAUSE
                 car.client.flush()
                 await car.client.closed.wait()
+                car.trouble = car.client.error
             await asyncio.sleep(self._chance.uniform(0, pause))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -192,7 +198,7 @@ class Traffic:
         """Why no vehicle is connected, as one that tries to be was told; empty where one is."""
         if self.online:
             return ""
-        return next((car.client.error for car in self.cars.values() if car.reachable.is_set() and car.client.error), "")
+        return next((car.trouble for car in self.cars.values() if car.reachable.is_set() and car.trouble), "")
 
     @property
     def waiting(self) -> int:

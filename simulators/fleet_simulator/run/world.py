@@ -76,6 +76,14 @@ class World:
         sites = {} if self.deployment is None else self.deployment.sites
         return all(await asyncio.gather(*(ask(name) for name in sites)))
 
+    async def fault(self) -> str:
+        """Return what keeps an agent from taking anything, in the words of the first that says so; else empty."""
+        for name, site in ({} if self.deployment is None else self.deployment.sites).items():
+            with contextlib.suppress(Unavailable):
+                if fault := (await site.snapshot())["fault"]:
+                    return f"{name}: {fault}"
+        return ""
+
     async def empty(self) -> bool:
         """Whether every gateway says that the cloud has all that it had."""
         found = await self.backlogs()

@@ -166,11 +166,11 @@ class Screen:
 
 
 @contextlib.asynccontextmanager
-async def on_a_terminal(*arguments: object) -> AsyncIterator[tuple[Screen, Process]]:
+async def on_a_terminal(*arguments: object, term: str = "xterm-256color") -> AsyncIterator[tuple[Screen, Process]]:
     """Run ``waybill monitor ARGUMENTS`` on a terminal of 80 by 24."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm-256color"}
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": term}
     process = await asyncio.create_subprocess_exec(
         *WAYBILL, *map(str, arguments), stdin=its, stdout=its, stderr=its, env=environment
     )
@@ -200,6 +200,13 @@ async def test_on_a_terminal_it_draws_takes_keys_and_leaves_it_as_it_was(agent: 
     assert b"owned\x07" not in screen.seen
     assert b"Traceback" not in screen.seen
     assert len(screen.seen) < 20_000
+
+
+async def test_a_terminal_that_cannot_be_drawn_on_is_not_drawn_on(agent: Path) -> None:
+    async with on_a_terminal("--data", agent, term="dumb") as (screen, process):
+        await screen.shows("--once and --json")
+        assert await process.wait() == 2
+    assert b"\x1b[?1049h" not in screen.seen
 
 
 async def test_what_does_not_change_is_not_sent_to_the_terminal_again(tmp_path: Path) -> None:

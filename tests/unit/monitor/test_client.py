@@ -142,6 +142,8 @@ async def test_a_certificate_is_checked(tmp_path: Path) -> None:
     async with serving(Server(ok(b"x")), tls) as url:
         with pytest.raises(Unavailable, match="its certificate is not trusted.*--ca"):
             await Client(url, ca=other).get("/")
+        with pytest.raises(Unavailable, match="is it https://"):
+            await Client(url.replace("https", "http")).get("/")
         trusting = Client(url, ca=made.ca)
         assert (await trusting.get("/")).body == b"x"
         await trusting.close()
