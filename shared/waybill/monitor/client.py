@@ -80,7 +80,8 @@ class Client:
             raise Unavailable(f"{self.url} does not answer within {TIMEOUT:.0f} s") from error
         except (OSError, EOFError, ValueError, asyncio.LimitOverrunError) as error:
             await self.close()
-            tls = "; is it https://?" if isinstance(error, EOFError) and self.url.startswith("http://") else ""
+            ended = isinstance(error, EOFError | ConnectionResetError | BrokenPipeError)
+            tls = "; is it https://?" if ended and self.url.startswith("http://") else ""
             raise Unavailable(f"{self.url}: {_said(error)}{tls}") from error
         except BaseException:
             await self.close()  # half an answer may be under way
