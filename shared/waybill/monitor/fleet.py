@@ -171,10 +171,15 @@ COLUMNS: Final[tuple[Column[Gateway], ...]] = (
     Column("cert", 5, _days, lambda one: one.row.certificate_ms or float("inf"), right=True, rank=5),
     Column("version", 7, lambda one: bit(one.row.version or NEVER), lambda one: one.row.version, rank=7),
     Column("devices", 8, lambda one: _number(one.row.devices), lambda one: one.row.devices or 0, True, 9, falls=True),
-    Column("uplink", 8, lambda one: bit(one.row.uplink or NEVER), lambda one: one.row.uplink, rank=10),
+    Column("uplink", 8, lambda one: bit(_way(one.row.uplink) or NEVER), lambda one: one.row.uplink, rank=10),
     Column("node", 8, lambda one: bit(one.row.node or NEVER), lambda one: one.row.node, rank=11),
     Column("what to look at", 24, _trouble, None, rank=8, grow=3, prose=True),
 )
+
+
+def _way(uplink: str) -> str:
+    """Return an uplink's name, short enough for its column where the configuration gives it none."""
+    return uplink.replace("[[uplink]]", "uplink")
 
 
 def words(one: Gateway) -> str:

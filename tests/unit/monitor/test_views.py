@@ -65,6 +65,11 @@ def test_a_fleet_is_what_was_known_with_what_changed() -> None:
     assert after.full
 
 
+def test_an_uplink_without_a_name_is_told_by_its_number() -> None:
+    row = msgspec.structs.replace(WELL, uplink="[[uplink]] 2")
+    assert " uplink 2 " in plain.once(VIEWS["fleet"], told(row, full=True), 160, "")
+
+
 def test_a_log_is_what_was_known_with_what_came() -> None:
     def lines(first: int, last: int, what: str = "x") -> LogState:
         return LogState(0, tuple(LogLine(n, n, "info", "s", what) for n in range(first, last + 1)), "")
