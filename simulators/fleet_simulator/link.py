@@ -25,6 +25,7 @@ from typing import Final, Self
 
 from fleet_simulator.network.path import PACKET, Path, Weather
 from fleet_simulator.network.profiles import Model
+from fleet_simulator.ports import free_port
 
 _CHUNK: Final = 1 << 16
 _CHUNKS: Final = 64
@@ -46,7 +47,10 @@ class _Pair:
 
 
 class Link:
-    """Relays ``listen`` to ``target`` while started; all addresses are ``(host, port)``, port 0 for any free one."""
+    """Relays ``listen`` to ``target`` while started; all addresses are ``(host, port)``.
+
+    Port 0 to listen: one that is free, and stays so over a cut.
+    """
 
     def __init__(
         self,
@@ -58,7 +62,7 @@ class Link:
     ) -> None:
         """``network``: how it behaves while it is whole; ``change`` sets another one. ``seed``: of its chances."""
         self.target = target
-        self.address = listen
+        self.address = listen if listen[1] else (listen[0], free_port())
         self.bytes_up = 0
         self.bytes_down = 0
         self.connections = 0

@@ -59,6 +59,7 @@ async def test_r10_one_dictionary_over_restarts_of_both(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("named", [True, False])
 async def test_r10_a_cloud_that_was_wiped_loses_nothing_of_an_agent_that_stays(
     named: bool,  # noqa: FBT001
+    free_port: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -70,8 +71,8 @@ async def test_r10_a_cloud_that_was_wiped_loses_nothing_of_an_agent_that_stays(
         monkeypatch.setattr(EmbeddedLog, "log_id", 0)
     forward = ForwardSettings(linger_ms=0, frame_messages=3)
     sent = 0
-    async with cloud.running(config.first_look("127.0.0.1:0", tmp_path / "cloud")) as ingest:
-        address = ingest.listener.address
+    address = f"127.0.0.1:{free_port}"
+    async with cloud.running(config.first_look(address, tmp_path / "cloud")) as ingest:
         stack = contextlib.AsyncExitStack()
         agent = await stack.enter_async_context(running(tmp_path / "edge", uplink(ingest), forward))
         known = agent.agent._forwarder.dictionaries

@@ -15,6 +15,7 @@ import pytest
 from cloud_ingest.app import Ingest
 from cloud_ingest.journal.port import OutRecord
 from cloud_ingest.status import PlainSnapshot
+from fleet_simulator.ports import free_port
 from tests.integration.cloud.gateway import frame, records, running, span, status_frame, until
 from tests.support.external import V5, behind, external, gateway, settings
 from waybill import wire
@@ -31,7 +32,7 @@ class Front:
     def __init__(self) -> None:
         self.denied = ""
         self.server = MqttServer(MemorySink(), hooks=Hooks(authorize_subscribe=self._may))
-        self.port = 0
+        self.port = free_port()  # which it gets again after a restart
 
     def _may(self, _: Client, pattern: str) -> bool:
         return pattern != self.denied

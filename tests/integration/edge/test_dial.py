@@ -145,13 +145,11 @@ async def test_what_a_failed_attempt_has_cost_is_counted() -> None:
     assert cost.received > 60 + len("HTTP/1.1 407 Auth")
 
 
-async def test_an_unknown_or_dead_proxy_is_said() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+async def test_an_unknown_or_dead_proxy_is_said(free_port: int) -> None:
     mend = "; check [[uplink]] proxy"
-    proxy = f"http://127.0.0.1:{port}"
+    proxy = f"http://127.0.0.1:{free_port}"
     assert await failing(UplinkSettings("mqtt://h", proxy=proxy)) == (
-        f"the proxy 127.0.0.1:{port} refuses the connection{mend}"
+        f"the proxy 127.0.0.1:{free_port} refuses the connection{mend}"
     )
     said = await failing(UplinkSettings("mqtt://h", proxy="http://nowhere.invalid:3128"))
     assert said.startswith("the name 'nowhere.invalid' of the proxy is not known: ")

@@ -17,6 +17,7 @@ import pytest
 from edge_agent.source.config import SourceSettings, completed
 from edge_agent.source.sessions import Sessions
 from edge_agent.source.source import UNCOMMITTED, Source
+from fleet_simulator.ports import free_port
 from tests.integration.edge.agents import Running, publish, running
 from tests.integration.edge.peer import GATEWAY, Cloud, listening, until, url
 from tests.support.device import Device
@@ -40,7 +41,7 @@ class Broker:
     def __init__(self, hooks: Hooks | None = None) -> None:
         self.sink = MemorySink()
         self.hooks = hooks
-        self.port = 0
+        self.port = free_port()  # which it gets again after a restart
         self.server: MqttServer
 
     async def start(self) -> None:

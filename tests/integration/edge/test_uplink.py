@@ -284,13 +284,13 @@ async def test_a_certificate_of_another_time_names_the_clock(pki: Path, years: i
     assert f"{now:%Y-%m-%d}" in error or f"{dt.datetime.now(dt.UTC):%Y-%m-%d}" in error
 
 
-async def test_a_refused_connection_and_an_unknown_name_are_said(caplog: pytest.LogCaptureFixture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+async def test_a_refused_connection_and_an_unknown_name_are_said(
+    free_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
     got = Got()
-    async with running(UplinkSettings(f"mqtt://127.0.0.1:{port}"), got.serve) as uplink:
+    async with running(UplinkSettings(f"mqtt://127.0.0.1:{free_port}"), got.serve) as uplink:
         await until(lambda: uplink.state.state == "offline")
-        assert uplink.state.error == f"127.0.0.1:{port} refuses the connection"
+        assert uplink.state.error == f"127.0.0.1:{free_port} refuses the connection"
     async with running(UplinkSettings("mqtt://nowhere.invalid"), got.serve) as uplink:
         await until(lambda: uplink.state.state == "offline")
         assert uplink.state.error.startswith("the name 'nowhere.invalid' is not known")
