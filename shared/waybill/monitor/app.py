@@ -30,6 +30,9 @@ from waybill.monitor.words import Bit, Line, bit, width
 TICK: Final = 1.0
 """Seconds between two looks at the clock while nothing answers."""
 
+BOARDS: Final = 5
+"""Of the screen; while that is made, or taken down, it has fewer."""
+
 HELP: Final = """\
 1 2 3 4        the screens, by their numbers
 ↑ ↓ j k        a row, or a line, up and down
@@ -187,8 +190,10 @@ class Monitor(App[None]):
         """Draw all of it; what did not change is not sent to the terminal."""
         if not self.screen_stack:
             return
-        screen = self.screen_stack[0]
-        body = screen.query_one("#body", Board)
+        boards = {board.id: board for board in self.screen_stack[0].query(Board)}
+        if len(boards) < BOARDS:
+            return
+        body = boards["body"]
         cells, height = body.size
         if not height:
             return
@@ -196,11 +201,11 @@ class Monitor(App[None]):
         old = bool(pane.feed.error)
         lines, cursor = pane.lines(cells, height, self._source.name)
         body.show(lines, cursor=cursor, old=old and pane.feed.picture is not None)
-        screen.query_one("#tabs", Board).show([tabs(self._panes, pane, cells, self._source.name)])
-        screen.query_one("#summary", Board).show([pane.summary(self._now())])
+        boards["tabs"].show([tabs(self._panes, pane, cells, self._source.name)])
+        boards["summary"].show([pane.summary(self._now())])
         about = (bit(self._notice, "look"),) if self._notice else pane.about()
-        screen.query_one("#about", Board).show([about], old=old and not self._notice)
-        screen.query_one("#keys", Board).show([self._keys()])
+        boards["about"].show([about], old=old and not self._notice)
+        boards["keys"].show([self._keys()])
 
     def _keys(self) -> Line:
         """Return the keys that mean something here."""

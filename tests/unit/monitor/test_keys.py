@@ -194,3 +194,10 @@ async def test_where_nothing_can_be_sent_it_is_said_how() -> None:
         await screen.shows("depot-0040")
         await screen.press("n")
         await screen.shows("waybill command send --config cloud.toml --gateway depot-0040", "any key: back")
+
+
+async def test_a_picture_that_comes_while_the_screen_is_taken_down_is_not_drawn() -> None:
+    async with terminal(Monitor(Still())) as screen:
+        await screen.shows("1–19 of 240")
+        await screen.app.query("#body").remove()
+        screen.app.draw()
