@@ -25,6 +25,9 @@ from waybill.errors import WaybillError
 
 log = logging.getLogger(__name__)
 
+ENDING: Final = 30.0
+"""Seconds for routes to end when this process takes part no more: nobody waits for it, and what they hold is closed."""
+
 PATIENCE: Final = 5.0
 """Seconds that a cancelled route has to end; and that a fenced one waits for the assignment that explains it."""
 
@@ -77,6 +80,7 @@ class Owner:
         self._generation = 0
         self._changed = asyncio.Event()
         self._runs: dict[int, _Run] = {}
+        self._late: set[asyncio.Task[None]] = set()
 
     def note(self, partitions: set[int]) -> None:
         """Take a new assignment."""
@@ -99,6 +103,8 @@ class Owner:
                     await self._look_after(RETRY)
         finally:
             await self._let_go(list(self._runs))
+            if self._late:
+                await asyncio.wait(self._late, timeout=ENDING)
 
     async def _member(self) -> None:
         """Be one member of the group; returns when the group must be joined anew. Raises Unavailable."""
@@ -184,6 +190,8 @@ class Owner:
             _, late = await asyncio.wait(tasks, timeout=PATIENCE)
             for task in late:
                 log.error("%s did not end within %.0f s", task.get_name(), PATIENCE)
+                self._late.add(task)
+                task.add_done_callback(self._late.discard)
 
 
 async def _poll(consumer: AIOKafkaConsumer) -> None:

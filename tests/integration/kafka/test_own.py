@@ -171,6 +171,27 @@ async def test_a_route_that_fails_is_tried_again_and_disturbs_no_other(
     assert "a fault of ours" in caplog.text
 
 
+async def test_the_end_waits_for_a_route_that_takes_its_time(
+    open_log: OpenLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with much to do; what it holds open would outlive it."""
+    monkeypatch.setattr(kafka_owner, "PATIENCE", 0.05)
+    log = await open_log(partitions=1)
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def route(_: PartitionLog) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.5)  # as long as its end takes
+            ended.set()
+
+    async with owning(log, route):
+        await began.wait()
+    assert ended.is_set()
+
+
 async def test_leaving_gives_the_partitions_back_at_once(
     open_log: OpenLog, unique: str, admin: AIOKafkaAdminClient
 ) -> None:
