@@ -116,6 +116,7 @@ class EmbeddedLog:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._stack.enter_context(file.locked(self.path.with_name(self.path.name + ".lock")))
         try:
+            file.check_whole(self.path)
             await self._open()
             self.connection = await file.open_to_read(self.path)
             self._stack.push_async_callback(self.connection.close)

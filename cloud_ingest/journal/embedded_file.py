@@ -149,6 +149,19 @@ def locked(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def check_whole(path: Path) -> None:
+    """Check that nobody took the write-ahead log away, where what was acknowledged last may be. Raises ConfigError.
+
+    It and its index come and go together; opened without it, SQLite begins a new one and says nothing.
+    """
+    wal, index = wal_of(path), path.with_name(path.name + "-shm")
+    if path.exists() and index.exists() and not wal.exists():
+        raise ConfigError(
+            f"{wal}: is missing, and with it what was acknowledged last; put it back, "
+            f"or remove {index} too, to go on without that"
+        )
+
+
 async def _opened(connect: Callable[[], sqlite3.Connection]) -> Connection:
     connection = Connection(connect, 64)
     try:

@@ -99,6 +99,7 @@ async def open_reader(path: Path, frames: str) -> AsyncIterator[Reader]:
     """
     if not path.is_file():
         raise ConfigError(f"{path}: no such log; give the data directory of a cloud ingest with an embedded log")
+    file.check_whole(path)
     try:
         connection = await file.open_to_read(path)
     except sqlite3.Error as error:

@@ -360,6 +360,13 @@ async def test_what_was_acked_is_there_after_sigkill(path: Path) -> None:
     await child.wait()
     complete = [*lines, *(line for line in rest.splitlines(keepends=True) if line.endswith(b"\n"))]
     acked = {(name, int(number)) for name, number in (line.decode().split() for line in complete)}
+    wal, away = path.with_name("log.db-wal"), path.with_name("away")
+    wal.rename(away)  # SQLite would begin a new one, and say nothing
+    for opening in (opened(path), open_reader(path, TOPICS.frames)):
+        with pytest.raises(ConfigError, match="put it back"):
+            async with opening:
+                pass
+    away.rename(wal)
     async with opened(path) as log:
         found = await read_to_end(log, [TOPICS.frames])
     there = [((record.key or b"").decode(), int(record.value or b"")) for record in found]
