@@ -4,14 +4,16 @@ import os
 import secrets
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from fleet_simulator.ports import free_port as one_port
 
 # The short form draws the same examples each time, so that it fails for a change and not by chance; the long one looks
-# further at every run.
-settings.register_profile("short", derandomize=True, database=None, deadline=None)
-settings.register_profile("long", deadline=None, print_blob=True)
+# further at every run. How long anything takes says more of the machine's other work than of us.
+settings.register_profile(
+    "short", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("long", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("long" if os.environ.get("WAYBILL_LONG") else "short")
 
 pytest_plugins = ["tests.support.kafka", "tests.support.kafka_log"]

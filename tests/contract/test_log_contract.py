@@ -17,7 +17,7 @@ from waybill.errors import RecordRefused, Refused, TopicRefused
 
 async def frames(partition: PartitionLog, count: int) -> list[JournalRecord]:
     found: list[JournalRecord] = []
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while len(found) < count:
             records, _ = await partition.read(100, 1.0)
             found += records
@@ -132,7 +132,7 @@ async def test_follow_yields_what_is_there_then_says_so_once_then_what_comes(log
     for n in range(3):
         await log.append(OutRecord(topics.commands, b"gw", b"%d" % n, [("h", b"x")]))
     seen: list[bytes | None] = []
-    async with asyncio.timeout(60), following(log, [topics.commands, topics.command_status]) as records:
+    async with asyncio.timeout(180), following(log, [topics.commands, topics.command_status]) as records:
         async for record in records:
             if isinstance(record, CaughtUp):
                 seen.append(b"caught up")

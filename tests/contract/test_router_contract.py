@@ -52,11 +52,11 @@ async def test_each_message_once_and_in_order_over_restarts(log: Log, topics: To
             async def enough(count: int = 20 * (start + 1) * len(GATEWAYS)) -> bool:
                 return len(await read_to_end(log, [fleet])) >= count
 
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(180):
                 while not await enough():  # noqa: ASYNC110 - it asks the log
                     await asyncio.sleep(0.05)
     async with routing(log, topics, fleet):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while len(await read_to_end(log, [fleet])) < 64 * len(GATEWAYS):  # noqa: ASYNC110 - it asks the log
                 await asyncio.sleep(0.05)
     found = await read_to_end(log, [fleet])
@@ -79,7 +79,7 @@ async def test_each_message_once_and_in_order_over_restarts(log: Log, topics: To
 async def test_what_is_journaled_and_not_routed_is_pending_in_the_audit(log: Log, topics: Topics, fleet: str) -> None:
     epoch = Epoch(1, oldest=1)
     await log.append_frame("gw-1", epoch.frame(1, 20))
-    async with routing(log, topics, fleet), asyncio.timeout(60):
+    async with routing(log, topics, fleet), asyncio.timeout(180):
         while await in_ledger(log, topics) < 20:  # noqa: ASYNC110 - it asks the log; records may be there before
             await asyncio.sleep(0.05)
     await log.append_frame("gw-1", epoch.frame(11, 30))  # the first half of it is a copy
@@ -103,7 +103,7 @@ async def test_a_frame_in_columns_leaves_the_records_that_the_plain_frame_leaves
     await log.append_frame("columns", columns)
     await log.append_frame("columns", plain)  # to the ledger the one is a copy of the other
     await log.append_frame("columns", Epoch(1).frame(201, 201))
-    async with routing(log, topics, fleet), asyncio.timeout(60):
+    async with routing(log, topics, fleet), asyncio.timeout(180):
         while len(await read_to_end(log, [fleet])) < 401:  # noqa: ASYNC110 - it asks the log
             await asyncio.sleep(0.05)
     found: dict[str, list[object]] = {"plain": [], "columns": []}
@@ -127,7 +127,7 @@ async def test_r10_a_dictionary_serves_the_frames_of_its_gateway_over_restarts(
     await log.append_frame("gw", epoch.frame(1, 1, dictionary=known))  # it overtook its dictionary
     await log.append_frame("gw", control(9, 1, (DICTIONARY_TOPIC, known.content)))
     for start in range(1, 4):
-        async with routing(log, topics, fleet), asyncio.timeout(60):
+        async with routing(log, topics, fleet), asyncio.timeout(180):
             await log.append_frame("gw", epoch.frame(start + 1, start + 1, dictionary=known))
             # In the ledger, too: a step that is cut off before that comes again where delivery is at least once.
             while await in_ledger(log, topics) < start + 1:  # noqa: ASYNC110 - it asks the log
@@ -141,7 +141,7 @@ async def test_r10_a_dictionary_serves_the_frames_of_its_gateway_over_restarts(
 async def test_what_cannot_be_routed_is_a_dead_letter_and_stops_nobody(log: Log, topics: Topics, fleet: str) -> None:
     await log.append_frame("gw", b"nonsense")
     await log.append_frame("gw", Epoch(1, oldest=1).frame(1, 2, topics=["$waybill/x", "a/b"]))
-    async with routing(log, topics, fleet), asyncio.timeout(60):
+    async with routing(log, topics, fleet), asyncio.timeout(180):
         while len(await read_to_end(log, [topics.dead_letters, fleet])) < 3:  # noqa: ASYNC110 - it asks the log
             await asyncio.sleep(0.05)
     letters = await read_to_end(log, [topics.dead_letters])

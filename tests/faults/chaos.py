@@ -85,7 +85,7 @@ class Node:
 
     async def snapshot(self) -> dict[str, Any]:
         """Ask it how it is."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             answer: dict[str, Any] = await snapshot.request(self._socket, "snapshot")
             return answer
 

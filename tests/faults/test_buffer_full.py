@@ -173,7 +173,7 @@ async def test_b1_what_was_acknowledged_is_there_when_files_may_not_grow(tmp_pat
     )
     assert child.stdout is not None
     assert child.stderr is not None
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         said = await child.stderr.readuntil(b"\n")
         await asyncio.sleep(1)  # several attempts
         child.send_signal(signal.SIGKILL)

@@ -26,7 +26,7 @@ async def publish(site: Site, *payloads: str) -> None:
 
 async def sent(site: Site) -> None:
     """Wait until the cloud has all that the agent has."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while await site.backlog():  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.05)
 
@@ -36,7 +36,7 @@ async def tool(deployment: Deployment, *arguments: str) -> str:
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         out, err = await process.communicate()
     assert b"Traceback" not in err, err
     return out.decode()
@@ -45,7 +45,7 @@ async def tool(deployment: Deployment, *arguments: str) -> str:
 async def records(deployment: Deployment, count: int) -> Counter[str]:
     """Return the payloads that are records, once there are ``count`` at least."""
     found: Counter[str] = Counter()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while found.total() < count:
             lines = (await tool(deployment, "cloud", "tail", deployment.topic, "--json", "--end")).splitlines()
             found = Counter(json.loads(line)["value"] for line in lines)

@@ -33,7 +33,7 @@ def _worker(bootstrap: str, deployment: str, delivery: str) -> "subprocess.Popen
 async def _grown(log: KafkaLog, place: TopicPartition, worker: "subprocess.Popen[bytes]") -> bool:
     """Wait until the topic has more than at first, or all; say whether it has grown."""
     _, before = await log.bounds(place)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while True:
             assert worker.poll() is None
             _, end = await log.bounds(place)
@@ -66,7 +66,7 @@ async def _killed_again_and_again(kafka: str, name: str, delivery: str) -> list[
                 break
         with _worker(kafka, name, delivery) as worker:
             try:
-                async with asyncio.timeout(120):
+                async with asyncio.timeout(180):
                     while (report := await audit(log, Topics(prefix=f"{name}.", partitions=1))).lanes[0].pending:
                         assert worker.poll() is None
                         await asyncio.sleep(0.1)

@@ -79,7 +79,7 @@ async def test_a_broker_that_goes_away_under_load_costs_time_only(cluster: Clust
             cluster.pause(1)
             await asyncio.sleep(4)
             cluster.resume(1)
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(180):
         await appending
         found: list[bytes | None] = []
         while b"1499" not in found:

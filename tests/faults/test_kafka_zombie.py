@@ -35,7 +35,7 @@ def _worker(stack: ExitStack, name: str, bootstrap: str, deployment: str, *optio
 async def _says(worker: "subprocess.Popen[str]", word: str) -> None:
     """Wait until ``worker`` says ``word``."""
     assert worker.stdout is not None
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(180):
         while True:
             line = await asyncio.to_thread(worker.stdout.readline)
             assert line, f"{worker.args!r} ended before it said {word}"

@@ -59,7 +59,7 @@ class Ingest:
 
     async def routes(self, count: int) -> dict[int, int]:
         """Wait until it routes ``count`` partitions, and each goes on; return them as ``positions`` does."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             before: dict[int, int] = {}
             while True:
                 found = await self.positions()
@@ -90,7 +90,7 @@ async def publishing(ingest: Ingest, name: str, enough: asyncio.Event) -> int:
 async def read(bootstrap: str, topic: str, count: int) -> dict[str, list[str]]:
     """Return the values in ``topic`` by key, once ``count`` are there, as a Java client finds them."""
     log = make_log(bootstrap, "reader")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while len(await values(log, topic)) < count:  # noqa: ASYNC110 - other processes' doing
             await asyncio.sleep(0.2)
     found: dict[str, list[str]] = {}

@@ -44,7 +44,7 @@ async def run(directory: Path, plan: Plan, victim: str, *, kills: int, patience:
             process = site.agent if victim == "agent" else deployment.cloud
             await killed_again_and_again(process, fleet, seed, kills)
             fleet.halt()
-            await fleet.settled(60)
+            await fleet.settled(180)
             verdict = await deployment.compared(fleet.into, patience)
         assert process.starts == kills + 1
         if victim == "agent":
@@ -57,7 +57,7 @@ PLAN = Plan(gateways=("depot-1",), forward={"linger_ms": 20})
 
 @pytest.mark.parametrize("victim", ["agent", "ingest"])
 async def test_b1_what_was_acknowledged_survives_sigkill_once_and_in_order(tmp_path: Path, victim: str) -> None:
-    verdict = await run(tmp_path, PLAN, victim, kills=KILLS, patience=60, seed=11)
+    verdict = await run(tmp_path, PLAN, victim, kills=KILLS, patience=180, seed=11)
     assert verdict.passed, (verdict, verdict.examples)
     assert verdict.acked > EACH * KILLS
 
@@ -65,7 +65,7 @@ async def test_b1_what_was_acknowledged_survives_sigkill_once_and_in_order(tmp_p
 async def test_ingest_into_kafka_survives_sigkill_once_and_in_order(tmp_path: Path, kafka: str) -> None:
     """R1 to R3: a transaction cut off anywhere is finished or forgotten by the next owner, never done twice."""
     plan = Plan(gateways=("depot-1",), kafka=kafka, forward={"linger_ms": 20})
-    verdict = await run(tmp_path, plan, "ingest", kills=KILLS, patience=120, seed=12)
+    verdict = await run(tmp_path, plan, "ingest", kills=KILLS, patience=180, seed=12)
     assert verdict.passed, (verdict, verdict.examples)
     assert verdict.acked > EACH * KILLS
 

@@ -42,8 +42,8 @@ async def test_o1_what_a_source_sends_again_after_sigkill_is_stored_once(tmp_pat
                     await asyncio.sleep(moments.uniform(0, 0.5))
                     await agent.start()
                 fleet.halt()
-                await fleet.settled(60)
-                verdict = await deployment.compared(fleet.into, 60)
+                await fleet.settled(180)
+                verdict = await deployment.compared(fleet.into, 180)
             assert agent.starts == KILLS + 1
     finally:
         await there.stop()

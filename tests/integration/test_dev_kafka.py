@@ -48,7 +48,7 @@ async def read(bootstrap: str, topic: str, count: int, **security: Any) -> list[
     consumer = AIOKafkaConsumer(topic, bootstrap_servers=bootstrap, auto_offset_reset="earliest", **security)
     await consumer.start()
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             return [(await consumer.getone()).value for _ in range(count)]
     finally:
         await consumer.stop()
@@ -83,7 +83,7 @@ async def test_what_was_acknowledged_survives_a_kill(kafka_cluster: StartCluster
 async def test_three_brokers_go_on_without_one(kafka_cluster: StartCluster) -> None:
     cluster = kafka_cluster(brokers=3)
     await make_topic(cluster.bootstrap, "replicated", copies=3)
-    async with producer(cluster.bootstrap) as client, asyncio.timeout(90):
+    async with producer(cluster.bootstrap) as client, asyncio.timeout(180):
         await client.send_and_wait("replicated", b"before")
         cluster.kill(client.client.cluster.leader_for_partition(TopicPartition("replicated", 0)))
         await client.send_and_wait("replicated", b"without")
@@ -122,21 +122,21 @@ async def test_sasl_ssl_wants_the_right_password(kafka_cluster: StartCluster) ->
 
 def test_the_command_starts_and_stops(tmp_path: Path) -> None:
     started = subprocess.run(
-        [*COMMAND, "start", str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
+        [*COMMAND, "start", str(tmp_path)], capture_output=True, text=True, timeout=180, check=True
     )
     cluster = Cluster.attach(tmp_path)
     try:
         assert started.stdout.strip() == cluster.bootstrap
         again = subprocess.run(
-            [*COMMAND, "start", str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+            [*COMMAND, "start", str(tmp_path)], capture_output=True, text=True, timeout=180, check=False
         )
         assert (again.returncode, "holds a cluster already" in again.stderr) == (1, True)
-        subprocess.run([*COMMAND, "kill", str(tmp_path), "1"], timeout=60, check=True)
+        subprocess.run([*COMMAND, "kill", str(tmp_path), "1"], timeout=180, check=True)
         assert not cluster.alive(1)
-        subprocess.run([*COMMAND, "up", str(tmp_path)], stdout=subprocess.DEVNULL, timeout=120, check=True)
+        subprocess.run([*COMMAND, "up", str(tmp_path)], stdout=subprocess.DEVNULL, timeout=180, check=True)
         cluster = Cluster.attach(tmp_path)
         assert cluster.alive(1)
-        subprocess.run([*COMMAND, "stop", str(tmp_path)], timeout=60, check=True)
+        subprocess.run([*COMMAND, "stop", str(tmp_path)], timeout=180, check=True)
         assert not cluster.alive(1)
     finally:
         cluster.stop(seconds=0)
@@ -146,7 +146,7 @@ def test_run_gives_a_command_its_kafka_and_takes_it_away() -> None:
     probe = (
         "import socket; socket.create_connection(('127.0.0.1', int('{bootstrap}'.split(':')[1]))); raise SystemExit(7)"
     )
-    done = subprocess.run([*COMMAND, "run", "--temporary", "--", sys.executable, "-c", probe], timeout=120, check=False)
+    done = subprocess.run([*COMMAND, "run", "--temporary", "--", sys.executable, "-c", probe], timeout=180, check=False)
     assert done.returncode == 7
 
 

@@ -32,7 +32,7 @@ async def process(*arguments: object) -> AsyncIterator[tuple[Process, list[str]]
     assert running.stdout is not None
     try:
         addresses: list[str] = []
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while not addresses or (arguments[0] == "cloud" and len(addresses) < 2):
                 line = (await running.stdout.readline()).decode()
                 assert line.startswith("listening on "), line
@@ -44,7 +44,7 @@ async def process(*arguments: object) -> AsyncIterator[tuple[Process, list[str]]
         await running.communicate()
 
 
-async def eventually(ask: Callable[[], Awaitable[Any]], holds: Callable[[Any], object], seconds: float = 60) -> Any:
+async def eventually(ask: Callable[[], Awaitable[Any]], holds: Callable[[Any], object], seconds: float = 180) -> Any:
     """Ask again and again until the answer is right; return it."""
     found = None
     try:

@@ -119,8 +119,8 @@ async def read_all(partition: KafkaPartition, count: int) -> list[JournalRecord]
 
 
 async def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Wait until ``condition()`` holds; fails after a minute."""
-    for _ in range(600):
+    """Wait until ``condition()`` holds; fails after three minutes."""
+    for _ in range(1800):
         if condition():
             return
         await asyncio.sleep(0.1)

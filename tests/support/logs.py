@@ -38,7 +38,7 @@ async def owned(log: Log) -> AsyncIterator[dict[int, PartitionLog]]:
 
     task = asyncio.create_task(log.own_partitions(route))
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             await complete.wait()
         yield found
     finally:
@@ -48,5 +48,5 @@ async def owned(log: Log) -> AsyncIterator[dict[int, PartitionLog]]:
 
 async def read_to_end(log: Log, topics: Sequence[str], only: int | None = None) -> list[TopicRecord]:
     """Return all records of ``topics``."""
-    async with asyncio.timeout(60), following(log, topics, only=only, end=True) as records:
+    async with asyncio.timeout(180), following(log, topics, only=only, end=True) as records:
         return [record async for record in records if isinstance(record, TopicRecord)]

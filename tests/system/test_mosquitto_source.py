@@ -58,8 +58,8 @@ async def test_b1_what_mosquitto_acknowledged_is_there_once_and_in_order(tmp_pat
                     await mosquitto.stop()
                     await mosquitto.start()
                 fleet.halt()
-                await fleet.settled(60)
-                verdict = await deployment.compared(fleet.into, 60)
+                await fleet.settled(180)
+                verdict = await deployment.compared(fleet.into, 180)
             state = (await deployment.sites[GATEWAY].snapshot())["sources"][0]
     finally:
         await mosquitto.stop()

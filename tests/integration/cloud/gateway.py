@@ -101,7 +101,7 @@ class Gateway:
 
     async def ack(self) -> Ack:
         """Return the next ack that says more than the credit."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while True:
                 ack = await self.acks.get()
                 if ack != Ack(credit=ack.credit, log=ack.log):
@@ -117,7 +117,7 @@ class Gateway:
 
     async def envelope(self) -> Envelope:
         """Return the next envelope."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             return await self.envelopes.get()
 
     async def listen(self) -> None:
@@ -166,7 +166,7 @@ async def running(settings: config.Settings) -> AsyncIterator[Ingest]:
         await ingest.start()
         yield ingest
     finally:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             await ingest.stop()
     assert ingest.tasks.failure is None
 
@@ -186,7 +186,7 @@ async def until(condition: Callable[[], object], seconds: float = 60) -> None:
 async def records(ingest: Ingest, topic: str, count: int) -> list[TopicRecord]:
     """Return all records of ``topic``, waiting until there are ``count``."""
     found: list[TopicRecord] = []
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while True:
             found.clear()
             # On Kafka a topic that nothing was written to may not be there yet.

@@ -48,7 +48,7 @@ def settings_of(bootstrap: str, name: str, data: Path, certificates: Pki) -> con
 
 async def resent(gateway: Gateway, seq: int) -> None:
     """Send a frame as often as it is answered ``retry``, as a gateway does."""
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(180):
         while True:
             await gateway.send(frame(seq))
             ack = await gateway.ack()
@@ -123,7 +123,7 @@ async def test_c3_two_nodes_on_one_kafka_and_a_gateway_that_moves(
         async with connected(first, "g1", context) as old:
             await at(first, "g1", first.frames.name)
             async with connected(second, "g1", context) as new:
-                async with asyncio.timeout(60):
+                async with asyncio.timeout(180):
                     await old.closed.wait()
                 await new.send(frame())
                 await new.journaled(1, 1)
@@ -133,7 +133,7 @@ async def test_c3_two_nodes_on_one_kafka_and_a_gateway_that_moves(
 
 async def at(ingest: Ingest, key: str, node: str) -> Here:
     """Wait until the topic's newest record of ``key`` is of ``node``, and return it."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while True:
             found = await records(ingest, ingest._settings.config.topics.presence, 1)
             mine = [each.value for each in found if each.key == key.encode() and each.value]

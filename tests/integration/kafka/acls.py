@@ -89,7 +89,7 @@ class Acls:
 
     async def _until(self, acl: Acl, permission: int, *, there: bool) -> None:
         """Wait: the controller answers before the broker has applied it."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while True:
                 response = await self._admin._send_request(DescribeAclsRequest(*_fields(acl), permission))
                 if bool(response.resources) == there:

@@ -101,7 +101,7 @@ class Site:
         last = self._sent[gateway.name] = first + len(topics) - 1
         turn = first % len(topics)  # a frame of ``ONE`` takes its topics in turn, by seq
         frame = ONE.frame(first, last, topics=topics[-turn:] + topics[:-turn])
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while True:
                 await gateway.send(frame)
                 ack = await gateway.ack()
@@ -116,7 +116,7 @@ class Site:
 
     async def arrives(self, topic: str, *payloads: str) -> None:
         """Wait until ``payloads`` are in ``topic``."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while not set(payloads) <= set(await self.read(topic)):  # noqa: ASYNC110 - a broker's doing
                 await asyncio.sleep(0.1)
 
@@ -423,7 +423,7 @@ async def tool(file: Path, *arguments: str) -> str:
     """Run ``waybill ARGUMENTS`` on the deployment of ``file``; return what it prints."""
     command = [*waybill(*arguments), "--config", str(file)]
     process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         out, err = await process.communicate()
     assert process.returncode == 0, err.decode()
     return out.decode()

@@ -266,7 +266,7 @@ async def test_a_commit_that_is_cancelled_holds_nobody_back(
     await partition.close()
     await log.append(fleet(unique, b"after"))
     found: list[bytes | None] = []
-    async with asyncio.timeout(60):  # much less than a transaction may stay open
+    async with asyncio.timeout(180):  # much less than a transaction may stay open
         while b"after" not in found:
             found = await values(log, f"{unique}.fleet")
     assert found[-1:] == [b"after"]
@@ -320,7 +320,7 @@ async def test_reading_says_when_the_end_was_reached(open_log: OpenLog) -> None:
     assert [frame.offset for frame in await read_all(partition, 2)] == [1, 2]
     empty = log.open_partition(1 - number)
     await empty.load()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         while not (await empty.read(10, 0.3))[1]:
             pass
     await partition.close()
