@@ -7,6 +7,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from fleet_simulator.ports import free_port as one_port
+from tests.support.loop_disk import clear_mounts
+
+pytest_plugins = ["tests.support.kafka", "tests.support.kafka_log"]
 
 # The short form draws the same examples each time, so that it fails for a change and not by chance; the long one looks
 # further at every run. How long anything takes says more of the machine's other work than of us.
@@ -16,7 +19,10 @@ settings.register_profile(
 settings.register_profile("long", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("long" if os.environ.get("WAYBILL_LONG") else "short")
 
-pytest_plugins = ["tests.support.kafka", "tests.support.kafka_log"]
+
+def pytest_configure() -> None:
+    """Make room before the first directory is made."""
+    clear_mounts()
 
 
 @pytest.fixture

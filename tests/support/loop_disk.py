@@ -56,8 +56,8 @@ _MOUNT: Final = "waybill-disk-"
 """Before the number of the process that mounted it."""
 
 
-def _clear() -> None:
-    """Unmount what tests left that were killed: their process is gone."""
+def clear_mounts() -> None:
+    """Unmount what tests left that were killed, whose process is gone: nobody could remove the directories else."""
     for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
         point = Path(line.split()[1])
         owner = point.name.removeprefix(_MOUNT)
@@ -68,7 +68,6 @@ def _clear() -> None:
 @contextmanager
 def loop_disk(where: Path, mebibytes: int) -> Iterator[LoopDisk]:
     """Make and mount a file system of ``mebibytes``, and unmount it at the end."""
-    _clear()
     disk = LoopDisk(where / "disk.img", where / f"{_MOUNT}{os.getpid()}")
     disk.path.mkdir()
     with disk.image.open("wb") as image:
