@@ -341,7 +341,7 @@ async def test_an_answer_nobody_waits_for_is_cancelled(start: Start, how: str) -
             raise
         return None
 
-    site = await start(Settings(connect_timeout=0.2 if how == "time-out" else 60.0), Hooks(authorize_connect=authorize))
+    site = await start(Settings(connect_timeout=3.0 if how == "time-out" else 60.0), Hooks(authorize_connect=authorize))
     raw = await site.raw(rig.connect())
     await site.until(lambda: any(wire.asking for wire in site.server.wires))
     if how == "gone":

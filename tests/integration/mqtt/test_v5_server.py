@@ -30,7 +30,7 @@ async def test_keepalive_expiry_says_so_and_fires_the_will(site: Site) -> None:
 
 
 async def test_sessions_and_wills_end_by_the_clock(site: Site) -> None:
-    raw = await site.raw(v5.connect("dev", v5.expiry(1), will=("w", b"gone", 1, False, v5.delay(100))))
+    raw = await site.raw(v5.connect("dev", v5.expiry(3), will=("w", b"gone", 1, False, v5.delay(100))))
     await one(raw)
     await raw.send(v5.subscribe(("a", 1)))
     await one(raw)

@@ -166,7 +166,7 @@ async def test_what_is_no_handshake_is_told_so(web: Site, sent: bytes, status: i
 
 
 async def test_a_handshake_has_to_come_in_time(start: Start) -> None:
-    site = await serve(start, Settings(connect_timeout=0.2))
+    site = await serve(start, Settings(connect_timeout=3.0))
     slow = await site.raw(request()[:20])
     silent = await upgraded(site)
     assert await slow.expect_end() == b""
