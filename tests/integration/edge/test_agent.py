@@ -66,7 +66,7 @@ async def test_messages_arrive_in_order_and_leave_the_buffer_when_the_cloud_has_
     assert {epoch for epoch, _ in found} == {cloud.headers[0].epoch}
     frame = decode(cloud.journal[0])
     assert frame.sources == [("vehicles/V7/telemetry", "V7")]
-    assert abs(frame.header.base_ms - time.time() * 1000) < 60_000
+    assert abs(frame.header.base_ms - time.time() * 1000) < 600_000
     assert [row[1] for row in frame.rows] == sorted(row[1] for row in frame.rows)
     assert cloud.states[-1].reason == "stopped"
 

@@ -34,7 +34,7 @@ async def test_a_step_becomes_visible_whole_with_its_offset_and_its_ledger(open_
     frames = await read_all(partition, 3)
     assert [frame.frame for frame in frames] == [b"frame 0", b"frame 1", b"frame 2"]
     assert {frame.gateway for frame in frames} == {"gw-1"}
-    assert abs(frames[0].stamp_ms / 1000 - time.time()) < 60
+    assert abs(frames[0].stamp_ms / 1000 - time.time()) < 600
 
     await partition.commit(Step([fleet(unique, b"a"), fleet(unique, b"b")], {b"k": b"1", b"gone": b"x"}, 2))
     await partition.commit(Step([], {b"gone": None}, 2))

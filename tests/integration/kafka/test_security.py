@@ -25,7 +25,7 @@ async def sockets() -> AsyncIterator[None]:
     """Wait after each test until all sockets are closed: aiokafka does not await the end of TLS while it connects."""
     yield
     selector: Any = asyncio.get_running_loop().__dict__["_selector"]
-    for _ in range(200):
+    for _ in range(1200):
         if len(selector.get_map()) <= 1:  # the loop's own
             return
         await asyncio.sleep(0.05)

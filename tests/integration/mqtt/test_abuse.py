@@ -123,10 +123,10 @@ async def test_a_client_over_its_rate_waits_and_loses_nothing(start: Start) -> N
     site = await start()
     _, site.port = await site.server.listen("127.0.0.1", 0, limits=Limits(publish_rate=100))
     device = await site.device()
-    await device.send(*[rig.publish("a", b"%d" % n, 1, n) for n in range(1, 151)])
-    await site.until(lambda: len(site.stored) == 150)
+    await device.send(*[rig.publish("a", b"%d" % n, 1, n) for n in range(1, 401)])
+    await site.until(lambda: len(site.stored) == 400)
     assert site.server.broker.paused
     await device.send(rig.PING)
-    await device.expect(b"".join(rig.puback(n) for n in range(1, 151)))
+    await device.expect(b"".join(rig.puback(n) for n in range(1, 401)))
     await device.expect(rig.PONG)  # when it may go on
     assert site.server.counters.throttled == 1
