@@ -13,12 +13,14 @@ import pytest
 
 from edge_agent.buffer.sqlite import SqliteBuffer
 from edge_agent.intake import Intake
+from edge_agent.status import SOCKET
 from tests.integration.edge.agents import process, running
 from tests.integration.edge.conftest import one
 from tests.integration.edge.peer import Cloud, listening, until, url
 from tests.integration.mqtt.conftest import Raw
 from tests.support.buffer import drain
 from tests.unit.mqtt import rig, v5
+from waybill import snapshot
 from waybill.frames import decode
 from waybill.mqtt.server import MqttServer
 
@@ -47,6 +49,11 @@ async def connected() -> AsyncIterator[Dial]:
             await raw.writer.wait_closed()
 
 
+async def connections(data: Path) -> int:
+    """Return how many an agent has."""
+    return int((await snapshot.request(data / SOCKET, "snapshot"))["counters"]["mqtt_connections"])
+
+
 def gone(server: MqttServer) -> bool:
     return not server.wires
 
@@ -62,7 +69,9 @@ async def test_a_session_and_what_waits_for_it_survive_sigkill(tmp_path: Path, c
         short, _ = await connected(agent.port, v5.connect("short", v5.expiry(1), clean=False))
         short.close()
         sub.close()
-        await asyncio.sleep(0.3)
+        async with asyncio.timeout(60):
+            while await connections(tmp_path / "data"):  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.05)
         pub, _ = await connected(agent.port, v5.connect("pub"))
         said = PROPERTIES + v5.expires(500)
         await pub.send(v5.publish("cmd/x", b"1", 1, 1, said, retain=True) + v5.publish("cmd/x", b"2", 1, 2, said))
