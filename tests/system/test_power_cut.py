@@ -124,8 +124,7 @@ async def test_a_relaxed_lane_may_lose_its_end_and_takes_nothing_of_others_along
             acked[lane].append(b"%d" % number)
         disk.cut_power()
         await buffer.close()
-        disk.unmount()
-        disk.mount()
+        disk.replug()
         buffer = await opened()
         found = {lane: [message.payload for message in messages(await drain(buffer, lane))] for lane in acked}
         await buffer.close()
