@@ -55,7 +55,7 @@ test: $(VENV)/.dev ## unit, contract, property, integration and fault tests, aga
 
 test-system: $(VENV)/.dev ## what needs root and system packages; installs those
 	@tests/system/install
-	@$(PYTEST) $(PARALLEL) -m system $(ARGS)
+	@$(PYTEST) $(PARALLEL) -m 'system$(if $(WAYBILL_LONG),, and not long)' $(ARGS)
 
 test-long: $(VENV)/.dev ## the full counts of what `make test` runs in a short seeded form
 	@WAYBILL_LONG=1 $(PYTEST) -m 'not bench and not system' $(ARGS)
