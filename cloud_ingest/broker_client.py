@@ -40,6 +40,9 @@ LARGEST: Final = (1 << 28) + 4
 AROUND: Final = 10
 """Bytes of a PUBLISH of QoS 1 without properties beside its topic and payload, at most."""
 
+INFLIGHT: Final = 20
+"""Messages sent and not acknowledged, or fewer where the broker takes fewer."""
+
 WAITING: Final = 10_000
 """Messages that wait to be sent; more are dropped."""
 
@@ -100,7 +103,6 @@ class BrokerClient:
         if broker.tls:
             client.tls_set_context(client_context(broker.ca, broker.certificate, broker.key))
         client.reconnect_delay_set(*PAUSES)
-        client.max_inflight_messages_set(20)  # what a broker takes that does not say
         client.max_queued_messages_set(WAITING)
         client.on_connect = self._on_connect
         client.on_connect_fail = lambda *_: self._say("cannot be reached")
@@ -150,6 +152,8 @@ class BrokerClient:
         with client._out_message_mutex:  # noqa: SLF001 - else paho sends it now (U1), were it what ended the connection
             client._out_messages.clear()  # noqa: SLF001
             client._inflight_messages = 0  # noqa: SLF001
+            # no public way on a connection; never 0, and none is under way
+            client._max_inflight_messages = min(INFLIGHT, getattr(told, "ReceiveMaximum", INFLIGHT))  # noqa: SLF001
         self._subscribe(client)
 
     def _subscribe(self, client: paho.Client) -> None:

@@ -23,7 +23,7 @@ from waybill.errors import Unavailable
 from waybill.mqtt.server import MqttServer
 from waybill.mqtt.settings import Client, Hooks, Settings
 from waybill.mqtt.testing import MemorySink
-from waybill.wire import CommandStatus
+from waybill.wire import Ack, CommandStatus
 
 
 class Front:
@@ -166,6 +166,21 @@ async def test_a_command_that_the_broker_would_not_take_is_not_sent_and_ends_no_
             await ingest.log.append(OutRecord("waybill.commands", b"g1", json.dumps(value).encode(), []))
         assert (await one.envelope()).id == "c2"
         assert external(ingest).client.connects == 1
+    await server.close()
+
+
+async def test_no_more_is_under_way_than_the_broker_takes(tmp_path: Path) -> None:
+    server = MqttServer(MemorySink(), Settings(receive_maximum=1))
+    await server.start()
+    _, port = await server.listen("127.0.0.1", 0)
+    async with behind(settings(tmp_path, port)) as ingest, gateway(port) as one:
+        client = external(ingest).client
+        for n in range(200):
+            client.publish(wire.ack_topic("g1"), wire.encode(Ack(credit=n)))
+        async with asyncio.timeout(20):
+            while (await one.acks.get()).credit != 199:
+                pass
+        assert client.connects == 1
     await server.close()
 
 
