@@ -102,6 +102,8 @@ class BrokerClient:
             client.username_pw_set(broker.user, broker.password())
         if broker.tls:
             client.tls_set_context(client_context(broker.ca, broker.certificate, broker.key))
+        client.suppress_exceptions = True  # what the broker says that none of the below can read ends no thread
+        client.enable_logger(log)
         client.reconnect_delay_set(*PAUSES)
         client.max_queued_messages_set(WAITING)
         client.on_connect = self._on_connect

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator
@@ -202,6 +203,37 @@ async def test_a_broker_that_is_away_or_refuses_is_said_and_asked_again(
         async with gateway(front.port) as one:
             await one.send(frame(), qos=1)
             await one.journaled(1, 1)
+
+
+async def test_what_cannot_be_read_of_the_broker_makes_no_node_deaf(tmp_path: Path) -> None:
+    """A PUBLISH whose topic is no UTF-8, then one that is in order."""
+    acked = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes.fromhex("20 03 00 00 00"))
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError), contextlib.closing(writer):
+            while True:
+                kind, size = await reader.readexactly(2)
+                if size > 127:
+                    size += ((await reader.readexactly(1))[0] - 1) * 128
+                body = await reader.readexactly(size)
+                if kind == 0x82:
+                    at, codes = 3 + body[2], b""
+                    while at < size:
+                        at, codes = at + 3 + int.from_bytes(body[at : at + 2]), codes + b"\1"
+                    writer.write(bytes([0x90, 3 + len(codes)]) + body[:2] + b"\0" + codes)
+                    if b"vehicles/#" in body:
+                        for number, topic in ((1, b"vehicles/\xff"), (2, b"vehicles/a")):
+                            packet = len(topic).to_bytes(2) + topic + number.to_bytes(2) + b"\0" + b"there"
+                            writer.write(bytes([0x32, len(packet)]) + packet)
+                elif kind == 0x40 and body[:2] == b"\0\2":
+                    acked.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port: int = server.sockets[0].getsockname()[1]
+    async with running(settings(tmp_path, port, plain=["vehicles/#"])), asyncio.timeout(60):
+        await acked.wait()
+    server.close()
 
 
 async def test_topics_that_name_no_gateway_are_counted(front: Front, tmp_path: Path) -> None:
