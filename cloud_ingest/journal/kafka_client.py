@@ -19,7 +19,7 @@ import itertools
 import logging
 import ssl
 import traceback
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Any, Final, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, errors
@@ -240,23 +240,27 @@ async def discard(client: Client, patience: float = 3.0) -> None:
         forsake(client)
         inner, parts = client.client, (client, client._sender, client._message_accumulator)
     elif isinstance(client, AIOKafkaConsumer):
-        with contextlib.suppress(*FAILURES):
-            async with asyncio.timeout(patience):
-                try:
-                    await client.stop()
-                except asyncio.CancelledError:
-                    # its fetcher lets the end of a task that never ran escape as if it were ours
-                    if (task := asyncio.current_task()) and task.cancelling():
-                        raise
+        await _within(patience, client.stop())
         client._closed = True
         inner, parts = client._client, (client, client._fetcher, client._coordinator)
     else:
         client._closed = True
         inner, parts = client._client, (client,)
     await _end_tasks((*parts, inner), patience)
+    await _within(patience, inner.close())
+
+
+async def _within(patience: float, ending: Awaitable[object]) -> None:
+    """Wait for the end of a client, ``patience`` seconds at most, and leave its failures to itself."""
     with contextlib.suppress(*FAILURES):
         async with asyncio.timeout(patience):
-            await inner.close()
+            try:
+                await ending
+            except asyncio.CancelledError:
+                # It lets escape as if it were ours that something of its own was cancelled: a task that never ran, or,
+                # by a first attempt that took too long, what tells that a connection is closed.
+                if (task := asyncio.current_task()) and task.cancelling():
+                    raise
 
 
 async def _end_tasks(owners: tuple[Any, ...], patience: float) -> None:
