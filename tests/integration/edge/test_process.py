@@ -199,7 +199,7 @@ async def test_each_line_of_the_log_names_the_gateway_and_none_has_a_secret_or_a
             )
             with contextlib.suppress(aiomqtt.MqttError):
                 async with client:
-                    await client.publish("denied/V7", b"a payload", qos=1)
+                    await client.publish("denied/V7", b"a payload", qos=1, timeout=2)  # is not acknowledged
         await agent.end(signal.SIGTERM)
     lines = [json.loads(line) for line in agent.log.splitlines()]
     assert {line["gateway"] for line in lines} == {GATEWAY}
