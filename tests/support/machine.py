@@ -43,11 +43,11 @@ for line in os.fdopen(port, "rb", closefd=False):
 
 SERVICE: Final = r"""
 [Unit]
-Wants=dev-virtio\x2dports-control.device
-After=dev-virtio\x2dports-control.device
+StartLimitIntervalSec=0
 [Service]
 ExecStart=/usr/bin/python3 -IS /usr/lib/control.py
 Restart=always
+RestartSec=1
 KillMode=process
 [Install]
 WantedBy=multi-user.target
