@@ -34,9 +34,11 @@ def broker() -> Iterator[str]:
 
 
 def record(vehicle: str, seq: int, offset: int) -> str:
+    """Return what is read back of a row of the trip below."""
+    said = {"cycle_sec": offset, "speed": offset + 0.5, "vehicle": vehicle, "seq": seq}
     return json.dumps({
         "topic": "fleet.telemetry", "partition": 0, "offset": offset, "timestamp": 1, "key": vehicle,
-        "headers": {"ce_id": f"gw/5/telemetry/{offset + 1}"}, "value": json.dumps({"vehicle": vehicle, "seq": seq}),
+        "headers": {"ce_id": f"gw/5/telemetry/{offset + 1}"}, "value": json.dumps(said, separators=(",", ":")),
     })  # fmt: skip
 
 
