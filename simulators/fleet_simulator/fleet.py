@@ -38,6 +38,8 @@ class Fleet:
         self._seed = seed
         self._topic = topic
         self._drivers: list[asyncio.Task[None]] = []
+        self._going = asyncio.Event()
+        self._going.set()
 
     @contextlib.asynccontextmanager
     async def driving(self) -> AsyncIterator[None]:
@@ -61,6 +63,14 @@ class Fleet:
         """Let the vehicles say nothing new; what was said is still resent until it is acknowledged."""
         for task in self._drivers:
             task.cancel()
+
+    def hold(self) -> None:
+        """Let the vehicles say nothing new until ``go_on``."""
+        self._going.clear()
+
+    def go_on(self) -> None:
+        """Let them speak again."""
+        self._going.set()
 
     async def settled(self, patience: float) -> None:
         """Wait until everything published is acknowledged. Raises Unavailable."""
@@ -97,6 +107,7 @@ class Fleet:
         due = loop.time() + self._interval * (hash_of(device.name) % 1000) / 1000
         while True:
             await asyncio.sleep(due - loop.time())
+            await self._going.wait()
             for said in vehicle.step(time.time_ns() // 1_000_000, self._interval):
                 if said.stream == TELEMETRY:
                     if self._ledger is not None:
