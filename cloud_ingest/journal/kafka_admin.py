@@ -16,7 +16,8 @@ routes' topics      as set      the cluster's  made only where missing
 ==================  ==========  =============  ==================================================================
 
 All of them have three replicas, as far as there are brokers, of which two must have a record before it counts
-(``min.insync.replicas=2``): what was acknowledged is still there when a broker and its disk are not.
+(``min.insync.replicas=2``), and no leader that lacks some (``unclean.leader.election.enable=false``): what was
+acknowledged is still there when a broker and its disk are not.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ SOON_COMPACTED: Final = {"segment.bytes": str(16 * MIB), "min.cleanable.dirty.ra
 _DAY_MS: Final = 24 * 3_600_000
 _REPLICAS: Final = 3
 _IN_SYNC: Final = 2
+_UNCLEAN: Final = "unclean.leader.election.enable"
 
 APPEARS: Final = 10.0
 """Seconds within which all brokers know a topic that was just made."""
@@ -75,8 +77,6 @@ class Spec:
 
 def specs(topics: Topics, routed: Sequence[str], retention_ms: int) -> list[Spec]:
     """Return what the deployment needs; ``routed``: the routes' topics, each with its dead letters ``T.dlq``."""
-    replicated = {"unclean.leader.election.enable": "false"}
-    lossless = "an unclean leader loses records that were acknowledged"
     letters = {"cleanup.policy": "delete", "max.message.bytes": str(LETTER_BYTES), "retention.ms": str(30 * _DAY_MS)}
     stories = {"cleanup.policy": "delete", "retention.ms": str(7 * _DAY_MS)}
     found = [
@@ -93,7 +93,6 @@ def specs(topics: Topics, routed: Sequence[str], retention_ms: int) -> list[Spec
                 "cleanup.policy": "delete",
                 "message.timestamp.type": "LogAppendTime",
                 "retention.bytes": "-1",
-                **replicated,
             },
             least={"max.message.bytes": FRAME_BYTES, "retention.ms": retention_ms},
             why={
@@ -102,30 +101,25 @@ def specs(topics: Topics, routed: Sequence[str], retention_ms: int) -> list[Spec
                 "max.message.bytes": "a frame that was sent must fit (B4)",
                 "retention.ms": "the listener counts on frames.retention.ms (R8; set that, or the topic)",
                 "retention.bytes": "by size frames would be deleted before they are routed (R8)",
-                "unclean.leader.election.enable": lossless,
             },
             fixed=True,
         ),
         Spec(
             topics.ledger,
             settings={"cleanup.policy": "compact", **SOON_COMPACTED},
-            must={"cleanup.policy": "compact", **replicated},
+            must={"cleanup.policy": "compact"},
             least={"max.message.bytes": ENTRY_BYTES},
             why={
                 "max.message.bytes": "an entry that does not fit stops its partition (R4)",
                 "cleanup.policy": "an entry that is deleted by age would let its messages in twice (R4)",
-                "unclean.leader.election.enable": lossless,
             },
             fixed=True,
         ),
         Spec(
             topics.dictionaries,
             settings={"cleanup.policy": "compact"},
-            must={"cleanup.policy": "compact", **replicated},
-            why={
-                "cleanup.policy": "without its dictionary a frame cannot be read (R10)",
-                "unclean.leader.election.enable": lossless,
-            },
+            must={"cleanup.policy": "compact"},
+            why={"cleanup.policy": "without its dictionary a frame cannot be read (R10)"},
             fixed=True,
         ),
     ]
@@ -187,6 +181,11 @@ def judge(spec: Spec, state: State, partitions: int, brokers: int) -> tuple[list
     needed += [(name, str(least)) for name, least in spec.least.items() if _below(state.settings.get(name), least)]
     for name, value in needed:
         wrong.append(_but(spec, state.settings[name], name, value))
+    if state.settings.get(_UNCLEAN, "false") != "false":
+        wrong.append(
+            f"topic {spec.name} has {_UNCLEAN}=true: an unclean leader loses records that were acknowledged: "
+            f"{_alter(spec.name, _UNCLEAN, 'false')}"
+        )
     low = [(name, least) for name, least in spec.better.items() if _below(state.settings.get(name), least)]
     doubtful += [_but(spec, state.settings[name], name, str(least)) for name, least in low]
     in_sync = int(state.settings.get("min.insync.replicas", _IN_SYNC))

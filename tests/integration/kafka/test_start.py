@@ -68,7 +68,8 @@ async def _open_often(open_log: OpenLog) -> None:
         ("waybill.dictionaries", {"cleanup.policy": "compact,delete"}, "cleanup.policy=compact"),
         ("waybill.presence", {"cleanup.policy": "delete"}, "cleanup.policy=compact"),
         ("fleet.dlq", {"cleanup.policy": "compact"}, "cleanup.policy=delete"),
-        ("waybill.ledger", {"unclean.leader.election.enable": "true"}, "unclean.leader.election.enable=false"),
+        ("waybill.frames", {"unclean.leader.election.enable": "true"}, "unclean.leader.election.enable=false"),
+        ("fleet", {"unclean.leader.election.enable": "true"}, "unclean.leader.election.enable=false"),
     ],
 )
 async def test_r4_an_existing_topic_that_breaks_a_rule_is_an_error_with_its_mend(
