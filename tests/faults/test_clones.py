@@ -14,6 +14,7 @@ import aiomqtt
 
 from fleet_simulator.deployment import Deployment, Plan, Site
 from fleet_simulator.processes import until
+from tests.support.tools import ended
 
 PLAN = Plan(gateways=("depot-1",), forward={"linger_ms": 20})
 
@@ -32,14 +33,8 @@ async def sent(site: Site) -> None:
 
 
 async def tool(deployment: Deployment, *arguments: str) -> str:
-    command = deployment.tool(*arguments)
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    async with asyncio.timeout(180):
-        out, err = await process.communicate()
-    assert b"Traceback" not in err, err
-    return out.decode()
+    _, out, _ = await ended(*deployment.tool(*arguments))
+    return out
 
 
 async def records(deployment: Deployment, count: int) -> Counter[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import aiomqtt
 
 from fleet_simulator.deployment import Deployment, Plan, Site
+from tests.support.tools import ended
 
 PLAN = Plan(
     gateways=("depot-1",),
@@ -32,13 +33,8 @@ async def publish(site: Site, topic: str, first: int, count: int) -> None:
 
 
 async def tool(deployment: Deployment, *arguments: str) -> str:
-    process = await asyncio.create_subprocess_exec(
-        *deployment.tool(*arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
-    async with asyncio.timeout(180):
-        out, err = await process.communicate()
-    assert b"Traceback" not in err, err
-    return out.decode()
+    _, out, _ = await ended(*deployment.tool(*arguments))
+    return out
 
 
 async def audited(deployment: Deployment) -> dict[str, Counter[str]]:

@@ -117,7 +117,6 @@ NO_LOCAL: Final = 0x04
 RETAIN_AS_PUBLISHED: Final = 0x08
 RETAIN_HANDLING: Final = 0x30
 RETAIN_IF_NEW: Final = 0x10
-RETAIN_NEVER: Final = 0x20
 
 
 class _Reader:
@@ -366,8 +365,3 @@ def publish(topic: bytes, payload: bytes, flags: int, packet_id: bytes = b"", bl
     else:
         head = bytes((PUBLISH | flags,)) + variable(size) + len(topic).to_bytes(2, "big")
     return b"".join((head, topic, packet_id, payload))
-
-
-def publish_size(topic: bytes, payload: bytes, block: bytes = b"") -> int:
-    """Return what a message takes as a PUBLISH, at most: with a message expiry and a topic alias."""
-    return 9 + len(topic) + len(payload) + (len(block) + 12 if block else 0)

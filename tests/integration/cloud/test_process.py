@@ -14,6 +14,7 @@ import aiomqtt
 import pytest
 
 from tests.integration.cloud.gateway import frame, status_frame
+from tests.support.tools import ended
 from tests.unit.mqtt import rig
 from waybill import snapshot, wire
 from waybill.errors import Unavailable
@@ -24,12 +25,7 @@ WAYBILL = [sys.executable, "-m", "waybill"]
 
 async def tool(*arguments: object) -> tuple[int, str, str]:
     """Run ``waybill ARGUMENTS`` to its end; return exit code, stdout and stderr."""
-    process = await asyncio.create_subprocess_exec(*WAYBILL, *map(str, arguments), stdout=PIPE, stderr=PIPE)
-    async with asyncio.timeout(60):
-        out, err = await process.communicate()
-    assert b"Traceback" not in err, err.decode()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    return await ended(*WAYBILL, *arguments)
 
 
 class Running:

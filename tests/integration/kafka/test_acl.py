@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import secrets
-from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from tests.integration.kafka.acls import SETTINGS, Acl, Acls, documented
 from tests.support.gateway import Epoch, control, trained
 from tests.support.kafka import StartCluster
 from tests.support.kafka_log import make_log, values
+from tests.support.tools import ended
 from waybill import snapshot, wire
 from waybill.errors import ConfigError
 from waybill.fleet_state import KafkaState
@@ -421,9 +421,6 @@ async def test_the_documented_acls_are_enough(cluster: Cluster, acls: Acls, tmp_
 
 async def tool(file: Path, *arguments: str) -> str:
     """Run ``waybill ARGUMENTS`` on the deployment of ``file``; return what it prints."""
-    command = [*waybill(*arguments), "--config", str(file)]
-    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE)
-    async with asyncio.timeout(180):
-        out, err = await process.communicate()
-    assert process.returncode == 0, err.decode()
-    return out.decode()
+    code, out, err = await ended(*waybill(*arguments), "--config", file)
+    assert code == 0, err
+    return out

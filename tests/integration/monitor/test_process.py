@@ -20,6 +20,7 @@ import pytest
 
 from tests.support.nobody import nobody
 from tests.support.pictures import HOSTILE, commands, gateway, log
+from tests.support.tools import ended
 from waybill import snapshot
 from waybill.errors import ConfigError, Unavailable
 from waybill.fleet_state import GatewayDetail, LogState
@@ -30,12 +31,7 @@ WAYBILL = [sys.executable, "-m", "waybill", "monitor"]
 
 async def tool(*arguments: object) -> tuple[int, str, str]:
     """Run ``waybill monitor ARGUMENTS`` to its end; return exit code, stdout and stderr."""
-    process = await asyncio.create_subprocess_exec(*WAYBILL, *map(str, arguments), stdout=PIPE, stderr=PIPE)
-    async with asyncio.timeout(60):
-        out, err = await process.communicate()
-    assert b"Traceback" not in err, err.decode()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    return await ended(*WAYBILL, *arguments)
 
 
 @pytest.fixture
