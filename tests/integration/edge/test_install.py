@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -173,7 +174,14 @@ def test_ctrl_c_while_it_asks_writes_nothing_and_says_so(tmp_path: Path) -> None
         said = ""
         while "keep everything here" not in said:
             said += os.read(here, 4096).decode()
-        asking.send_signal(signal.SIGINT)
+        state = Path(f"/proc/{asking.pid}/stat")
+        for _ in range(20):  # one that comes after the prompt and before the read ends nothing
+            while state.read_text().rpartition(")")[2].split()[0] != "S":
+                time.sleep(0.01)
+            asking.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                asking.wait(5)
+                break
         with contextlib.suppress(OSError):  # EIO: the other side is closed
             while part := os.read(here, 4096):
                 said += part.decode()
