@@ -78,3 +78,14 @@ def loop_disk(where: Path, mebibytes: int) -> Iterator[LoopDisk]:
         yield disk
     finally:
         disk.unmount()
+
+
+def fill(path: Path) -> None:
+    """Write a file until nothing more fits."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                os.fsync(file.fileno())

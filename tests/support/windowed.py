@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -131,13 +131,7 @@ class Gateway:
             for frame in self._waiting:
                 frame.due = 0.0
             self._heard = time.monotonic()
-            tasks = {asyncio.create_task(self._listen(reader)), asyncio.create_task(self._send(writer))}
-            try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            await _until_one_ends(self._listen(reader), self._send(writer))
         finally:
             writer.transport.abort()
 
@@ -248,14 +242,21 @@ class Relay:
 async def _connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
     """Copy both ways until one ends. Raises OSError (nobody listens there)."""
     there_reader, there_writer = await asyncio.open_connection("127.0.0.1", port)
-    ways = {asyncio.create_task(_copy(reader, there_writer)), asyncio.create_task(_copy(there_reader, writer))}
     try:
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        await _until_one_ends(_copy(reader, there_writer), _copy(there_reader, writer))
     finally:
-        for way in ways:
-            way.cancel()
-        await asyncio.gather(*ways, return_exceptions=True)
         there_writer.transport.abort()
+
+
+async def _until_one_ends(*ways: Coroutine[None, None, None]) -> None:
+    """Run ``ways`` beside each other; when one ends, however, so do the others."""
+    tasks = [asyncio.create_task(way) for way in ways]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

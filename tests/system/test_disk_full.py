@@ -16,22 +16,11 @@ from edge_agent.buffer.settings import MIB, BufferSettings
 from edge_agent.buffer.sqlite import SqliteBuffer
 from edge_agent.lanes import Lane, complete
 from tests.support.buffer import commit, drain, messages, open_sqlite, payloads, span_of, until
-from tests.support.loop_disk import loop_disk
+from tests.support.loop_disk import fill, loop_disk
 from waybill.errors import Unavailable
 from waybill.wire import CONTROL_LANE, Receipt
 
 pytestmark = pytest.mark.system
-
-
-def fill(path: Path) -> None:
-    """Write a file until nothing more fits."""
-    with path.open("wb", buffering=0) as file:
-        for size in (MIB, 4096, 1):
-            try:
-                while True:
-                    file.write(b"x" * size)
-            except OSError:
-                os.fsync(file.fileno())
 
 
 def free(path: Path) -> int:

@@ -19,7 +19,7 @@ from cloud_ingest.journal.embedded_partition import EmbeddedPartition
 from cloud_ingest.journal.embedded_retention import Retention
 from cloud_ingest.journal.port import OutRecord, Step
 from tests.support.logs import read_to_end
-from tests.support.loop_disk import loop_disk
+from tests.support.loop_disk import fill, loop_disk
 from waybill.errors import Unavailable
 
 pytestmark = pytest.mark.system
@@ -27,17 +27,6 @@ pytestmark = pytest.mark.system
 MIB = 1 << 20
 TOPICS = Topics(partitions=1)
 SIZE = 100_000
-
-
-def fill(path: Path) -> None:
-    """Write a file until nothing more fits."""
-    with path.open("wb", buffering=0) as file:
-        for size in (MIB, 4096, 1):
-            try:
-                while True:
-                    file.write(b"x" * size)
-            except OSError:
-                os.fsync(file.fileno())
 
 
 async def patient(what: Callable[[], Awaitable[None]]) -> int:
