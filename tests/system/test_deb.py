@@ -14,8 +14,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -73,6 +73,22 @@ def answers(port: int) -> bool:
     """Return whether somebody listens on a port of this machine."""
     with socket.socket() as trial:
         return trial.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def ingest(directory: Path, port: int, environment: Mapping[str, str]) -> Iterator[None]:
+    """Run the ingest of the ``cloud.toml`` in ``directory``, which listens on ``port``."""
+    with (directory / "cloud.log").open("a") as said:
+        node = subprocess.Popen(
+            ["waybill", "cloud", "run", "--config", "cloud.toml"],
+            cwd=directory, env=environment, stdout=said, stderr=said,
+        )  # fmt: skip
+    try:
+        until(lambda: answers(port), node)
+        yield
+    finally:
+        node.terminate()
+        assert node.wait(60) == 0
 
 
 def fresh_root(to: Path) -> None:
@@ -150,20 +166,9 @@ class Site:
         self.typed += [f"{where}$ {line}", *said.replace(str(self.devices), "1883").splitlines()]
         return done.stdout
 
-    @contextmanager
-    def cloud(self) -> Iterator[None]:
+    def cloud(self) -> AbstractContextManager[None]:
         """Let the ingest run."""
-        with (self.computer / "cloud.log").open("a") as said:
-            node = subprocess.Popen(
-                ["waybill", "cloud", "run", "--config", "cloud.toml"],
-                cwd=self.computer, env=self.environment(), stdout=said, stderr=said,
-            )  # fmt: skip
-        try:
-            until(lambda: answers(self.ingest), node)
-            yield
-        finally:
-            node.terminate()
-            assert node.wait(60) == 0
+        return ingest(self.computer, self.ingest, self.environment())
 
     @contextmanager
     def agent(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from fleet_simulator.ports import free_ports
 from tests.support.machine import FAR, Machine, packages, until
-from tests.system.test_deb import BUILD, INSTALL, ISSUE, PUBLISH, PURGE, REMOVE, answers, newer
+from tests.system.test_deb import BUILD, INSTALL, ISSUE, PUBLISH, PURGE, REMOVE, ingest, newer
 
 pytestmark = [pytest.mark.system, pytest.mark.long]
 
@@ -147,20 +147,9 @@ class Site:
             said += self.machine.does(f"unshare --net {text}" if "apt-get" in text else text)
         return said
 
-    @contextmanager
-    def cloud(self) -> Iterator[None]:
+    def cloud(self) -> AbstractContextManager[None]:
         """Let the ingest run."""
-        with (self.computer / "cloud.log").open("a") as log:
-            node = subprocess.Popen(
-                ["waybill", "cloud", "run", "--config", "cloud.toml"],
-                cwd=self.computer, env=self._environment, stdout=log, stderr=log,
-            )  # fmt: skip
-        try:
-            until(lambda: answers(self.ingest), node)
-            yield
-        finally:
-            node.terminate()
-            assert node.wait(60) == 0
+        return ingest(self.computer, self.ingest, self._environment)
 
     def arrived(self) -> list[dict[str, Any]]:
         """Return the telemetry that the cloud has."""
